@@ -1,0 +1,211 @@
+"""`optimize` and `explain`: what a user calls.
+
+`optimize(f)` is a `jax.jit` around a function that traces `f` and binds one primitive. The jit gives the manners
+(pytrees, static and donated arguments, weak types, its cache, ahead-of-time lowering); the primitive carries the
+program to its lowering rule, where it is planned.
+"""
+
+import dataclasses
+import functools
+import inspect
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import jax
+import jax.core
+from jax.extend import core as jex_core
+
+from jaxorch import primitive
+from jaxorch.errors import JaxorchWarning, OptionError
+from jaxorch.options import Options, disabled
+from jaxorch.target import detect
+
+if TYPE_CHECKING:
+    from jaxorch.report import Report
+
+_jax: Any = jax  # what is used of it below carries few types
+
+# Kept beside the returned function and not on it: functools.wraps copies attributes to functions that wrap it.
+_options_of: "weakref.WeakKeyDictionary[jax.stages.Wrapped, Options]" = weakref.WeakKeyDictionary()
+
+_JIT_KEYWORDS = (
+    "static_argnums",
+    "static_argnames",
+    "donate_argnums",
+    "donate_argnames",
+    "keep_unused",
+    "in_shardings",
+    "out_shardings",
+    "compiler_options",
+)
+_REFUSED = {
+    "inline": "an optimised function is always inlined when it is lowered",
+    "device": "place the arguments with jax.device_put",
+    "backend": "choose what runs the kernels with options=jaxorch.Options(backend=...)",
+}
+
+
+@overload
+def optimize(
+    fun: Callable[..., Any],
+    /,
+    *,
+    options: Options | None = ...,
+    static_argnums: int | Sequence[int] | None = ...,
+    static_argnames: str | Iterable[str] | None = ...,
+    donate_argnums: int | Sequence[int] | None = ...,
+    donate_argnames: str | Iterable[str] | None = ...,
+    keep_unused: bool = ...,
+    in_shardings: Any = ...,
+    out_shardings: Any = ...,
+    compiler_options: Mapping[str, Any] | None = ...,
+) -> jax.stages.Wrapped: ...
+@overload
+def optimize(
+    fun: None = ...,
+    /,
+    *,
+    options: Options | None = ...,
+    static_argnums: int | Sequence[int] | None = ...,
+    static_argnames: str | Iterable[str] | None = ...,
+    donate_argnums: int | Sequence[int] | None = ...,
+    donate_argnames: str | Iterable[str] | None = ...,
+    keep_unused: bool = ...,
+    in_shardings: Any = ...,
+    out_shardings: Any = ...,
+    compiler_options: Mapping[str, Any] | None = ...,
+) -> Callable[[Callable[..., Any]], jax.stages.Wrapped]: ...
+def optimize(fun: Callable[..., Any] | None = None, /, *, options: Options | None = None, **jit_keywords: Any) -> Any:
+    """Optimises a function where `jax.jit` would only compile it.
+
+    Used as `jax.jit` is: bare, as a factory (`@optimize(static_argnames=...)`), or on a function. The result is a
+    `jax.jit` function with its methods (`lower`, `trace`, `eval_shape`, `clear_cache`), and may be transformed,
+    jitted and called inside other functions. As with nested jits, donation counts on the outermost one only, and the
+    options of the outermost optimised function hold.
+
+    Args:
+        fun: a function of arrays, in pytrees, that `jax.jit` takes.
+        options: an `Options`; by default `Options()`.
+        **jit_keywords: `static_argnums`, `static_argnames`, `donate_argnums`, `donate_argnames`, `keep_unused`,
+            `in_shardings`, `out_shardings`, `compiler_options`, with the meaning they have for `jax.jit`.
+
+    Returns:
+        A function of the same signature; without `fun`, a decorator.
+
+    Raises:
+        OptionError: `options` is not an `Options`.
+        TypeError: `fun` is not a function that can be traced, or a keyword is not one of those above.
+    """
+    _check_keywords(jit_keywords)
+    options = Options() if options is None else options
+    if not isinstance(options, Options):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        raise OptionError(f"options must be a jaxorch.Options, not {options!r}; write options=jaxorch.Options(...).")
+    if fun is None:
+        return functools.partial(optimize, options=options, **jit_keywords)
+    _check_function(fun)
+    jitted: Any = _jax.jit(_bound(fun, options), inline=True, **jit_keywords)
+    jitted.__wrapped__ = fun
+    _options_of[jitted] = options
+    return jitted
+
+
+def explain(fun: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Report":
+    """The plan for `fun(*args, **kwargs)` on a GPU: its kernels, bytes and times, and what stays with XLA and why.
+
+    Nothing of `fun` is run. The plan is for `Options.device`, else for the GPU here, else, with estimated times, for an
+    H200. A program that would stay with XLA whole, because it has effects, is warned of.
+
+    Args:
+        fun: a function returned by `optimize`, whose options are used, or any other function.
+        *args: its arguments; arrays may be given as `jax.ShapeDtypeStruct`.
+        **kwargs: its keyword arguments, likewise.
+
+    Returns:
+        A report: print it, or call its `to_json`.
+
+    Raises:
+        JaxorchError: the program could not be planned because of a mistake in jaxorch.
+    """
+    if isinstance(fun, types.MethodType) and isinstance(fun.__func__, jax.stages.Wrapped):
+        fun, args = fun.__func__, (fun.__self__, *args)
+    known = _options_of.get(fun) if isinstance(fun, jax.stages.Wrapped) else None
+    optimised: Any = fun if known is not None else optimize(fun)
+    # Under fallback="error" the pipeline would raise the reasons that are asked for here.
+    options = dataclasses.replace(known or Options(), fallback="xla")
+    jaxpr = _program_of(optimised.trace(*args, **kwargs).jaxpr)
+    if (reason := primitive.effects_reason(jaxpr)) is not None:
+        warnings.warn(f"the plan of {_name_of(fun)!r} will not be used: {reason}.", JaxorchWarning, stacklevel=2)
+    return primitive.program(jaxpr, options, detect("cuda", options)).report
+
+
+def _check_keywords(keywords: Mapping[str, Any]) -> None:
+    fields = [field.name for field in dataclasses.fields(Options)]
+    for name in keywords:
+        if name in _JIT_KEYWORDS:
+            continue
+        if name in _REFUSED:
+            raise TypeError(f"optimize() does not take jax.jit's {name!r}: {_REFUSED[name]}.")
+        hint = f"write options=jaxorch.Options({name}=...)" if name in fields else "see jaxorch.Options for options"
+        valid = ", ".join(("options", *_JIT_KEYWORDS))
+        raise TypeError(f"optimize() got an unexpected keyword argument {name!r}; {hint}; it takes {valid}.")
+
+
+def _check_function(fun: object) -> None:
+    """What `jax.jit` refuses; it would not see it through our wrapper."""
+    if isinstance(fun, staticmethod):
+        raise TypeError(f"optimize() got {fun!r}; put @staticmethod above @jaxorch.optimize, not below.")
+    if not callable(fun):
+        raise TypeError(f"optimize() expects a function first, got {fun!r}; give everything else by keyword.")
+    if inspect.isgeneratorfunction(fun) or inspect.iscoroutinefunction(fun):
+        raise TypeError(
+            f"optimize() got the generator or coroutine function {_name_of(fun)!r}, which cannot be traced."
+        )
+
+
+def _bound(fun: Callable[..., Any], options: Options) -> Callable[..., Any]:
+    """The function that, called under jit, traces `fun` and binds the primitive with what it traced."""
+    name = _name_of(fun)
+
+    @functools.wraps(fun)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        if disabled() or _jax.config.jax_disable_jit:
+            return fun(*args, **kwargs)
+        jaxpr, outputs, operands = _trace(fun, args, kwargs)
+        return _jax.tree.unflatten(_jax.tree.structure(outputs), primitive.call(jaxpr, operands, options, name))
+
+    traced.__name__ = name
+    return traced
+
+
+def _trace(
+    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[jex_core.ClosedJaxpr, Any, list[Any]]:
+    """The jaxpr of a call made under jit, its outputs' types as a pytree, and the operands."""
+    static = [i for i, arg in enumerate(args) if _is_static(arg)]
+    constants = {key: value for key, value in kwargs.items() if _is_static(value)}
+    dynamic = {key: value for key, value in kwargs.items() if key not in constants}
+    # A new partial for each trace, so that clear_cache() of the function around does not leave an old trace behind.
+    maker = _jax.make_jaxpr(functools.partial(fun, **constants), static_argnums=static, return_shape=True)
+    jaxpr, outputs = maker(*args, **dynamic)
+    return jaxpr, outputs, jax.tree.leaves(([arg for i, arg in enumerate(args) if i not in static], dynamic))
+
+
+def _is_static(arg: Any) -> bool:
+    """Whether jit was told that `arg` is static: every leaf of any other argument is a tracer."""
+    leaves = jax.tree.leaves(arg)
+    return bool(leaves) and not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def _name_of(fun: Any) -> str:
+    while isinstance(fun, functools.partial):
+        fun = fun.func
+    return getattr(fun, "__name__", type(fun).__name__)  # an object with __call__ has no name of its own
+
+
+def _program_of(jaxpr: jex_core.ClosedJaxpr) -> jex_core.ClosedJaxpr:
+    """The jaxpr inside the one `jaxorch_call` of an optimised function; all of it where JAXORCH_DISABLE left none."""
+    calls = [eqn for eqn in jaxpr.eqns if eqn.primitive is primitive.jaxorch_call_p]
+    return calls[0].params["call_jaxpr"] if len(calls) == 1 else primitive.hoist(jaxpr)[0]

@@ -1,0 +1,292 @@
+"""The one walk over a kernel: every handler gets its body from here.
+
+Input: a kernel in one configuration.  Output: calls on a handler (`ops`).  Invariant: a value is
+computed once per tile and set of coordinates; loads outside a piece's guard are masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxorch.codegen import reductions
+from jaxorch.codegen.ops import Buffer, Ops, Tile
+from jaxorch.errors import CompileError
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Const, Graph, Map, Reduce
+from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.view import Value, View
+from jaxorch.kernels.access import Accesses, Reduction, collect, operand_coords, pieces_at
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.configs import Config
+from jaxorch.kernels.kernel import Kernel, Output
+
+__all__ = ["buffers", "emit", "grid_size"]
+
+type Coords = tuple[Expr, ...]
+
+_UNIFORM_LIMIT = 1 << 22  # points evaluated to prove that a guard has one truth value over each block
+
+
+def buffers(graph: Graph, kernel: Kernel) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
+    """The kernel's arguments: what it reads, then what it writes."""
+    ins = tuple(Buffer(f"in{k}", graph.array(v)) for k, v in enumerate(kernel.inputs))
+    outs = tuple(Buffer(f"out{k}", graph.array(o.value)) for k, o in enumerate(kernel.outputs))
+    return ins, outs
+
+
+def grid_size(kernel: Kernel, config: Config) -> int:
+    """Programs of a launch: (grid points) x (row blocks) x (column blocks of a pointwise kernel)."""
+    grid, rows, columns = kernel.frames[config.frame].sizes
+    blocks = -(-columns // config.block_columns) if kernel.schedule == "pointwise" else 1
+    return grid * -(-rows // config.block_rows) * blocks
+
+
+def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: Ops[V]) -> None:
+    """Writes the kernel's body through `ops`."""
+    _Body(graph, kernel, config, ops).run()
+
+
+class _Body[V]:
+    def __init__(self, graph: Graph, kernel: Kernel, config: Config, ops: Ops[V]) -> None:
+        self.graph, self.kernel, self.config, self.ops = graph, kernel, config, ops
+        self.frame = kernel.frames[config.frame]
+        self.members = frozenset(kernel.nodes)
+        ins, self.outs = buffers(graph, kernel)
+        self.ins = dict(zip(kernel.inputs, ins, strict=True))
+        self.tile: Tile | None = None
+        self.row_values: dict[Any, Any] = {}
+        self.column_values: dict[int, dict[Any, Any]] = {}
+        self.layers: list[dict[Any, Any]] = []  # innermost last: values of the branches being written
+        self.reduced: dict[Reduction, tuple[V, ...]] = {}
+
+    # Scopes and caches
+
+    def scope_of(self, columns: int, walk: Literal["grid", "tile", "loop"]) -> Tile:
+        grid, rows, _ = self.frame.sizes
+        block = self.config.block_columns if walk != "tile" else 1 << max(columns - 1, 0).bit_length()
+        return Tile((grid, rows, columns), self.config.block_rows, block, walk)
+
+    @contextmanager
+    def scope(self, tile: Tile) -> Iterator[None]:
+        outer, self.tile = self.tile, tile
+        if tile.walk == "loop":
+            self.column_values[tile.sizes[2]] = {}  # values of an earlier loop are gone
+        with self.ops.scope(tile):
+            yield
+        self.tile = outer
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.tile.sizes if self.tile is not None else (*self.frame.sizes[:2], 1)
+
+    def cached(self, key: Any, dims: frozenset[int]) -> dict[Any, Any]:
+        """The cache that has `key`, or else the one to put it into."""
+        home = self.row_values if COLUMN not in dims else self.column_values.setdefault(self.sizes[2], {})
+        for cache in (*reversed(self.layers), home):
+            if key in cache:
+                return cache
+        return self.layers[-1] if self.layers else home
+
+    # The kernel
+
+    def run(self) -> None:
+        columns = self.frame.sizes[2]
+        self.reduce_all()
+        full = [k for k, o in enumerate(self.kernel.outputs) if not o.per_row]
+        if full:
+            walk = {"pointwise": "grid", "rows": "tile", "rows-looped": "loop"}[self.kernel.schedule]
+            with self.scope(self.scope_of(columns, walk)):  # pyright: ignore[reportArgumentType]
+                self.store(full)
+        for k, output in enumerate(self.kernel.outputs):
+            if output.per_row:
+                self.store_row(k, output)
+
+    def store(self, outputs: Sequence[int]) -> None:
+        for k in outputs:
+            value = self.kernel.outputs[k].value
+            copies = [self.output(value, copy) for copy in range(self.frame.unroll)]
+            offset = self.offset(copies[0][0], self.graph.array(value).shape)
+            values = [v for _, v in copies]
+            if self.frame.unroll > 1:
+                self.ops.store_unrolled(self.outs[k], offset, values)
+            else:
+                self.ops.store(self.outs[k], offset, values[0])
+
+    def output(self, value: Value, copy: int) -> tuple[Coords, V]:
+        domain = self.frame.domain
+        flat = ix.linearize(self.frame.coords(copy), domain)
+        coords = tuple(ix.simplify(e, self.sizes) for e in ix.delinearize(flat, self.graph.array(value).shape))
+        return coords, self.value(value, coords, ())
+
+    def store_row(self, k: int, output: Output) -> None:
+        shape = self.graph.array(output.value).shape
+        coords = self.row_coords(shape)
+        with self.scope(self.scope_of(1, "tile")):
+            self.ops.store(self.outs[k], self.offset(coords, shape), self.value(output.value, coords, ()))
+
+    def row_coords(self, shape: tuple[int, ...]) -> Coords:
+        return tuple(ix.simplify(e, self.sizes) for e in ix.delinearize(Dim(ROW), shape))
+
+    def offset(self, coords: Coords, shape: tuple[int, ...]) -> Expr:
+        return ix.simplify(ix.linearize(coords, shape), self.sizes)
+
+    # Values
+
+    def value(self, value: Value, coords: Coords, guard: Guard) -> V:
+        dims = ix.guard_dims(guard).union(*(ix.dims_of(e) for e in coords))
+        key = (value, coords, guard)
+        cache = self.cached(key, dims)
+        if key not in cache:
+            found = self.compute(value, coords, guard)
+            cache[key] = found
+        return cache[key]
+
+    def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
+        node = self.graph.nodes[value.node]
+        if isinstance(node, Const):
+            return self.ops.const(node.value, node.array.dtype)
+        if value.node not in self.members:
+            return self.load(value, coords, guard)
+        match node:
+            case Map("iota"):
+                axis = dict(node.params)["dimension"]
+                assert isinstance(axis, int)
+                return self.ops.index(coords[axis], node.array.dtype)
+            case Map("copy"):
+                return self.view(node.operands[0], coords, guard)
+            case Map():
+                args = [self.view(v, coords, guard) for v in node.operands]
+                dtypes = [self.graph.array(v.values[0]).dtype for v in node.operands]
+                return self.ops.scalar(node.op, dict(node.params), args, dtypes, node.array.dtype)
+            case Reduce():
+                return self.reduction(Reduction(value.node, coords))[value.output]
+            case _:
+                raise AssertionError(f"{type(node).__name__} inside a kernel")
+
+    def view(self, view: View, coords: Coords, guard: Guard) -> V:
+        pieces = pieces_at(view, coords, self.sizes)
+        if len(pieces) > 1 and all(self.uniform(g) for g, _, _ in pieces[:-1]):
+            return self.choose_once(pieces, guard)
+        own, value, index = pieces[-1]
+        result = self.value(value, index, _and(guard, own))
+        for own, value, index in reversed(pieces[:-1]):
+            result = self.ops.select(own, self.value(value, index, _and(guard, own)), result)
+        return result
+
+    def choose_once(self, pieces: Sequence[tuple[Guard, Value, Coords]], guard: Guard) -> V:
+        """The source of the whole tile, chosen by a branch; the guards need not be applied again inside."""
+        own, value, index = pieces[0]
+        if len(pieces) == 1:
+            return self.value(value, index, guard)
+        branch = self.ops.branch(own)
+        self.layers.append({})
+        with branch.then():
+            branch.set(self.value(value, index, guard))
+        self.layers[-1] = {}
+        with branch.otherwise():
+            branch.set(self.choose_once(pieces[1:], guard))
+        self.layers.pop()
+        return branch.result()
+
+    def uniform(self, guard: Guard) -> bool:
+        """Whether the guard has one truth value over every tile of the scope."""
+        return all(self.uniform_bound(b) for b in guard)
+
+    def uniform_bound(self, bound: Bound) -> bool:
+        assert self.tile is not None
+        dims = ix.dims_of(bound.expr)
+        if dims <= {GRID}:
+            return True
+        if len(dims) != 1 or self.tile.walk == "tile" and COLUMN in dims:
+            return False
+        (axis,) = dims
+        size, block = self.sizes[axis], self.tile.block_columns if axis == COLUMN else self.tile.block_rows
+        if size > _UNIFORM_LIMIT or size % block:
+            return False
+        points: list[Any] = [0, 0, 0]
+        points[axis] = np.arange(size).reshape(-1, block)
+        truth = np.broadcast_to(ix.holds((bound,), points), (size // block, block))
+        return bool((truth == truth[:, :1]).all())
+
+    def load(self, value: Value, coords: Coords, guard: Guard) -> V:
+        buffer, sizes, unroll = self.ins[value], self.sizes, self.frame.unroll
+        offset = self.offset(coords, buffer.array.shape)
+        terms, const = ix.linear_terms(offset, sizes)
+        side_by_side = any(COLUMN in ix.dims_of(a) for a, _ in terms) and all(c % unroll == 0 for _, c in terms)
+        if unroll == 1 or not side_by_side or buffer.array.size % unroll:
+            return self.ops.load(buffer, offset, guard)
+        copy = const % unroll
+        first = ix.simplify(ix.sub(offset, ix.Const(copy)), sizes)
+        key = (buffer, first, guard)
+        cache = self.cached(key, frozenset((COLUMN,)))
+        if key not in cache:
+            cache[key] = self.ops.load_unrolled(buffer, first, guard, unroll)
+        return cache[key][copy]
+
+    # Reductions
+
+    def reduction(self, key: Reduction) -> tuple[V, ...]:
+        if key not in self.reduced:
+            raise CompileError(f"reduction {key} was not computed before its use")
+        return self.reduced[key]
+
+    def reduce_all(self) -> None:
+        """All reductions, those first that others need: each over its tile, or one loop for rows of one length."""
+        groups: dict[tuple[int, int], list[Reduction]] = {}
+        for key, level in self.needed().items():
+            groups.setdefault((level, self.node(key).count), []).append(key)
+        for (_, count), keys in sorted(groups.items(), key=lambda item: item[0]):
+            if self.kernel.schedule == "rows-looped":
+                self.reduce_in_loop(count, keys)
+                continue
+            with self.scope(self.scope_of(count, "tile")):
+                for key in keys:
+                    node = self.node(key)
+                    outs = [a.dtype for a in node.arrays]
+                    self.reduced[key] = reductions.direct(self.ops, node.op, self.item(key, node), node.count, outs)
+
+    def item(self, key: Reduction, node: Reduce) -> reductions.Item[V]:
+        reduced = tuple(
+            ix.simplify(e, self.sizes) for e in ix.delinearize(Dim(COLUMN), [node.domain[a] for a in node.axes])
+        )
+        (view,) = node.operands
+        value = self.view(view, operand_coords(node, key.coords, reduced), ())
+        index = self.ops.index(reduced[0], np.dtype(np.int32)) if node.op.startswith("arg") else None
+        return reductions.Item(value, self.graph.array(view.values[0]).dtype, index)
+
+    def node(self, key: Reduction) -> Reduce:
+        node = self.graph.nodes[key.node]
+        assert isinstance(node, Reduce)
+        return node
+
+    def needed(self) -> dict[Reduction, int]:
+        accesses = Accesses()
+        sizes = self.frame.sizes
+        for output in self.kernel.outputs:
+            shape = self.graph.array(output.value).shape
+            flat = Dim(ROW) if output.per_row else ix.linearize(self.frame.coords(), self.frame.domain)
+            coords = tuple(ix.simplify(e, sizes) for e in ix.delinearize(flat, shape))
+            collect(self.graph, self.members, output.value, coords, sizes, accesses)
+        return accesses.reductions
+
+    def reduce_in_loop(self, count: int, keys: Sequence[Reduction]) -> None:
+        tile = self.scope_of(count, "loop")
+        nodes = [self.node(key) for key in keys]
+        dtypes = [self.graph.array(n.operands[0].values[0]).dtype for n in nodes]
+        carried = [
+            reductions.initial(self.ops, n.op, d, tile) for n, d in zip(nodes, dtypes, strict=True)
+        ]
+        with self.scope(tile):
+            for key, node, state in zip(keys, nodes, carried, strict=True):
+                reductions.step(self.ops, node.op, self.item(key, node), state)
+        for key, node, dtype, state in zip(keys, nodes, dtypes, carried, strict=True):
+            outs = [a.dtype for a in node.arrays]
+            self.reduced[key] = reductions.finish(self.ops, node.op, dtype, state, count, tile, outs)
+
+
+def _and(guard: Guard, own: Guard) -> Guard:
+    return tuple(dict.fromkeys(guard + own))

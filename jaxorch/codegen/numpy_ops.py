@@ -1,0 +1,168 @@
+"""The NumPy handler: runs a kernel's body on arrays, all programs at once.
+
+It is the oracle for indexing and fission: blocks are as large as the domain, so what it computes does
+not depend on the tile.  Values are arrays that broadcast over (grid, rows, columns), in compute dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+
+from jaxorch.codegen.body import buffers, emit
+from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.ir import index as ix
+from jaxorch.ir.dtypes import compute_dtype
+from jaxorch.ir.graph import Graph
+from jaxorch.ir.index import Expr, Guard
+from jaxorch.ir.scalars import SCALARS
+from jaxorch.kernels.configs import Config
+from jaxorch.kernels.kernel import Kernel
+
+__all__ = ["NumpyOps", "run"]
+
+type Data = np.ndarray[Any, Any]
+
+_FOLDS: Mapping[str, np.ufunc] = {
+    "sum": np.add,
+    "prod": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+    "and": np.logical_and,
+    "or": np.logical_or,
+}
+
+
+class NumpyOps:
+    """Ops whose values are NumPy arrays; `arrays` holds each buffer's storage by name, outputs are written in place."""
+
+    def __init__(self, arrays: Mapping[str, Data]) -> None:
+        self.arrays = arrays
+        self.stores = {name: np.zeros(a.size, np.int64) for name, a in arrays.items()}
+        self.tile: Tile | None = None
+        self.chosen: list[Data] = []  # the truths of the branches being computed
+
+    @contextmanager
+    def scope(self, tile: Tile) -> Iterator[None]:
+        outer, self.tile = self.tile, tile
+        yield
+        self.tile = outer
+
+    def coords(self) -> list[Data]:
+        assert self.tile is not None
+        shapes = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
+        return [np.arange(n).reshape(s) for n, s in zip(self.tile.sizes, shapes, strict=True)]
+
+    def holds(self, guard: Guard) -> Data:
+        truth = np.asarray(ix.holds(guard, self.coords())).astype(bool)
+        for chosen in self.chosen:
+            truth = truth & chosen
+        return truth
+
+    def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Data:
+        where, at = np.broadcast_arrays(self.holds(guard), np.asarray(ix.evaluate(offset, self.coords())))
+        flat = self.arrays[buffer.name].reshape(-1)
+        if (where & ((at < 0) | (at >= flat.size))).any():
+            raise IndexError(f"load outside {buffer.name} of {flat.size} elements at offset {offset}")
+        data = np.where(where, flat[np.where(where, at, 0)], np.zeros((), flat.dtype))
+        return data.astype(compute_dtype(buffer.array.dtype))
+
+    def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Data]:
+        return [self.load(buffer, ix.add(offset, ix.Const(k)), guard) for k in range(copies)]
+
+    def store(self, buffer: Buffer, offset: Expr, value: Data) -> None:
+        assert self.tile is not None
+        at = np.broadcast_to(np.asarray(ix.evaluate(offset, self.coords())), self.tile.sizes)
+        flat = self.arrays[buffer.name].reshape(-1)
+        np.add.at(self.stores[buffer.name], at, 1)
+        flat[at] = np.broadcast_to(value, self.tile.sizes).astype(flat.dtype)
+
+    def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Data]) -> None:
+        for k, value in enumerate(values):
+            self.store(buffer, ix.add(offset, ix.Const(k)), value)
+
+    def const(self, value: bool | int | float, dtype: np.dtype[Any]) -> Data:
+        return np.full((1, 1, 1), value, dtype).astype(compute_dtype(dtype))
+
+    def index(self, expr: Expr, dtype: np.dtype[Any]) -> Data:
+        return np.asarray(ix.evaluate(expr, self.coords())).astype(dtype).astype(compute_dtype(dtype))
+
+    def scalar(
+        self,
+        op: str,
+        params: Mapping[str, Any],
+        args: Sequence[Data],
+        dtypes: Sequence[np.dtype[Any]],
+        out: np.dtype[Any],
+    ) -> Data:
+        with np.errstate(all="ignore"):
+            return SCALARS[op](params, args, dtypes, out)
+
+    def select(self, guard: Guard, then: Data, otherwise: Data) -> Data:
+        return np.where(self.holds(guard), then, otherwise)
+
+    def branch(self, guard: Guard) -> _Branch:
+        return _Branch(self, self.holds(guard))
+
+    def valid(self, value: Data, otherwise: Data) -> Data:
+        assert self.tile is not None
+        del otherwise  # there are no columns past the end
+        return np.broadcast_to(value, self.tile.sizes)
+
+    def fold(self, op: str, value: Data, dtype: np.dtype[Any]) -> Data:
+        return _FOLDS[op].reduce(value, axis=2, keepdims=True).astype(compute_dtype(dtype))
+
+    def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Data:
+        return np.full(tile.sizes, value, compute_dtype(dtype))
+
+    def assign(self, carried: Data, value: Data) -> None:
+        carried[...] = value
+
+    def step_count(self) -> Data:
+        return np.ones((1, 1, 1), np.float32)  # the one block holds everything
+
+    def column_counts(self, tile: Tile) -> Data:
+        return np.ones((1, 1, tile.sizes[2]), np.float32)
+
+
+class _Branch:
+    # All tiles at once, so both sides are computed, each with its loads masked to the tiles that take it.
+    def __init__(self, ops: NumpyOps, truth: Data) -> None:
+        self.ops, self.truth = ops, truth
+        self.values: list[Data] = []
+
+    @contextmanager
+    def side(self, truth: Data) -> Iterator[None]:
+        self.ops.chosen.append(truth)
+        yield
+        self.ops.chosen.pop()
+
+    def then(self) -> AbstractContextManager[None]:
+        return self.side(self.truth)
+
+    def otherwise(self) -> AbstractContextManager[None]:
+        return self.side(~self.truth)
+
+    def set(self, value: Data) -> None:
+        self.values.append(value)
+
+    def result(self) -> Data:
+        then, otherwise = self.values
+        return np.where(self.truth, then, otherwise)
+
+
+def run(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) -> tuple[list[Data], list[Data]]:
+    """The kernel's outputs for `inputs` (in `kernel.inputs` order), and how often each element was stored.
+
+    Raises:
+        IndexError: a load outside its buffer.
+    """
+    ins, outs = buffers(graph, kernel)
+    arrays = {b.name: np.ascontiguousarray(a) for b, a in zip(ins, inputs, strict=True)}
+    arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in outs}
+    ops = NumpyOps(arrays)
+    emit(graph, kernel, config, ops)
+    return [arrays[b.name] for b in outs], [ops.stores[b.name].reshape(b.array.shape) for b in outs]

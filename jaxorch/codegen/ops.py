@@ -1,0 +1,99 @@
+"""The handler protocol: what a kernel's body is written in.
+
+`body.emit` walks a kernel once and calls these; NumPy, the cost counter, the text dump and Triton are
+handlers.  Invariant: a handler decides nothing about the kernel, it only gives each call its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from jaxorch.ir.graph import Array
+from jaxorch.ir.index import Expr, Guard
+
+__all__ = ["Buffer", "Ops", "Tile"]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """An argument of the kernel: a row-major array in memory."""
+
+    name: str
+    array: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A scope: the extents (grid, rows, columns) that index expressions run over, the tile's blocks, and how columns are walked.
+
+    walk: "grid" (each program has one block of columns), "tile" (one block holds all columns) or "loop" (block by block).
+    """
+
+    sizes: tuple[int, int, int]
+    block_rows: int
+    block_columns: int
+    walk: Literal["grid", "tile", "loop"]
+
+
+class Ops[V](Protocol):
+    """Values V are tiles; dtypes are logical (lax) dtypes, held in their compute dtype.
+
+    Index expressions are over the axes (GRID, ROW, COLUMN) of `kernels.frame`, within the current scope's sizes.
+    """
+
+    def scope(self, tile: Tile) -> AbstractContextManager[None]:
+        """Inside, columns run over `tile.sizes[2]`; scopes that are no loops nest."""
+        ...
+
+    def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> V: ...
+    def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> Sequence[V]:
+        """`copies` neighbouring elements from `offset` on, a value each."""
+        ...
+
+    def store(self, buffer: Buffer, offset: Expr, value: V) -> None: ...
+    def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[V]) -> None: ...
+    def const(self, value: bool | int | float, dtype: np.dtype[Any]) -> V: ...
+    def index(self, expr: Expr, dtype: np.dtype[Any]) -> V: ...
+    def scalar(
+        self, op: str, params: Mapping[str, Any], args: Sequence[V], dtypes: Sequence[np.dtype[Any]], out: np.dtype[Any]
+    ) -> V: ...
+    def select(self, guard: Guard, then: V, otherwise: V) -> V: ...
+    def branch(self, guard: Guard) -> Branch[V]:
+        """A choice made once a tile: `guard` has one truth value over every tile."""
+        ...
+
+    def valid(self, value: V, otherwise: V) -> V:
+        """`value` on the columns inside the scope, `otherwise` on those past its end; a whole tile."""
+        ...
+
+    def fold(self, op: str, value: V, dtype: np.dtype[Any]) -> V:
+        """Reduces a whole tile along its columns: "sum", "prod", "max", "min" (NaN wins), "and", "or"."""
+        ...
+
+    def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> V:
+        """A loop-carried whole tile that starts as `value` everywhere; call before the loop's scope."""
+        ...
+
+    def assign(self, carried: V, value: V) -> None: ...
+    def step_count(self) -> V:
+        """In a looped scope: how many blocks have been visited, this one included, as float32."""
+        ...
+
+    def column_counts(self, tile: Tile) -> V:
+        """After a looped scope: how many blocks had each column of the tile inside, as float32."""
+        ...
+
+
+class Branch[V](Protocol):
+    def then(self) -> AbstractContextManager[None]: ...
+    def otherwise(self) -> AbstractContextManager[None]: ...
+    def set(self, value: V) -> None:
+        """Inside `then` or `otherwise`: the branch's result."""
+        ...
+
+    def result(self) -> V: ...

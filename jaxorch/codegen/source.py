@@ -1,0 +1,67 @@
+"""Whole Triton sources: header, helpers, signature and the body that `TritonOps` wrote.
+
+Input: a kernel in one configuration.  Output: Python source that defines one `@triton.jit` function.
+Invariant: the same kernel and configuration give the same bytes in any process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxorch.codegen.body import buffers, emit, grid_size
+from jaxorch.codegen.ops import Tile
+from jaxorch.codegen.triton_ops import HELPERS, TritonOps
+from jaxorch.ir.graph import Graph
+from jaxorch.kernels.configs import Config
+from jaxorch.kernels.kernel import Kernel
+
+__all__ = ["Source", "generate"]
+
+_IMPORTS = """import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A generated kernel: pass the inputs, then the outputs, to `name` over a 1-D grid of `grid` programs."""
+
+    name: str
+    text: str
+    grid: int
+    config: Config
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.text}{self.grid}{self.config}".encode()).hexdigest()
+
+
+def generate(
+    graph: Graph, kernel: Kernel, config: Config, *, header: Sequence[str] = (), interpret: bool = False
+) -> Source:
+    """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments."""
+    ins, outs = buffers(graph, kernel)
+    frame = kernel.frames[config.frame]
+    columns = -(-frame.sizes[2] // config.block_columns) if kernel.schedule == "pointwise" else 1
+    wide = any(b.array.size >= 2**31 for b in (*ins, *outs))
+    tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid")
+    ops = TritonOps(
+        tile,
+        column_blocks=columns,
+        num_stages=config.num_stages,
+        wide=wide,
+        unroll=frame.unroll,
+        interpret=interpret,
+    )
+    emit(graph, kernel, config, ops)
+    helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
+    arguments = ", ".join(b.name for b in (*ins, *outs))
+    body = "\n".join("    " + line for line in ops.blocks[0].lines)
+    rest = f"({arguments}):\n{body}\n"
+    name = f"jaxorch_{kernel.schedule.replace('-', '_')}_{hashlib.sha256((helpers + rest).encode()).hexdigest()[:8]}"
+    comments = "".join(f"# {line}\n" for line in header)
+    text = f"{comments}{_IMPORTS}{helpers}\n\n@triton.jit\ndef {name}{rest}"
+    return Source(name, text, grid_size(kernel, config), config)

@@ -1,0 +1,153 @@
+"""Triton expressions of the floating-point operations of lax, by precision.
+
+float32 and float64 keep a few units in the last place. The 16-bit types are computed in float32 with the fast forms whose
+error disappears in the rounding of the result: float16 keeps 2^-11 at its last place, bfloat16 (and 8-bit floats) 2^-8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jax.lax import RoundingMethod
+
+from jaxorch.codegen.dtypes import is_float
+from jaxorch.codegen.site import Site, Write
+from jaxorch.codegen.triton_casts import triton_cast, triton_round
+from jaxorch.codegen.triton_interpreted import INTERPRETED
+
+__all__ = ["FLOAT"]
+
+
+def _approx(instruction: str) -> str:
+    asm = f'"{instruction} $0, $1;", "=f,f"'
+    return f"tl.inline_asm_elementwise({asm}, [{{x}}], dtype=tl.float32, is_pure=True, pack=1)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Templates over {x} and {y}: for float32 and float64, and, where a cheaper one is good enough, narrower results.
+
+    `single` replaces `precise` for float32, `half` for all 16-bit types, `brain` for bfloat16 and 8-bit types. `interpreted`
+    is needed where `precise` is not made of `tl` functions and `INTERPRETED` has no form.
+    """
+
+    precise: str
+    single: str | None = None
+    half: str | None = None
+    brain: str | None = None
+    interpreted: str | None = None
+
+    def template(self, name: str) -> str:
+        match name:
+            case "float64":
+                return self.precise
+            case "float32":
+                return self.single or self.precise
+            case "float16":
+                return self.half or self.single or self.precise
+            case _:
+                return self.brain or self.half or self.single or self.precise
+
+
+_LN2 = 0.6931471805599453
+# lg2.approx is within 2^-22 of the logarithm everywhere, which near 1 is little against bfloat16's spacing alone.
+_FAST_LOG2 = _approx("lg2.approx.f32")
+_FAST_LOG1P = _FAST_LOG2.replace("{x}", "(1.0 + {x})")
+
+_FORMS: dict[str, _Form] = {
+    # tl.exp is ex2(x * log2 e): the product's rounding costs float32 about |x| units in the last place.
+    "exp": _Form("libdevice.exp({x})", half="tl.exp({x})", interpreted="tl.exp({x})"),
+    "exp2": _Form("libdevice.exp2({x})", single="tl.exp2({x})", interpreted="tl.exp2({x})"),
+    "expm1": _Form(
+        "libdevice.expm1({x})",
+        brain="tl.where(tl.abs({x}) < 0.015625, {x} * (1.0 + 0.5 * {x}), tl.exp({x}) - 1.0)",
+    ),
+    "log": _Form("tl.log({x})", brain=f"({_FAST_LOG2} * {_LN2})"),
+    "log2": _Form("tl.log2({x})", brain=_FAST_LOG2),
+    "log1p": _Form(
+        "libdevice.log1p({x})",
+        brain=f"tl.where(tl.abs({{x}}) < 0.015625, {{x}} * (1.0 - 0.5 * {{x}}), {_FAST_LOG1P} * {_LN2})",
+    ),
+    # tl.sqrt and tl.rsqrt of float32 are the approximate instructions, of float64 sqrt.rn and a very rough rsqrt.
+    "sqrt": _Form("tl.sqrt({x})", single="tl.sqrt_rn({x})", half="tl.sqrt({x})"),
+    "rsqrt": _Form("libdevice.rsqrt({x})", single="tl.rsqrt({x})", interpreted="tl.rsqrt({x})"),
+    "cbrt": _Form("libdevice.cbrt({x})"),
+    "sin": _Form("tl.sin({x})"),  # libdevice's: exact range reduction for every argument
+    "cos": _Form("tl.cos({x})"),
+    "tan": _Form("libdevice.tan({x})"),
+    "tanh": _Form("libdevice.tanh({x})", brain=_approx("tanh.approx.f32")),  # relative error 2^-11
+    "sinh": _Form("libdevice.sinh({x})"),
+    "cosh": _Form("libdevice.cosh({x})"),
+    "asin": _Form("libdevice.asin({x})"),
+    "acos": _Form("libdevice.acos({x})"),
+    "atan": _Form("libdevice.atan({x})"),
+    "atan2": _Form("libdevice.atan2({x}, {y})"),
+    "asinh": _Form("libdevice.asinh({x})"),
+    "acosh": _Form("libdevice.acosh({x})"),
+    "atanh": _Form("libdevice.atanh({x})"),
+    # The divisor is at least 1, so the short division is safe: where exp overflows the quotient is 0.
+    "logistic": _Form(
+        "(1.0 / (1.0 + libdevice.exp(-{x})))",
+        half="libdevice.fast_dividef(tl.full([], 1.0, tl.float32), 1.0 + tl.exp(-{x}))",
+        interpreted="(1.0 / (1.0 + tl.exp(-{x})))",
+    ),
+    "erf": _Form("tl.erf({x})"),
+    "erfc": _Form("libdevice.erfc({x})"),
+    "erf_inv": _Form("libdevice.erfinv({x})"),
+    "div": _Form("({x} / {y})"),  # div.full: within 2 units in the last place
+    "rem": _Form("libdevice.fmod({x}, {y})"),  # tl's % goes through the rounded quotient
+    "floor": _Form("tl.floor({x})"),
+    "ceil": _Form("tl.ceil({x})"),
+    "sign": _Form("tl.where({x} > 0, 1.0, tl.where({x} < 0, -1.0, {x}))"),  # NaN and zeros as they come
+}
+
+
+def _formed(name: str, form: _Form) -> Write:
+    def write(site: Site) -> str:
+        names = dict(zip("xy", site.args, strict=False))
+        if not site.interpret:
+            return form.template(site.out.name).format(**names)
+        if name in INTERPRETED:
+            wide = [f"{arg}.to(tl.float64)" for arg in site.args]
+            return f"({INTERPRETED[name](*wide)}).to({site.held})"
+        return (form.interpreted or form.precise).format(**names)
+
+    return write
+
+
+def _pow(site: Site) -> str:
+    """Exponents may be integers; lax converts them to the base's dtype first."""
+    x, y = site.args
+    if not is_float(site.dtypes[1]):
+        y = triton_cast(y, site.dtypes[1], site.out)
+    return _formed("pow", _Form("libdevice.pow({x}, {y})"))(
+        Site(site.params, (x, y), (site.dtype, site.out), site.out, site.interpret)
+    )
+
+
+def _round(site: Site) -> str:
+    x = site.x
+    away = site.params["rounding_method"] is RoundingMethod.AWAY_FROM_ZERO
+    if not site.interpret:
+        return f"libdevice.{'round' if away else 'rint'}({x})"
+    whole = float(2 ** (52 if site.held == "tl.float64" else 23))  # from here on every number is whole
+    a = f"tl.abs({x})"
+    rounded = (
+        f"(tl.floor({a}) + ({a} - tl.floor({a}) >= 0.5).to({site.held}))" if away else f"({a} + {whole} - {whole})"
+    )
+    signed = f"tl.where({x} < 0, -{rounded}, {rounded})"
+    return f"tl.where(({x} == 0) | ({a} >= {whole}), {x}, {signed})"
+
+
+def _is_finite(site: Site) -> str:
+    return f'(tl.abs({triton_round(site.x, site.dtype)}) < float("inf"))'
+
+
+FLOAT: dict[str, Write] = {
+    **{name: _formed(name, form) for name, form in _FORMS.items()},
+    "pow": _pow,
+    "round": _round,
+    "is_finite": _is_finite,
+}
+"""Rules for floating-point operands; the operations integers have too are in other tables as well."""

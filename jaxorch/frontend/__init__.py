@@ -1,0 +1,1 @@
+"""The frontend: a jaxpr becomes a flat trace (`trace`), the trace a primitive graph (`lift`)."""

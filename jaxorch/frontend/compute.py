@@ -1,0 +1,78 @@
+"""Which lax primitives compute, and as which node: elementwise ones a Map, reductions a Reduce.
+
+A row maps the primitive's name to the parameters its node keeps, in hashable form.  A primitive that
+is neither here nor in `movement` becomes `Opaque`, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxorch.ir.graph import Params
+
+__all__ = ["ELEMENTWISE", "IDENTITIES", "REDUCTIONS", "map_params", "reduce_params"]
+
+# elementwise primitives that change nothing at run time
+IDENTITIES = frozenset({"copy", "copy_p", "stop_gradient"})
+
+_PLAIN = (
+    "abs neg sign floor ceil is_finite exp exp2 expm1 log log1p sqrt rsqrt cbrt square pow sin cos tan tanh sinh cosh "
+    "asin acos atan atan2 asinh acosh atanh logistic erf erfc erf_inv add sub mul div rem max min nextafter and or xor "
+    "not shift_left shift_right_logical shift_right_arithmetic population_count clz eq ne lt le gt ge eq_to le_to lt_to "
+    "select_n clamp add_any"
+).split()
+
+# primitive -> the parameters its Map keeps
+ELEMENTWISE: Mapping[str, tuple[str, ...]] = {
+    **{name: () for name in _PLAIN},
+    "round": ("rounding_method",),
+    "integer_pow": ("y",),
+    "convert_element_type": ("new_dtype",),
+    "bitcast_convert_type": ("new_dtype",),
+    "reduce_precision": ("exponent_bits", "mantissa_bits"),
+    "iota": ("dimension",),
+}
+
+# primitive -> Reduce.op
+REDUCTIONS: Mapping[str, str] = {
+    "reduce_sum": "sum",
+    "reduce_prod": "prod",
+    "reduce_max": "max",
+    "reduce_min": "min",
+    "reduce_and": "and",
+    "reduce_or": "or",
+    "argmax": "argmax",
+    "argmin": "argmin",
+}
+
+
+def map_params(primitive: str, params: Mapping[str, Any]) -> Params | str:
+    """The kept parameters, or the reason why this use of the primitive stays with XLA."""
+    if params.get("accuracy") is not None:
+        return "it asks for an accuracy of its own"
+    return tuple((name, _hashable(params[name])) for name in ELEMENTWISE[primitive])
+
+
+def reduce_params(primitive: str, params: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """The Reduce's op and axes."""
+    return REDUCTIONS[primitive], tuple(int(a) for a in params["axes"])
+
+
+_CONVERSIONS: tuple[tuple[type, Callable[[Any], Hashable]], ...] = (
+    (np.dtype, lambda d: str(d.name)),
+    (np.integer, int),
+    (np.floating, float),
+)
+
+
+def _hashable(value: Any) -> Hashable:
+    # params may hold np.int64 or dtypes, which hash by type or print differently between versions
+    for kind, convert in _CONVERSIONS:
+        if isinstance(value, kind):
+            return convert(value)
+    if isinstance(value, type) and issubclass(value, np.generic):
+        return np.dtype(value).name
+    return value if isinstance(value, (bool, int, float, str)) else getattr(value, "name", str(value))

@@ -1,0 +1,123 @@
+"""Lifts a flat trace to the primitive graph.
+
+Input: a `Trace`.  Output: a `Graph` with one node an equation; data movement is a copy whose operand
+view is the movement.  Invariant: node origins name the traced variables they hold, so that any value
+of the graph can also be computed by replaying the trace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxorch.errors import UnsupportedError
+from jaxorch.frontend.compute import ELEMENTWISE, IDENTITIES, REDUCTIONS, map_params, reduce_params
+from jaxorch.frontend.movement import VIEWS, broadcast
+from jaxorch.frontend.trace import Equation, Trace
+from jaxorch.ir.dtypes import unsupported_reason
+from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Origin, Reduce
+from jaxorch.ir.view import Value, View, identity
+
+__all__ = ["lift"]
+
+
+def lift(trace: Trace) -> Graph:
+    """The primitive graph of a trace; raises nothing: what it does not know becomes `Opaque`."""
+    lifter = _Lifter(trace)
+    for position, variable in enumerate(trace.inputs):
+        lifter.append(Input(position, lifter.array(variable), Origin((), ((variable,),))), (variable,))
+    for k, equation in enumerate(trace.equations):
+        lifter.equation(k, equation)
+    return Graph(tuple(lifter.nodes), tuple(lifter.value(v) for v in trace.outputs))
+
+
+class _Lifter:
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.nodes: list[Node] = []
+        self.env: dict[int, Value] = {}
+
+    def append(self, node: Node, variables: tuple[int, ...]) -> None:
+        for output, variable in enumerate(variables):
+            self.env[variable] = Value(len(self.nodes), output)
+        self.nodes.append(node)
+
+    def array(self, variable: int) -> Array:
+        aval = self.trace.avals[variable]
+        shape: tuple[Any, ...] = getattr(aval, "shape", ())
+        dtype: Any = getattr(aval, "dtype", None)
+        # PRNG keys, tokens and refs have no NumPy dtype; only opaque equations touch them
+        plain = dtype if isinstance(dtype, np.dtype) else np.dtype(object)
+        return Array(tuple(int(s) for s in shape), plain)
+
+    def value(self, variable: int) -> Value:
+        if variable not in self.env:
+            self.append(self.literal(variable), (variable,))
+        return self.env[variable]
+
+    def literal(self, variable: int) -> Node:
+        array, value = self.array(variable), self.trace.literals[variable]
+        origin = Origin((), ((variable,),))
+        if array.shape or array.dtype == np.dtype(object):
+            return Opaque("literal", "an array constant of the program", (), (array,), origin)
+        return Const(np.asarray(value, array.dtype).item(), array, origin)
+
+    def equation(self, k: int, equation: Equation) -> None:
+        arrays = [self.array(v) for v in equation.inputs]
+        outs = tuple(self.array(v) for v in equation.outputs)
+        reason = self.unsupported(equation, [*arrays, *outs])
+        if reason is None and equation.primitive in VIEWS:
+            reason = self.movement(k, equation, arrays, outs)
+        elif reason is None and (equation.primitive in ELEMENTWISE or equation.primitive in IDENTITIES):
+            reason = self.elementwise(k, equation, arrays, outs)
+        elif reason is None and equation.primitive in REDUCTIONS:
+            op, axes = reduce_params(equation.primitive, equation.params)
+            view = identity(self.value(equation.inputs[0]), arrays[0].shape)
+            self.append(Reduce(op, (view,), axes, outs, (), _origin(k, equation)), equation.outputs)
+        elif reason is None:
+            reason = f"{equation.primitive} is left to XLA"
+        if reason is not None:
+            views = tuple(identity(self.value(v), a.shape) for v, a in zip(equation.inputs, arrays, strict=True))
+            origin = _origin(k, equation)
+            self.append(Opaque(equation.primitive, reason, views, outs, origin), equation.outputs)
+
+    def unsupported(self, equation: Equation, arrays: list[Array]) -> str | None:
+        for array in arrays:
+            reason = unsupported_reason(array.dtype)
+            if reason is not None:
+                return reason
+        if any(a.size == 0 for a in arrays):
+            return "a zero-size array"
+        if equation.jaxpr_eqn.effects:
+            return f"{equation.primitive} has effects"
+        return None
+
+    def movement(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> str | None:
+        values = [self.value(v) for v in equation.inputs]
+        try:
+            views = VIEWS[equation.primitive](equation.params, values, [a.shape for a in arrays], [o.shape for o in outs])
+        except UnsupportedError as error:
+            return str(error)
+        for variable, view, out in zip(equation.outputs, views, outs, strict=True):
+            self.append(Map("copy", (view,), out, (), Origin((k,), ((variable,),))), (variable,))
+        return None
+
+    def elementwise(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> str | None:
+        (out,) = outs
+        op = "copy" if equation.primitive in IDENTITIES else equation.primitive
+        params = () if op == "copy" else map_params(op, equation.params)
+        if isinstance(params, str):
+            return params
+        if op == "bitcast_convert_type" and arrays[0].dtype.itemsize != out.dtype.itemsize:
+            return "a bitcast that changes the element's width"
+        views: list[View] = []
+        for variable, array in zip(equation.inputs, arrays, strict=True):
+            views.append(broadcast(self.value(variable), array.shape, out.shape))
+        operands = () if op == "iota" else tuple(views)
+        self.append(Map(op, operands, out, params, _origin(k, equation)), equation.outputs)
+        return None
+
+
+def _origin(k: int, equation: Equation) -> Origin:
+    return Origin((k,), tuple((v,) for v in equation.outputs))

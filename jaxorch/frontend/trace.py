@@ -1,0 +1,140 @@
+"""Flattens a jaxpr: every call is inlined, every variable gets a number.
+
+Input: a closed jaxpr.  Output: a `Trace`, whose equations XLA can replay piece by piece (`replay`).
+Invariant: equations are in execution order and each variable is defined once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.extend import core as jex_core
+from jax.extend import source_info_util
+
+__all__ = ["Equation", "Trace", "flatten", "replay"]
+
+# Calls whose body is the program itself once derivatives are taken: parameter that holds the body.
+_CALLS: Mapping[str, str] = {
+    "jit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+    "jaxorch_call": "call_jaxpr",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """One primitive application on numbered variables."""
+
+    jaxpr_eqn: Any  # jax's JaxprEqn: primitive, params, context
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    source: str
+
+    @property
+    def primitive(self) -> str:
+        return str(self.jaxpr_eqn.primitive.name)
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return self.jaxpr_eqn.params
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A flat program. `avals[v]` is variable v's abstract value, `literals[v]` its value if it is one."""
+
+    equations: tuple[Equation, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    avals: tuple[Any, ...]
+    literals: Mapping[int, Any]
+
+
+class _Flattener:
+    def __init__(self) -> None:
+        self.avals: list[Any] = []
+        self.equations: list[Equation] = []
+        self.literals: dict[int, Any] = {}
+
+    def fresh(self, aval: Any) -> int:
+        self.avals.append(aval)
+        return len(self.avals) - 1
+
+    def run(self, jaxpr: Any, inputs: Sequence[int], consts: Sequence[int]) -> list[int]:
+        env: dict[Any, int] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, inputs, strict=True))
+        for eqn in jaxpr.eqns:
+            operands = [self.read(env, v) for v in eqn.invars]
+            body = _CALLS.get(eqn.primitive.name)
+            if body is not None and eqn.params.get(body) is not None:
+                inner = eqn.params[body]
+                results = self.inline(inner, operands)
+            else:
+                results = [self.fresh(v.aval) for v in eqn.outvars]
+                source = source_info_util.summarize(eqn.source_info)
+                self.equations.append(Equation(eqn, tuple(operands), tuple(results), source))
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [self.read(env, v) for v in jaxpr.outvars]
+
+    def inline(self, inner: Any, operands: Sequence[int]) -> list[int]:
+        if isinstance(inner, jex_core.ClosedJaxpr):
+            consts = [self.literal(c, v.aval) for c, v in zip(inner.consts, inner.jaxpr.constvars, strict=True)]
+            return self.run(inner.jaxpr, operands, consts)
+        return self.run(inner, operands, ())
+
+    def read(self, env: Mapping[Any, int], var: Any) -> int:
+        if isinstance(var, jex_core.Literal):
+            return self.literal(var.val, var.aval)
+        return env[var]
+
+    def literal(self, value: Any, aval: Any) -> int:
+        number = self.fresh(aval)
+        self.literals[number] = value
+        return number
+
+
+def flatten(jaxpr: jex_core.ClosedJaxpr) -> Trace:
+    """The flat trace of a closed jaxpr; its constants become literals."""
+    flattener = _Flattener()
+    inputs = tuple(flattener.fresh(v.aval) for v in jaxpr.jaxpr.invars)
+    consts = [flattener.literal(c, v.aval) for c, v in zip(jaxpr.consts, jaxpr.jaxpr.constvars, strict=True)]
+    outputs = tuple(flattener.run(jaxpr.jaxpr, inputs, consts))
+    return Trace(
+        tuple(flattener.equations), inputs, outputs, tuple(flattener.avals), flattener.literals
+    )
+
+
+def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int]) -> None:
+    """Computes the `wanted` variables from those in `env`, with the equations as traced; extends `env`."""
+    needed, pending = set[int](), [v for v in wanted if v not in env]
+    producer = {v: k for k, e in enumerate(trace.equations) for v in e.outputs}
+    while pending:
+        variable = pending.pop()
+        if variable in env or variable in trace.literals:
+            continue
+        k = producer[variable]
+        if k not in needed:
+            needed.add(k)
+            pending.extend(trace.equations[k].inputs)
+    for k in sorted(needed):
+        _bind(trace, trace.equations[k], env)
+    for variable in wanted:
+        if variable not in env:
+            env[variable] = np.asarray(trace.literals[variable], trace.avals[variable].dtype)
+
+
+def _bind(trace: Trace, equation: Equation, env: MutableMapping[int, Any]) -> None:
+    eqn = equation.jaxpr_eqn
+    operands = [env[v] if v in env else trace.literals[v] for v in equation.inputs]
+    functions, params = eqn.primitive.get_bind_params(eqn.params)
+    with eqn.ctx.manager:
+        results = eqn.primitive.bind(*functions, *operands, **params)
+    env.update(zip(equation.outputs, results if eqn.primitive.multiple_results else [results], strict=True))

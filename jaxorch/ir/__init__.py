@@ -1,0 +1,1 @@
+"""The intermediate representation: index expressions, views (virtual tensors) and the primitive graph."""

@@ -1,0 +1,525 @@
+"""Index expressions: integer arithmetic over the axes of a domain.
+
+Input: the axes of a domain and their sizes.  Output: expressions for coordinates of another
+array, and guards that say where they hold.  Invariant: constructors fold constants, equality is
+structural, and `simplify` preserves the value at every point of the domain and is idempotent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+__all__ = [
+    "Add",
+    "Bound",
+    "Const",
+    "Dim",
+    "Expr",
+    "FloorDiv",
+    "Guard",
+    "Mod",
+    "Mul",
+    "Select",
+    "add",
+    "coefficient",
+    "decide",
+    "delinearize",
+    "dims_of",
+    "evaluate",
+    "floordiv",
+    "guard_dims",
+    "holds",
+    "linear_terms",
+    "linearize",
+    "mod",
+    "mul",
+    "range_of",
+    "simplify",
+    "simplify_guard",
+    "sub",
+    "substitute",
+    "substitute_guard",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """An integer."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """The coordinate along one axis of the domain: 0 <= Dim(a) < sizes[a]."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Mul:
+    expr: Expr
+    factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class FloorDiv:
+    """Division by a positive constant, rounding towards minus infinity."""
+
+    expr: Expr
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mod:
+    """Remainder of `FloorDiv`: 0 <= Mod(e, k) < k."""
+
+    expr: Expr
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """`then` where every bound of `guard` holds, else `otherwise`."""
+
+    guard: Guard
+    then: Expr
+    otherwise: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The condition low <= expr < high."""
+
+    expr: Expr
+    low: int
+    high: int
+
+
+type Expr = Const | Dim | Add | Mul | FloorDiv | Mod | Select
+type Guard = tuple[Bound, ...]
+"""A conjunction; () always holds."""
+
+type Sizes = Sequence[int]
+
+
+# Folding constructors
+
+
+def add(left: Expr, right: Expr) -> Expr:
+    match left, right:
+        case Const(a), Const(b):
+            return Const(a + b)
+        case Const(0), e:
+            return e
+        case e, Const(0):
+            return e
+        case _:
+            return Add(left, right)
+
+
+def mul(expr: Expr, factor: int) -> Expr:
+    match expr:
+        case Const(a):
+            return Const(a * factor)
+        case _ if factor == 0:
+            return Const(0)
+        case _ if factor == 1:
+            return expr
+        case Mul(e, k):
+            return mul(e, k * factor)
+        case _:
+            return Mul(expr, factor)
+
+
+def sub(left: Expr, right: Expr) -> Expr:
+    return add(left, mul(right, -1))
+
+
+def floordiv(expr: Expr, divisor: int) -> Expr:
+    assert divisor > 0
+    match expr:
+        case Const(a):
+            return Const(a // divisor)
+        case _ if divisor == 1:
+            return expr
+        case _:
+            return FloorDiv(expr, divisor)
+
+
+def mod(expr: Expr, divisor: int) -> Expr:
+    assert divisor > 0
+    match expr:
+        case Const(a):
+            return Const(a % divisor)
+        case _ if divisor == 1:
+            return Const(0)
+        case _:
+            return Mod(expr, divisor)
+
+
+def linearize(coords: Sequence[Expr], shape: Sizes) -> Expr:
+    """The row-major flat index of `coords` in an array of `shape`."""
+    flat: Expr = Const(0)
+    for coord, size in zip(coords, shape, strict=True):
+        flat = add(mul(flat, size), coord)
+    return flat
+
+
+def delinearize(expr: Expr, shape: Sizes) -> tuple[Expr, ...]:
+    """The coordinates in an array of `shape` of the row-major flat index `expr`."""
+    coords: list[Expr] = []
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        quotient = floordiv(expr, stride)
+        coords.append(quotient if axis == 0 else mod(quotient, max(shape[axis], 1)))
+        stride *= max(shape[axis], 1)
+    return tuple(reversed(coords))
+
+
+# Structure
+
+
+def substitute(expr: Expr, coords: Sequence[Expr]) -> Expr:
+    """`expr` with Dim(a) replaced by coords[a]."""
+    match expr:
+        case Const():
+            return expr
+        case Dim(axis):
+            return coords[axis]
+        case Add(a, b):
+            return add(substitute(a, coords), substitute(b, coords))
+        case Mul(a, k):
+            return mul(substitute(a, coords), k)
+        case FloorDiv(a, k):
+            return floordiv(substitute(a, coords), k)
+        case Mod(a, k):
+            return mod(substitute(a, coords), k)
+        case Select(guard, a, b):
+            return Select(substitute_guard(guard, coords), substitute(a, coords), substitute(b, coords))
+        case _:
+            assert_never(expr)
+
+
+def substitute_guard(guard: Guard, coords: Sequence[Expr]) -> Guard:
+    return tuple(Bound(substitute(b.expr, coords), b.low, b.high) for b in guard)
+
+
+def dims_of(expr: Expr) -> frozenset[int]:
+    """The axes that `expr` depends on."""
+    match expr:
+        case Const():
+            return frozenset()
+        case Dim(axis):
+            return frozenset((axis,))
+        case Add(a, b):
+            return dims_of(a) | dims_of(b)
+        case Mul(a, _) | FloorDiv(a, _) | Mod(a, _):
+            return dims_of(a)
+        case Select(guard, a, b):
+            return guard_dims(guard) | dims_of(a) | dims_of(b)
+        case _:
+            assert_never(expr)
+
+
+def guard_dims(guard: Guard) -> frozenset[int]:
+    return frozenset[int]().union(*(dims_of(b.expr) for b in guard))
+
+
+def evaluate(expr: Expr, coords: Sequence[Any]) -> Any:
+    """The value of `expr`; `coords` are ints or NumPy integer arrays that broadcast together."""
+    match expr:
+        case Const(value):
+            return value
+        case Dim(axis):
+            return coords[axis]
+        case Add(a, b):
+            return evaluate(a, coords) + evaluate(b, coords)
+        case Mul(a, k):
+            return evaluate(a, coords) * k
+        case FloorDiv(a, k):
+            return evaluate(a, coords) // k
+        case Mod(a, k):
+            return evaluate(a, coords) % k
+        case Select(guard, a, b):
+            where = holds(guard, coords)
+            return where * evaluate(a, coords) + (1 - where) * evaluate(b, coords)
+        case _:
+            assert_never(expr)
+
+
+def holds(guard: Guard, coords: Sequence[Any]) -> Any:
+    """1 where the guard holds, else 0."""
+    result: Any = 1
+    for b in guard:
+        value = evaluate(b.expr, coords)
+        result = result * ((value >= b.low) & (value < b.high))
+    return result
+
+
+# Ranges
+
+
+def range_of(expr: Expr, sizes: Sizes) -> tuple[int, int]:
+    """Inclusive bounds of `expr` over the domain (of an empty axis: as if it had size 1)."""
+    match expr:
+        case Const(value):
+            return value, value
+        case Dim(axis):
+            return 0, max(sizes[axis] - 1, 0)
+        case Add(a, b):
+            (la, ha), (lb, hb) = range_of(a, sizes), range_of(b, sizes)
+            return la + lb, ha + hb
+        case Mul(a, k):
+            lo, hi = range_of(a, sizes)
+            return (lo * k, hi * k) if k >= 0 else (hi * k, lo * k)
+        case FloorDiv(a, k):
+            lo, hi = range_of(a, sizes)
+            return lo // k, hi // k
+        case Mod(a, k):
+            lo, hi = range_of(a, sizes)
+            return (lo % k, hi % k) if lo // k == hi // k else (0, k - 1)
+        case Select(_, a, b):
+            (la, ha), (lb, hb) = range_of(a, sizes), range_of(b, sizes)
+            return min(la, lb), max(ha, hb)
+        case _:
+            assert_never(expr)
+
+
+def decide(bound: Bound, sizes: Sizes) -> bool | None:
+    """Whether the bound holds everywhere (True), nowhere (False), or it depends (None)."""
+    lo, hi = range_of(bound.expr, sizes)
+    if bound.low <= lo and hi < bound.high:
+        return True
+    if hi < bound.low or bound.high <= lo:
+        return False
+    return None
+
+
+# Simplification: a normal form, a constant plus integer multiples of atoms (Dim, FloorDiv, Mod, Select)
+
+type _Linear = tuple[dict[Expr, int], int]
+
+
+def simplify(expr: Expr, sizes: Sizes) -> Expr:
+    """An equal expression in normal form, shorter where the axes' ranges allow it."""
+    return _rebuild(*_normal(expr, sizes))
+
+
+def linear_terms(expr: Expr, sizes: Sizes) -> tuple[tuple[tuple[Expr, int], ...], int]:
+    """The normal form: ((atom, coefficient), ...) in a fixed order, and the constant."""
+    terms, const = _normal(expr, sizes)
+    return tuple((a, terms[a]) for a in sorted(terms, key=_order)), const
+
+
+def coefficient(expr: Expr, axis: int, sizes: Sizes) -> int | None:
+    """c if expr = c*Dim(axis) + (something free of that axis), else None."""
+    terms, _ = _normal(expr, sizes)
+    found = 0
+    for atom, k in terms.items():
+        if atom == Dim(axis):
+            found = k
+        elif axis in dims_of(atom):
+            return None
+    return found
+
+
+def simplify_guard(guard: Guard, sizes: Sizes) -> Guard | None:
+    """An equal guard without bounds that always hold; None if it never holds."""
+    kept: dict[Expr, tuple[int, int]] = {}
+    for bound in guard:
+        b = _simplify_bound(bound, sizes)
+        match decide(b, sizes):
+            case True:
+                continue
+            case False:
+                return None
+            case None:
+                low, high = kept.get(b.expr, (b.low, b.high))
+                low, high = max(low, b.low), min(high, b.high)
+                if low >= high:
+                    return None
+                kept[b.expr] = low, high
+    return tuple(Bound(e, *kept[e]) for e in sorted(kept, key=_order))
+
+
+def _simplify_bound(bound: Bound, sizes: Sizes) -> Bound:
+    terms, const = _normal(bound.expr, sizes)
+    low, high = bound.low - const, bound.high - const  # low <= e + c < high  =  low-c <= e < high-c
+    if not terms:
+        return Bound(Const(0), low, high)
+    if terms[min(terms, key=_order)] < 0:  # low <= -e < high  =  1-high <= e < 1-low
+        low, high, terms = 1 - high, 1 - low, {atom: -c for atom, c in terms.items()}
+    k = math.gcd(*terms.values())
+    if k > 1:  # low <= k*e < high  =  ceil(low/k) <= e < ceil(high/k)
+        low, high, terms = -(-low // k), -(-high // k), {atom: c // k for atom, c in terms.items()}
+    (atom, c), *others = terms.items()
+    if not others and c == 1 and isinstance(atom, FloorDiv):  # low <= e//k < high  =  low*k <= e < high*k
+        return _simplify_bound(Bound(atom.expr, low * atom.divisor, high * atom.divisor), sizes)
+    expr = _rebuild(terms, 0)
+    lo, hi = range_of(expr, sizes)
+    low, high = (max(low, lo), min(high, hi + 1)) if max(low, lo) < min(high, hi + 1) else (low, high)
+    return Bound(expr, low, high)
+
+
+def _order(expr: Expr) -> tuple[int, str]:
+    # Dims first, then by text: a fixed order that does not depend on hashes.
+    return (0, f"{expr.axis:04d}") if isinstance(expr, Dim) else (1, repr(expr))
+
+
+def _rebuild(terms: Mapping[Expr, int], const: int) -> Expr:
+    total: Expr | None = None
+    for atom in sorted(terms, key=_order):
+        if terms[atom]:
+            term = mul(atom, terms[atom])
+            total = term if total is None else add(total, term)
+    if total is None:
+        return Const(const)
+    return add(total, Const(const))
+
+
+def _normal(expr: Expr, sizes: Sizes) -> _Linear:
+    match expr:
+        case Const(value):
+            return {}, value
+        case Dim(axis):
+            return ({}, 0) if sizes[axis] == 1 else ({expr: 1}, 0)  # x = 0 if 0 <= x < 1
+        case Add(a, b):
+            return _recombine(*_plus(_normal(a, sizes), _normal(b, sizes)), sizes)
+        case Mul(a, k):
+            terms, const = _normal(a, sizes)
+            return ({atom: c * k for atom, c in terms.items()}, const * k) if k else ({}, 0)
+        case FloorDiv(a, k):
+            return _normal_div(_normal(a, sizes), k, sizes)
+        case Mod(a, k):
+            return _normal_mod(_normal(a, sizes), k, sizes)
+        case Select(guard, a, b):
+            return _normal_select(guard, a, b, sizes)
+        case _:
+            assert_never(expr)
+
+
+def _plus(a: _Linear, b: _Linear) -> _Linear:
+    terms = dict(a[0])
+    for atom, k in b[0].items():
+        terms[atom] = terms.get(atom, 0) + k
+    return {atom: k for atom, k in terms.items() if k}, a[1] + b[1]
+
+
+def _normal_select(guard: Guard, then: Expr, otherwise: Expr, sizes: Sizes) -> _Linear:
+    simple = simplify_guard(guard, sizes)
+    if simple is None:  # select(false, a, b) = b
+        return _normal(otherwise, sizes)
+    a, b = _normal(then, sizes), _normal(otherwise, sizes)
+    if not simple or a == b:  # select(true, a, b) = a;  select(g, a, a) = a
+        return a
+    # select(g, a+c, b+c) = select(g, a, b) + c
+    common = {atom: k for atom, k in a[0].items() if b[0].get(atom) == k}
+    const = min(a[1], b[1])
+    rest_a = _rebuild({atom: k for atom, k in a[0].items() if atom not in common}, a[1] - const)
+    rest_b = _rebuild({atom: k for atom, k in b[0].items() if atom not in common}, b[1] - const)
+    atom = Select(simple, rest_a, rest_b)
+    return {**common, atom: common.get(atom, 0) + 1}, const
+
+
+def _normal_div(linear: _Linear, k: int, sizes: Sizes) -> _Linear:
+    terms, const = linear
+    # (k*q + r)//k = q + r//k
+    whole = {atom: c // k for atom, c in terms.items() if c % k == 0}
+    rest = {atom: c for atom, c in terms.items() if c % k}
+    whole_const, const = const // k, const % k
+    quotient: _Linear = _div_rest(rest, const, k, sizes) if rest else ({}, 0)
+    return _recombine(*_plus((whole, whole_const), quotient), sizes)
+
+
+def _div_rest(rest: dict[Expr, int], const: int, k: int, sizes: Sizes) -> _Linear:
+    lo, hi = range_of(_rebuild(rest, const), sizes)
+    if lo // k == hi // k:  # r//k = c if c*k <= r < (c+1)*k
+        return {}, lo // k
+    for g, big, small in _splits(rest, const, k, sizes):  # (g*a + b)//k = a//(k/g) if 0 <= b < g
+        del small
+        return _normal_div(({a: c // g for a, c in big[0].items()}, big[1] // g), k // g, sizes)
+    if len(rest) == 1 and const == 0:
+        ((atom, c),) = rest.items()
+        if c == 1 and isinstance(atom, Mod) and atom.divisor % k == 0:  # (x % (a*b))//b = (x//b) % a
+            return _normal_mod(_normal_div(_normal(atom.expr, sizes), k, sizes), atom.divisor // k, sizes)
+    for atom in sorted(rest, key=_order):
+        if rest[atom] == 1 and isinstance(atom, FloorDiv):  # (x//a + y)//b = (x + a*y)//(a*b)
+            others = {other: c * atom.divisor for other, c in rest.items() if other != atom}
+            joined = _plus(_normal(atom.expr, sizes), (others, const * atom.divisor))
+            return _normal_div(joined, atom.divisor * k, sizes)
+    return {FloorDiv(_rebuild(rest, const), k): 1}, 0
+
+
+def _normal_mod(linear: _Linear, k: int, sizes: Sizes) -> _Linear:
+    # (k*q + r) % k = r % k;  (c*(x % m)) % k = (c*x) % k if k divides c*m
+    terms: dict[Expr, int] = {}
+    const = linear[1] % k
+    changed = False
+    for atom, c in linear[0].items():
+        if c % k == 0:
+            continue
+        if isinstance(atom, Mod) and (c * atom.divisor) % k == 0:
+            inner, shift = _normal(atom.expr, sizes)
+            terms, const = _plus((terms, const), ({a: v * c for a, v in inner.items()}, shift * c))
+            changed = True
+        else:
+            terms, const = _plus((terms, const), ({atom: c}, 0))
+    if changed:
+        return _normal_mod((terms, const), k, sizes)
+    if not terms:
+        return {}, const
+    lo, hi = range_of(_rebuild(terms, const), sizes)
+    if lo // k == hi // k:  # r % k = r - c*k if c*k <= r < (c+1)*k
+        return terms, const - (lo // k) * k
+    reduced = {a: c % k for a, c in terms.items()}
+    if reduced != terms:  # coefficients modulo k, when that stays in range of the rule above or is shorter
+        lo, hi = range_of(_rebuild(reduced, const), sizes)
+        if lo // k == hi // k:
+            return reduced, const - (lo // k) * k
+    for g, big, small in _splits(terms, const, k, sizes):  # (g*a + b) % k = g*(a % (k/g)) + b if 0 <= b < g
+        inner = _normal_mod(({a: c // g for a, c in big[0].items()}, big[1] // g), k // g, sizes)
+        return _plus(({a: c * g for a, c in inner[0].items()}, inner[1] * g), small)
+    return {Mod(_rebuild(terms, const), k): 1}, 0
+
+
+def _splits(terms: dict[Expr, int], const: int, k: int, sizes: Sizes):
+    """Ways to write terms + const = g*a + b with 1 < g, g | k and 0 <= b < g, largest g first."""
+    divisors = sorted({math.gcd(c, k) for c in terms.values()} - {1, k}, reverse=True)
+    for g in divisors:
+        big = {a: c for a, c in terms.items() if c % g == 0}
+        small = {a: c for a, c in terms.items() if c % g}
+        low_const = const % g
+        lo, hi = range_of(_rebuild(small, low_const), sizes)
+        if lo >= 0 and hi < g and big:
+            yield g, (big, const - low_const), (small, low_const)
+
+
+def _recombine(terms: dict[Expr, int], const: int, sizes: Sizes) -> _Linear:
+    # c*k*(x//k) + c*(x % k) = c*x;  c*k*((x//k) % m) + c*(x % k) = c*(x % (k*m))
+    for atom in sorted(terms, key=_order):
+        if not isinstance(atom, Mod):
+            continue
+        c, k, x = terms[atom], atom.divisor, atom.expr
+        quotient, shift = _normal_div(_normal(x, sizes), k, sizes)
+        if quotient and all(terms.get(a) == v * c * k for a, v in quotient.items()):
+            kept = {a: v for a, v in terms.items() if a not in quotient and a != atom}
+            inner, inner_const = _normal(x, sizes)
+            joined = _plus((kept, const - shift * c * k), ({a: v * c for a, v in inner.items()}, inner_const * c))
+            return _recombine(*joined, sizes)
+        for other, v in sorted(terms.items(), key=lambda item: _order(item[0])):
+            if isinstance(other, Mod) and v == c * k and _normal(other.expr, sizes) == (quotient, shift):
+                kept = {a: w for a, w in terms.items() if a not in (atom, other)}
+                inner = _normal_mod(_normal(x, sizes), k * other.divisor, sizes)
+                joined = _plus((kept, const), ({a: w * c for a, w in inner[0].items()}, inner[1] * c))
+                return _recombine(*joined, sizes)
+    return terms, const

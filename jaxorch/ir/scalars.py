@@ -1,0 +1,1 @@
+from jaxorch.codegen.numpy_scalars import NUMPY as SCALARS  # noqa

@@ -1,0 +1,158 @@
+"""Views (virtual tensors): an array described by where each of its elements is read.
+
+A `View` maps every coordinate of its domain to a coordinate of some value (a pull-back).  Its pieces
+are tried in order and the last one applies wherever no earlier one does, so a view always covers its
+domain; a pad's fill is a last piece that reads a rank-0 value.  Invariant: wherever a piece is
+selected, its index lies inside the value it reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from jaxorch.ir import index as ix
+from jaxorch.ir.index import Dim, Expr, Guard, Select
+
+__all__ = [
+    "Piece",
+    "Value",
+    "View",
+    "compose",
+    "evaluate_view",
+    "identity",
+    "is_identity",
+    "is_reshape",
+    "simplify_view",
+]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Value:
+    """One output of one node of a graph."""
+
+    node: int
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where `guard` holds on the domain, read `value` at `index` (one expression an axis of the value)."""
+
+    guard: Guard
+    value: Value
+    index: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An array of shape `domain`, each element read from the first piece whose guard holds."""
+
+    domain: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The values read, in order of their first piece, without repeats."""
+        return tuple(dict.fromkeys(p.value for p in self.pieces))
+
+
+def identity(value: Value, shape: Sequence[int]) -> View:
+    """All of `value`, which has `shape`, unchanged."""
+    return View(tuple(shape), (Piece((), value, tuple(Dim(a) for a in range(len(shape)))),))
+
+
+def is_identity(view: View, shape: Sequence[int]) -> bool:
+    """Whether the view is all of one value of `shape`, unchanged."""
+    if view.domain != tuple(shape) or len(view.pieces) != 1 or view.pieces[0].guard:
+        return False
+    coords = tuple(ix.simplify(Dim(a), view.domain) for a in range(len(shape)))
+    return tuple(ix.simplify(e, view.domain) for e in view.pieces[0].index) == coords
+
+
+def is_reshape(view: View, shape: Sequence[int]) -> bool:
+    """Whether the view reads one value of `shape` in row-major order, every element once."""
+    if len(view.pieces) != 1 or view.pieces[0].guard or np.prod(view.domain) != np.prod(shape):
+        return False
+    axes = tuple(Dim(a) for a in range(len(view.domain)))
+    flat = ix.simplify(ix.linearize(view.pieces[0].index, shape), view.domain)
+    return flat == ix.simplify(ix.linearize(axes, view.domain), view.domain)
+
+
+def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
+    """`outer` with each value v for which `replacement(v)` is a view read through that view instead."""
+    pieces: list[Piece] = []
+    for piece in outer.pieces:
+        inner = replacement(piece.value)
+        if inner is None:
+            pieces.append(piece)
+            continue
+        for q in inner.pieces:
+            guard = piece.guard + ix.substitute_guard(q.guard, piece.index)
+            pieces.append(Piece(guard, q.value, tuple(ix.substitute(e, piece.index) for e in q.index)))
+    return simplify_view(View(outer.domain, tuple(pieces)))
+
+
+def simplify_view(view: View) -> View:
+    """An equal view: simplified indices, no unreachable pieces, neighbours of one value merged."""
+    pieces: list[Piece] = []
+    for piece in view.pieces:
+        guard = ix.simplify_guard(piece.guard, view.domain)
+        if guard is None:
+            continue
+        index = tuple(ix.simplify(e, view.domain) for e in piece.index)
+        pieces.append(Piece(guard, piece.value, index))
+        if not guard:
+            break  # nothing behind an unguarded piece is reached
+    if not pieces:  # an empty domain selects nothing
+        last = view.pieces[-1]
+        pieces.append(replace(last, index=tuple(ix.simplify(e, view.domain) for e in last.index)))
+    pieces[-1] = replace(pieces[-1], guard=()) if len(pieces) == 1 else pieces[-1]
+    return View(view.domain, _merge(pieces, view.domain))
+
+
+def _merge(pieces: list[Piece], sizes: tuple[int, ...]) -> tuple[Piece, ...]:
+    # [g & h: v[i]], [g: v[j]]  =  [g: v[select(h, i, j)]]; the last piece counts as unguarded when
+    # all pieces before it are merged into it, since it applies wherever they do not.
+    merged: list[Piece] = []
+    for k in range(len(pieces) - 1, -1, -1):
+        piece = pieces[k]
+        if merged and merged[0].value == piece.value:
+            later = merged[0]
+            guard = () if len(merged) == 1 and all(p.value == piece.value for p in pieces[: k + 1]) else later.guard
+            if set(guard) <= set(piece.guard):
+                extra = tuple(b for b in piece.guard if b not in guard)
+                index = tuple(_choose(extra, i, j, sizes) for i, j in zip(piece.index, later.index, strict=True))
+                merged[0] = Piece(guard, piece.value, index)
+                continue
+        merged.insert(0, piece)
+    return tuple(merged)
+
+
+def _choose(guard: Guard, then: Expr, otherwise: Expr, sizes: tuple[int, ...]) -> Expr:
+    return then if then == otherwise or not guard else ix.simplify(Select(guard, then, otherwise), sizes)
+
+
+def evaluate_view(view: View, read: Callable[[Value], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """The array a view stands for, by NumPy: the reference the other handlers are tested against."""
+    count = math.prod(view.domain)
+    coords = [c.reshape(count) for c in np.indices(view.domain)]
+    result = np.zeros(count, read(view.pieces[0].value).dtype)
+    open_ = np.ones(count, bool)
+    for k, piece in enumerate(view.pieces):
+        last = k == len(view.pieces) - 1
+        here = open_ if last else open_ & np.broadcast_to(ix.holds(piece.guard, coords), count).astype(bool)
+        points = [c[here] for c in coords]
+        source, reads = read(piece.value), int(np.count_nonzero(here))
+        index = tuple(np.broadcast_to(ix.evaluate(e, points), reads) for e in piece.index)
+        for i, size in zip(index, source.shape, strict=True):
+            if reads and not (i.min() >= 0 and i.max() < size):
+                raise IndexError(f"piece {k} of {view} reads outside a value of shape {source.shape}")
+        if reads:
+            result[here] = source[index]
+        open_ = open_ & ~here
+    return result.reshape(view.domain)

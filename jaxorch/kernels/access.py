@@ -1,0 +1,135 @@
+"""What a set of nodes reads when it computes a value: loads and reductions, as index expressions.
+
+Input: a graph, the nodes of a kernel, and the coordinates at which a value is wanted.  Output: the
+loads and the reductions met, each once.  Invariant: only values made outside the kernel are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Const, Graph, Map, Reduce, operands_of
+from jaxorch.ir.index import Dim, Expr, Guard
+from jaxorch.ir.view import Value, View
+
+__all__ = ["Accesses", "Load", "Reduction", "collect", "operand_coords", "pieces_at"]
+
+type Coords = tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One read of a value at `index`, where `guard` holds, with the axes' sizes it is written in."""
+
+    value: Value
+    index: Coords
+    guard: Guard
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """A Reduce node evaluated at `coords` of its remaining axes."""
+
+    node: int
+    coords: Coords
+
+
+@dataclass(slots=True)
+class Accesses:
+    """Loads in the order met; reductions with their level: 0 needs no other reduction first."""
+
+    loads: dict[Load, None] = field(default_factory=dict[Load, None])
+    reductions: dict[Reduction, int] = field(default_factory=dict[Reduction, int])
+    guards: dict[tuple[Guard, tuple[int, ...]], None] = field(default_factory=dict[tuple[Guard, tuple[int, ...]], None])
+
+    def offsets(self, graph: Graph) -> list[tuple[Expr, int]]:
+        """(flat offset, element count of the buffer) of each load."""
+        found: list[tuple[Expr, int]] = []
+        for load in self.loads:
+            array = graph.array(load.value)
+            found.append((ix.simplify(ix.linearize(load.index, array.shape), load.sizes), array.size))
+        return found
+
+    def expressions(self) -> Iterator[Expr]:
+        for load in self.loads:
+            yield from load.index
+            yield from (b.expr for b in load.guard)
+        for reduction in self.reductions:
+            yield from reduction.coords
+        for guard, _ in self.guards:
+            yield from (b.expr for b in guard)
+
+
+def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[Guard, Value, Coords]]:
+    """The pieces of `view` that can be selected at `coords`, over axes of `sizes`; the last one is unguarded in effect."""
+    found: list[tuple[Guard, Value, Coords]] = []
+    for piece in view.pieces:
+        guard = ix.simplify_guard(ix.substitute_guard(piece.guard, coords), sizes)
+        if guard is None:
+            continue
+        index = tuple(ix.simplify(ix.substitute(e, coords), sizes) for e in piece.index)
+        found.append((guard, piece.value, index))
+        if not guard:
+            break
+    return found
+
+
+def operand_coords(node: Reduce, coords: Coords, reduced: Coords) -> Coords:
+    """Coordinates in the reduction's domain: `coords` on the remaining axes, `reduced` on the reduced ones."""
+    kept, gone = iter(coords), iter(reduced)
+    return tuple(next(gone) if axis in node.axes else next(kept) for axis in range(len(node.domain)))
+
+
+def collect(
+    graph: Graph, members: Collection[int], value: Value, coords: Coords, sizes: tuple[int, ...], into: Accesses
+) -> None:
+    """Adds to `into` what computing `value` at `coords` (over axes of `sizes`) reads."""
+    _Walk(graph, members, into).value(value, coords, (), sizes)
+
+
+class _Walk:
+    def __init__(self, graph: Graph, members: Collection[int], into: Accesses) -> None:
+        self.graph, self.members, self.into = graph, members, into
+        self.levels: dict[tuple[Value, Coords, Guard, tuple[int, ...]], int] = {}
+
+    def value(self, value: Value, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        """Walks one value; the result is the level of reduction it needs (0: none)."""
+        key = (value, coords, guard, sizes)
+        if key not in self.levels:
+            self.levels[key] = self.compute(value, coords, guard, sizes)
+        return self.levels[key]
+
+    def compute(self, value: Value, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        node = self.graph.nodes[value.node]
+        if isinstance(node, Const):
+            return 0
+        if value.node not in self.members:
+            self.into.loads[Load(value, coords, guard, sizes)] = None
+            return 0
+        match node:
+            case Map():
+                return max((self.view(v, coords, guard, sizes) for v in operands_of(node)), default=0)
+            case Reduce():
+                return self.reduction(value.node, node, coords, sizes)
+            case _:
+                raise AssertionError(f"{type(node).__name__} inside a kernel")
+
+    def view(self, view: View, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        level = 0
+        for own, value, index in pieces_at(view, coords, sizes):
+            if own:
+                self.into.guards[own, sizes] = None
+            level = max(level, self.value(value, index, tuple(dict.fromkeys(guard + own)), sizes))
+        return level
+
+    def reduction(self, number: int, node: Reduce, coords: Coords, sizes: tuple[int, ...]) -> int:
+        extents = tuple(node.domain[a] for a in node.axes)
+        inner_sizes = sizes + extents
+        inner = operand_coords(node, coords, tuple(Dim(len(sizes) + k) for k in range(len(extents))))
+        level = max(self.view(v, inner, (), inner_sizes) for v in node.operands)
+        key = Reduction(number, coords)
+        self.into.reductions[key] = level
+        return level + 1

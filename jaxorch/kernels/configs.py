@@ -1,0 +1,93 @@
+"""Configurations worth trying for a kernel: frames, block sizes, warps, loads in flight.
+
+Input: a kernel.  Output: configurations, the one to use without timing first.
+Invariant: every configuration gives the same results; only speed differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from jaxorch.ir.graph import Graph, Reduce
+from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.kernel import Kernel
+
+__all__ = ["Config", "configurations", "whole"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Config:
+    """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops."""
+
+    frame: int
+    block_rows: int
+    block_columns: int
+    num_warps: int
+    num_stages: int = 1
+
+
+def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
+    """Configurations for a kernel, the default first; a timed search takes as many as it can afford, in order."""
+    match kernel.schedule:
+        case "rows":
+            found = _persistent(kernel.frames[0], _longest(graph, kernel))
+        case "rows-looped":
+            found = _looped(kernel.frames[0], _longest(graph, kernel))
+        case _:
+            found = _interleave([list(_pointwise(k, f)) for k, f in enumerate(kernel.frames)])
+    return tuple(dict.fromkeys(found))
+
+
+def whole(kernel: Kernel, frame: int = 0) -> Config:
+    """The configuration whose one tile is the whole domain: what the NumPy handler runs."""
+    _, rows, columns = kernel.frames[frame].sizes
+    return Config(frame, max(rows, 1), max(columns, 1), 1)
+
+
+def _longest(graph: Graph, kernel: Kernel) -> int:
+    nodes = [graph.nodes[n] for n in kernel.nodes]
+    return max([kernel.frames[0].sizes[2], *(n.count for n in nodes if isinstance(n, Reduce))])
+
+
+def _power(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _interleave(lists: Sequence[list[Config]]) -> list[Config]:
+    longest = max(len(found) for found in lists)
+    return [found[k] for k in range(longest) for found in lists if k < len(found)]
+
+
+def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
+    _, rows, columns = frame.sizes
+    if not frame.rows:
+        for block, warps in ((1024, 4), (2048, 4), (2048, 8), (512, 4), (4096, 8), (512, 2), (256, 2), (8192, 8)):
+            block = max(block // frame.unroll, 32)
+            yield Config(number, 1, min(block, _power(columns)), warps)
+        return
+    blocks = ((64, 64, 4), (32, 64, 4), (64, 32, 4), (128, 64, 8), (64, 128, 8), (32, 128, 4), (128, 32, 4), (16, 256, 4))
+    for block_rows, block_columns, warps in blocks:
+        yield Config(number, min(block_rows, _power(rows)), min(block_columns, _power(columns)), warps)
+
+
+def _persistent(frame: Frame, longest: int) -> list[Config]:
+    rows, columns = frame.sizes[1], _power(longest)
+    found: list[tuple[float, Config]] = []
+    for block_rows, warps in product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
+        tile = block_rows * columns
+        per_thread = tile / (32 * warps)
+        if not (block_rows == 1 or tile <= 16384 and block_rows <= _power(rows)) or warps < 2 < tile / 256:
+            continue
+        if 4 <= per_thread <= 32 or (block_rows == 1 and warps == 1) or (tile >= 32768 and warps == 32):
+            # eight elements a thread (a 16-byte load of bfloat16), four warps: near enough to be the first guess
+            distance = abs(per_thread.__rtruediv__(8) - 1) if per_thread < 8 else per_thread / 8 - 1
+            found.append((distance + abs(warps.bit_length() - 3) * 0.5, Config(0, block_rows, columns, warps)))
+    return [config for _, config in sorted(found)]
+
+
+def _looped(frame: Frame, longest: int) -> list[Config]:
+    del frame
+    blocks = ((4096, 8, 1), (4096, 16, 1), (2048, 8, 1), (8192, 16, 1), (8192, 32, 1), (4096, 8, 3), (2048, 4, 1), (2048, 8, 3))
+    return [Config(0, 1, min(block, _power(longest)), warps, stages) for block, warps, stages in blocks]

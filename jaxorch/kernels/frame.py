@@ -1,0 +1,142 @@
+"""Frames: how the axes of a kernel's domain become the grid, the rows and the columns of a tile.
+
+Input: the shape of a kernel's outputs and its accesses.  Output: the domain refined so that no index
+splits an axis, and the frames worth trying.  Invariant: grid, row and column axes partition the domain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from jaxorch.ir import index as ix
+from jaxorch.ir.index import Dim, Expr, FloorDiv, Mod
+from jaxorch.kernels.access import Accesses
+
+__all__ = ["COLUMN", "GRID", "ROW", "Frame", "flat_frames", "refine", "split_axis"]
+
+# The axes of a kernel's index expressions once a frame is chosen.
+GRID, ROW, COLUMN = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The (refined) domain of a kernel and the role of each of its axes.
+
+    A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes
+    flattened).  With `unroll` u > 1 the column's fastest axis of size u is unrolled: a program holds u
+    values a column and stores them side by side.
+    """
+
+    domain: tuple[int, ...]
+    grid: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    unroll: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Extents of (GRID, ROW, COLUMN); COLUMN counts groups of `unroll`."""
+        grid, rows, columns = (math.prod(self.domain[a] for a in axes) for axes in (self.grid, self.rows, self.columns))
+        return grid, rows, columns // self.unroll
+
+    def coords(self, copy: int = 0) -> tuple[Expr, ...]:
+        """Coordinates in the domain, over (GRID, ROW, COLUMN), of unrolled copy number `copy`."""
+        column = ix.add(ix.mul(Dim(COLUMN), self.unroll), ix.Const(copy))
+        found: dict[int, Expr] = {}
+        for axes, flat in ((self.grid, Dim(GRID)), (self.rows, Dim(ROW)), (self.columns, column)):
+            found.update(zip(axes, ix.delinearize(flat, [self.domain[a] for a in axes]), strict=True))
+        return tuple(ix.simplify(found[a], self.sizes) for a in range(len(self.domain)))
+
+
+def split_axis(expressions: Iterable[Expr], axis: int, size: int) -> tuple[int, ...]:
+    """Factors of `size` (slowest first) such that the div and mod that `expressions` apply to the axis fall away."""
+    found: set[int] = set()
+    for expr in expressions:
+        _divisors(expr, axis, found)
+    chain: list[int] = []
+    for k in sorted(d for d in found if 1 < d < size and size % d == 0):
+        if not chain or k % chain[-1] == 0:
+            chain.append(k)
+    edges = [1, *chain, size]
+    return tuple(b // a for a, b in zip(edges, edges[1:], strict=False))[::-1]
+
+
+def _divisors(expr: Expr, axis: int, found: set[int]) -> None:
+    match expr:
+        case FloorDiv(Dim(a), k) if a == axis:
+            found.add(k)
+        case Mod(Dim(a), k) if a == axis:
+            found.add(k)
+        case Mod(FloorDiv(Dim(a), k), m) if a == axis:
+            found.update((k, k * m))
+        case ix.Add(a, b):
+            _divisors(a, axis, found)
+            _divisors(b, axis, found)
+        case ix.Mul(a, _) | FloorDiv(a, _) | Mod(a, _):
+            _divisors(a, axis, found)
+        case ix.Select(guard, a, b):
+            for e in (*(bound.expr for bound in guard), a, b):
+                _divisors(e, axis, found)
+        case ix.Const() | Dim():
+            pass
+
+
+def refine(domain: Sequence[int], accesses: Accesses) -> tuple[tuple[int, ...], tuple[Expr, ...]]:
+    """The domain with split axes, and the old coordinates over the new axes."""
+    sizes: list[int] = []
+    coords: list[Expr] = []
+    expressions = list(dict.fromkeys(accesses.expressions()))
+    for axis, size in enumerate(domain):
+        factors = split_axis(expressions, axis, size)
+        coords.append(ix.linearize([Dim(len(sizes) + k) for k in range(len(factors))], factors))
+        sizes.extend(factors)
+    return tuple(sizes), tuple(coords)
+
+
+def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], accesses: Accesses) -> tuple[Frame, ...]:
+    """Frames for a kernel without reductions, best guess first.
+
+    `offsets` are the (flat offset, element count of the buffer) of its loads, over the domain's axes.
+    """
+    axes = tuple(range(len(domain)))
+    big = [offset for offset, size in offsets if 8 * size >= math.prod(domain)]
+    frames: list[Frame] = []
+    if len(domain) > 1 and domain[-1] in (2, 4):
+        frames.append(Frame(domain, (), (), axes, unroll=domain[-1]))
+    else:
+        frames.extend(_transposing(domain, big))
+    suffix = _guarded_suffix(domain, accesses)
+    if suffix is not None:
+        frames.append(Frame(domain, (), axes[:suffix], axes[suffix:]))
+    frames.append(Frame(domain, (), (), axes))
+    return tuple(dict.fromkeys(frames))
+
+
+def _transposing(domain: tuple[int, ...], offsets: Sequence[Expr]) -> list[Frame]:
+    # A load that is not contiguous along the last axis but is along another one wants a 2-D tile.
+    last = len(domain) - 1
+    for offset in offsets:
+        strides = [ix.coefficient(offset, a, domain) for a in range(len(domain))]
+        if strides[last] in (0, 1):
+            continue
+        unit = [a for a in range(last) if strides[a] == 1 and domain[a] >= 8]
+        if not unit:
+            continue
+        first = end = unit[-1]
+        while first > 0 and strides[first - 1] == (strides[first] or 0) * domain[first]:
+            first -= 1
+        rows, columns = tuple(range(first, end + 1)), tuple(range(end + 1, last + 1))
+        return [Frame(domain, tuple(range(first)), rows, columns)]
+    return []
+
+
+def _guarded_suffix(domain: tuple[int, ...], accesses: Accesses) -> int | None:
+    # The first axis that decides between sources: with it and all after it as columns, blocks can be chosen that
+    # never cross from one source to the next.
+    deciding = frozenset[int]().union(*(ix.guard_dims(guard) for guard, _ in accesses.guards))
+    inside = [a for a in deciding if a < len(domain)]
+    if not inside or min(inside) == 0:
+        return None
+    return min(inside) if math.prod(domain[min(inside) :]) >= 32 else None

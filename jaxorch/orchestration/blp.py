@@ -1,0 +1,204 @@
+"""The choice of kernels as a binary linear program, solved by HiGHS through PuLP, in process.
+
+In: candidates, the values to produce, the nodes too expensive to compute twice. Out: a `Solution` whose kernels, in
+order, produce all they read and every required value, at the least total cost. With x_k = 1 where candidate k is chosen:
+
+    min  Σ c_k x_k
+    (1)  Σ_{k stores t} x_k ≥ 1                    every required value t
+    (2)  Σ_{k stores t} x_k ≥ y_t ≥ x_j            every value t, and every candidate j that reads it
+    (3)  Σ_{k computes p} x_k ≥ 1                  every node p that all solutions compute: implied, but a strong cut
+    (4)  Σ_{k computes p} x_k ≤ 1                  every expensive node p
+    (5)  Σ_{k supports U} x_k ≥ z_U ≥ x_j          lazily, for each set U of values found waiting for one another
+
+The free y_t and z_U say what one row for each reader would say, with a tenth of the matrix.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from jaxorch.errors import PlanError
+from jaxorch.ir.view import Value
+from jaxorch.orchestration.check import Candidate, Solution, check, executable_order, prune, solution_of
+from jaxorch.orchestration.greedy import greedy, unfused
+from jaxorch.orchestration.presolve import Problem, components, reduce_problem
+from jaxorch.orchestration.solver import Outcome, Row, minimize
+
+__all__ = ["Candidate", "Solution", "check", "greedy", "solve", "unfused"]
+
+
+def solve(
+    candidates: Sequence[Candidate],
+    required: Sequence[Value],
+    expensive: Collection[int],
+    *,
+    time_limit_s: float = 60.0,
+) -> Solution:
+    """Choose the candidates that produce `required` at the least total cost.
+
+    The same arguments give the same choice, unless the time limit is met. Where it is, the better of the best choice
+    found and the greedy one is returned, with the gap to the bound proved.
+
+    Raises:
+        PlanError: a required value cannot be produced, no choice computes every expensive node once, the solver is
+            missing, or the time was over before any choice was found. The message names the values or the nodes.
+    """
+    start = time.perf_counter()
+    problem = reduce_problem(candidates, required, expensive)
+    free = itertools.count(len(candidates))
+    rows = _rows(problem, free)
+    cuts: list[Row] = []
+    solved: dict[tuple[tuple[int, ...], int], Outcome] = {}
+    bound = 0.0
+    found: tuple[int, ...] | None = None
+    while found is None:
+        parts = _solve_parts(problem, rows, cuts, solved, start + time_limit_s)
+        bound = max(bound, math.fsum(part.bound for part in parts))
+        if any(part.chosen is None for part in parts):
+            break
+        order, stuck = executable_order(candidates, (k for part in parts for k in part.chosen or ()))
+        stored = {value for k in order for value in candidates[k].outputs}
+        if stored.issuperset(required):
+            found = prune(candidates, order, required)
+        else:
+            cuts += _cycle_cuts(problem, free, stuck, stored)
+    known = None if found is None else solution_of(candidates, found, bound, 0.0, len(cuts))
+    if known is None or known.status != "optimal":
+        known = _or_greedy(known, candidates, required, expensive, bound)
+    return replace(known, seconds=time.perf_counter() - start, cuts=len(cuts))
+
+
+def _or_greedy(
+    known: Solution | None,
+    candidates: Sequence[Candidate],
+    required: Sequence[Value],
+    expensive: Collection[int],
+    bound: float,
+) -> Solution:
+    """The better of a choice that is not proved optimal, if there is one, and the greedy choice."""
+    try:
+        merged = greedy(candidates, required, expensive)
+    except PlanError as err:
+        if known is None:
+            raise PlanError(
+                "the time was over before any choice of kernels was found; allow a longer time_limit_s."
+            ) from err
+        return known
+    if known is not None and known.cost <= merged.cost:
+        return known
+    return solution_of(candidates, merged.chosen, bound, 0.0, 0)
+
+
+def _rows(problem: Problem, free: Iterator[int]) -> list[Row]:
+    """Rows (1) to (4); `free` numbers the columns that are not candidates."""
+    makers: dict[Value, list[int]] = {}
+    readers: dict[Value, list[int]] = {}
+    coverers: dict[int, list[int]] = {}
+    for k in problem.columns:
+        for value in problem.candidates[k].outputs:
+            makers.setdefault(value, []).append(k)
+        for value in dict.fromkeys(problem.candidates[k].inputs):
+            readers.setdefault(value, []).append(k)
+        for node in problem.candidates[k].nodes:
+            coverers.setdefault(node, []).append(k)
+    rows = [Row(tuple(makers[value]), low=1) for value in problem.required]
+    for value in sorted(readers.keys() - frozenset(problem.required)):
+        rows += _supplies(makers[value], next(free), readers[value])
+    live = frozenset(problem.live)
+    for node, columns in sorted(coverers.items()):
+        low, high = (1 if node in live else None), (1 if node in problem.expensive else None)
+        if low is not None or high is not None:
+            rows.append(Row(tuple(columns), low=low, high=high))
+    return rows
+
+
+def _supplies(makers: Sequence[int], free: int, readers: Sequence[int]) -> list[Row]:
+    """Whichever of `readers` is chosen, one of `makers` is: through the column `free` between them."""
+    return [Row(tuple(makers), minus=free, low=0), *(Row((free,), minus=k, low=0) for k in readers)]
+
+
+def _cycle_cuts(problem: Problem, free: Iterator[int], stuck: Sequence[int], stored: Collection[Value]) -> list[Row]:
+    """Rows (5) for each smallest set of kernels that all wait for values which only they produce.
+
+    Let U be the values they wait for. In a solution with an executable order, the first kernel to store a value in U
+    reads none in U; so any kernel that reads in U comes with one such *support*, and none is chosen here. These are the
+    loop formulas of answer set programming (Lin and Zhao, ASSAT, AIJ 2004): no executable choice is lost, whoever else
+    stores those values.
+    """
+    candidates = problem.candidates
+    waits = {k: [value for value in candidates[k].inputs if value not in stored] for k in stuck}
+    makers: dict[Value, list[int]] = {}
+    for k in stuck:
+        for value in candidates[k].outputs:
+            makers.setdefault(value, []).append(k)
+    rows: list[Row] = []
+    for knot in _knots({k: [j for value in waits[k] for j in makers[value]] for k in stuck}):
+        awaited = {value for k in knot for value in waits[k]}
+        dependent = [k for k in problem.columns if not awaited.isdisjoint(candidates[k].inputs)]
+        storing = [k for k in problem.columns if not awaited.isdisjoint(candidates[k].outputs)]
+        support = [k for k in storing if awaited.isdisjoint(candidates[k].inputs)]
+        if awaited.isdisjoint(problem.required):
+            rows += _supplies(support, next(free), dependent)
+        else:
+            rows.append(Row(tuple(support), low=1))
+    assert rows, "kernels are stuck, yet none wait for each other"
+    return rows
+
+
+def _knots(waits_for: dict[int, list[int]]) -> list[frozenset[int]]:
+    """The sets of kernels that all wait for one another, directly or not, and for no other kernel."""
+    reach: dict[int, frozenset[int]] = {}
+    for k in waits_for:
+        seen = set(waits_for[k])
+        todo = list(seen)
+        for j in todo:
+            fresh = set(waits_for[j]) - seen
+            seen |= fresh
+            todo.extend(fresh)
+        reach[k] = frozenset(seen)
+    return list(dict.fromkeys(r for k, r in reach.items() if k in r and all(reach[j] == r for j in r)))
+
+
+def _solve_parts(
+    problem: Problem,
+    rows: Sequence[Row],
+    cuts: Sequence[Row],
+    solved: dict[tuple[tuple[int, ...], int], Outcome],
+    deadline: float,
+) -> list[Outcome]:
+    """Solve each part whose rows have changed; `solved` keeps them by columns and number of rows (they only grow)."""
+    groups = components(problem, (cut.columns for cut in cuts))
+    home = {k: i for i, group in enumerate(groups) for k in group}
+    rows_of: list[list[Row]] = [[] for _ in groups]
+    for row in (*rows, *cuts):
+        rows_of[home[min(row.columns)]].append(row)  # the smallest column is a candidate, the free ones come after
+    outcomes: list[Outcome] = []
+    for group, own in zip(groups, rows_of, strict=True):
+        key = group, len(own)
+        if key not in solved:
+            solved[key] = _solve_part(problem, group, own, deadline)
+        outcomes.append(solved[key])
+    return outcomes
+
+
+def _solve_part(problem: Problem, columns: tuple[int, ...], rows: Sequence[Row], deadline: float) -> Outcome:
+    """Solve one part, or say why it has no solution."""
+    costs = {k: problem.candidates[k].cost for k in columns}
+    if len(columns) == 1:  # were it not needed, it would have been dropped
+        return Outcome(columns, costs[columns[0]])
+    outcome = minimize(costs, rows, deadline)
+    if outcome is not None:
+        return outcome
+    again = minimize(costs, [row if row.high is None else replace(row, high=None) for row in rows], deadline)
+    chosen = again.chosen or () if again is not None else ()
+    counts = Counter(node for k in chosen for node in problem.candidates[k].nodes if node in problem.expensive)
+    twice = sorted(node for node, count in counts.items() if count > 1)
+    raise PlanError(
+        f"no choice of kernels computes each expensive node once; nodes {twice or sorted(problem.expensive)} would be "
+        "computed again. Add candidates that store all the values read from such a node, or do not call it expensive."
+    )

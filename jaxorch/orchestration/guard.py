@@ -1,0 +1,55 @@
+"""The guard: a plan is kept only where it beats XLA on the device.
+
+Input: a plan as a function, and the original program.  Output: both times.  Invariant: both run
+interleaved on the same random operands, each past the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxorch.ir.graph import Array
+from jaxorch.orchestration.devices import Device
+from jaxorch.orchestration.measure import device_times
+from jaxorch.orchestration.tune import random_arguments
+
+__all__ = ["Verdict", "compare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Device times of the whole program, µs; `note` says why there are none."""
+
+    planned: float | None
+    xla: float | None
+    note: str = ""
+
+    @property
+    def keeps_plan(self) -> bool:
+        return self.planned is None or self.xla is None or self.planned <= self.xla
+
+
+def compare(
+    planned: Callable[..., Any], original: Callable[..., Any], operands: Sequence[Array], outputs: Sequence[Array], device: Device
+) -> Verdict:
+    """Times the plan against XLA's version of the whole program."""
+    size = sum(a.nbytes for a in (*operands, *outputs))
+    free = _free_memory()
+    if free is not None and 4 * size > free:
+        return Verdict(None, None, f"not timed: {size} bytes of operands and outputs, {free} bytes free")
+    sets = random_arguments(operands, device.l2_bytes)
+    functions: list[Any] = [jax.jit(f).lower(*sets[0]).compile() for f in (planned, original)]
+    ours, theirs = device_times(functions, sets, repeats=11)
+    return Verdict(ours.median_us, theirs.median_us, ours.note)
+
+
+def _free_memory() -> int | None:
+    device: Any = jax.devices()[0]
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))

@@ -1,0 +1,203 @@
+"""Time compiled functions on the device: the one timing primitive of the tuner and of the benchmarks.
+
+Input: callables of the same arguments, and several sets of arguments. Output: one `Timing` per callable.
+Invariant: the callables run interleaved, each call on the next set of arguments, so that drift of the machine and data
+left in its caches reach all of them alike.
+"""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import jax
+
+type Kernels = tuple[tuple[str, float], ...]
+"""The kernels of one call in the order they were recorded: name, device time in µs."""
+
+type _Profile = Callable[..., Callable[[], tuple[object, list[tuple[str, float]] | None]]]
+
+# CUPTI serves one subscriber in a process.
+_CUPTI_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one callable took, in µs a call.
+
+    With source "cupti" a sample is the sum of the device times of the call's kernels: idle gaps between kernels are not
+    in it, nor are copies and fills that run without a kernel (the profiler gives no start times and records kernels
+    alone); `kernels` says how many there were. With source "clock" a sample is the wall clock of one call up to
+    its results being ready, launch overhead included.
+
+    Attributes:
+        median_us: the median sample.
+        low_us: the lower quartile.
+        high_us: the upper quartile.
+        samples: how many calls were timed.
+        kernels: the kernels of the sample nearest to the median; empty with source "clock".
+        source: which clock gave the samples.
+        note: why the wall clock served on a machine that has a GPU; else empty.
+    """
+
+    median_us: float
+    low_us: float
+    high_us: float
+    samples: int
+    kernels: Kernels
+    source: Literal["cupti", "clock"]
+    note: str = ""
+
+
+class Rotation:
+    """Argument sets handed out in turn, and kept alive across calls that donate some of their arguments.
+
+    Args:
+        argument_sets: one sequence of arrays per set; all sets alike in shapes and dtypes.
+        donated: positions which the callables consume. After a call each takes the call's first unused output of the
+            same shape and dtype, which is the buffer that JAX makes of it.
+    """
+
+    def __init__(self, argument_sets: Sequence[Sequence[jax.Array]], donated: Collection[int] = ()):
+        if not argument_sets:
+            raise ValueError("argument_sets is empty: give at least one set of arguments")
+        self._sets = [list(arguments) for arguments in argument_sets]
+        self._donated = sorted(donated)
+        self._turn = 0
+
+    def call(self, function: Callable[..., object]) -> object:
+        """`function` on the next set. Returns its output; donated arguments are replaced from it."""
+        arguments = self._sets[self._turn % len(self._sets)]
+        self._turn += 1
+        outputs = function(*arguments)
+        if self._donated:
+            self._take_back(arguments, [leaf for leaf in jax.tree.leaves(outputs) if isinstance(leaf, jax.Array)])
+        return outputs
+
+    def platform(self) -> str:
+        """The platform that holds the arguments ("gpu", "cpu"); the default one where there are none."""
+        for argument in self._sets[0]:
+            return next(iter(argument.devices())).platform
+        return jax.default_backend()
+
+    def _take_back(self, arguments: list[jax.Array], outputs: list[jax.Array]) -> None:
+        for position in self._donated:
+            wanted = _signature(arguments[position])
+            match = next((i for i, leaf in enumerate(outputs) if _signature(leaf) == wanted), None)
+            if match is None:
+                raise ValueError(f"donated argument {position} ({wanted}) matches no output, so no call can follow")
+            arguments[position] = outputs.pop(match)
+
+
+def _signature(array: jax.Array) -> tuple[tuple[int, ...], str]:
+    return array.shape, array.dtype.name
+
+
+def _wait(outputs: object) -> None:
+    for leaf in jax.tree.leaves(outputs):
+        leaf.block_until_ready()
+
+
+def device_times(
+    versions: Sequence[Callable[..., object]],
+    argument_sets: Sequence[Sequence[jax.Array]],
+    *,
+    donated: Collection[int] = (),
+    repeats: int = 20,
+) -> tuple[Timing, ...]:
+    """Time `versions` against each other, interleaved, on rotating arguments.
+
+    May be called while JAX traces or lowers: it runs under `jax.ensure_compile_time_eval`.
+
+    Args:
+        versions: compiled or jitted functions; each is called once before anything is timed.
+        argument_sets: what to call them with, in turn. Together larger than twice the device's last-level cache,
+            memory is measured and not the cache.
+        donated: positions of the arguments that the versions donate, the same for all of them.
+        repeats: timed calls of each version.
+
+    Returns:
+        One Timing per version, all from the same source: CUPTI where the arguments are on a GPU and the profiler works,
+        else the wall clock.
+
+    Raises:
+        ValueError: no argument sets, or a donated argument that no output replaces.
+        Exception: whatever a version raises when it runs.
+    """
+    with jax.ensure_compile_time_eval():
+        rotation = Rotation(argument_sets, donated)
+        for version in versions:
+            _wait(rotation.call(version))
+        if rotation.platform() != "gpu":
+            return _clock_times(versions, rotation, repeats)
+        try:
+            with _CUPTI_LOCK:
+                return _cupti_times(versions, rotation, repeats)
+        # A version that itself is at fault fails again, and uncaught, under the wall clock.
+        except (RuntimeError, ImportError) as err:
+            timings = _clock_times(versions, rotation, repeats)
+            return tuple(replace(timing, note=f"no CUPTI times: {err}") for timing in timings)
+
+
+def _clock_times(versions: Sequence[Callable[..., object]], rotation: Rotation, repeats: int) -> tuple[Timing, ...]:
+    samples: list[list[float]] = [[] for _ in versions]
+    for _ in range(repeats):
+        for version, times in zip(versions, samples, strict=True):
+            start = time.perf_counter()
+            _wait(rotation.call(version))
+            times.append((time.perf_counter() - start) * 1e6)
+    return tuple(_summary(times, (), "clock") for times in samples)
+
+
+def _cupti_times(versions: Sequence[Callable[..., object]], rotation: Rotation, repeats: int) -> tuple[Timing, ...]:
+    samples: list[list[Kernels]] = [[] for _ in versions]
+    for _ in range(repeats):
+        for version, calls in zip(versions, samples, strict=True):
+            calls.append(_kernels_of(version, rotation))
+    return tuple(_summary([sum(us for _, us in kernels) for kernels in calls], calls, "cupti") for calls in samples)
+
+
+class _OneCall(jax.stages.Wrapped):
+    """One call of a version, in the form that the profiler takes without jitting it again.
+
+    The profiler calls it twice, to warm up and to measure. The versions are warm already, and a second call on the same
+    arguments would find them in the cache: so the first call does nothing.
+    """
+
+    def __init__(self, version: Callable[..., object], rotation: Rotation):
+        self._version = version
+        self._rotation = rotation
+        self._warm = False
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        if not self._warm:
+            self._warm = True
+            return ()
+        return self._rotation.call(self._version)
+
+    def trace(self, *args: object, **kwargs: object) -> jax.stages.Traced:
+        raise NotImplementedError("a timed call is run, never traced")
+
+    def lower(self, *args: object, **kwargs: object) -> jax.stages.Lowered:
+        raise NotImplementedError("a timed call is run, never lowered")
+
+
+def _kernels_of(version: Callable[..., object], rotation: Rotation) -> Kernels:
+    # Imported here: it loads Mosaic, and serves on a GPU alone.
+    from jax.experimental.mosaic.gpu import profiler
+
+    # finalize=False: detaching CUPTI after every call would make the next call attach it again.
+    profile = cast("_Profile", profiler.Cupti(finalize=False).measure)  # pyright: ignore[reportUnknownMemberType]
+    _, kernels = profile(_OneCall(version, rotation), aggregate=False)()
+    if not kernels:
+        raise RuntimeError("a call was recorded without any kernel")
+    return tuple((name, milliseconds * 1e3) for name, milliseconds in kernels)
+
+
+def _summary(totals: Sequence[float], calls: Sequence[Kernels], source: Literal["cupti", "clock"]) -> Timing:
+    median = statistics.median(totals)
+    low, _, high = statistics.quantiles(totals, n=4, method="inclusive") if len(totals) > 1 else [median] * 3
+    nearest = min(range(len(totals)), key=lambda i: abs(totals[i] - median))
+    return Timing(median, low, high, len(totals), calls[nearest] if calls else (), source)

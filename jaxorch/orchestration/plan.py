@@ -1,0 +1,89 @@
+"""Plans: the ordered choice of kernels and of what XLA runs between them.
+
+Input: a graph with its trace, and a solution over its candidates.  Output: a `Plan`, which runs inside
+traced code.  Invariant: every value a step reads is an operand or was produced by an earlier step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxorch.codegen.source import Source
+from jaxorch.frontend.trace import Trace, replay
+from jaxorch.ir.graph import Array, Graph, Input
+from jaxorch.ir.view import Value
+from jaxorch.kernels.kernel import Kernel
+from jaxorch.orchestration.candidates import Left
+from jaxorch.runtime.compile import Compiled
+
+__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run"]
+
+type Launch = Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStep:
+    """One launch.  Times in µs; `compiled` is what ptxas said where it was asked."""
+
+    kernel: Kernel
+    source: Source
+    estimated: float
+    measured: float | None = None
+    compiled: Compiled | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftStep:
+    """Nodes that XLA runs, from the traced equations."""
+
+    left: Left
+    reason: str
+    estimated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The program as planned."""
+
+    trace: Trace
+    graph: Graph
+    steps: tuple[KernelStep | LeftStep, ...]
+
+    @property
+    def kernels(self) -> tuple[KernelStep, ...]:
+        return tuple(s for s in self.steps if isinstance(s, KernelStep))
+
+
+def arguments(graph: Graph, kernel: Kernel) -> list[Array]:
+    """The kernel's arguments: inputs, then outputs."""
+    return [graph.array(v) for v in kernel.inputs] + [graph.array(o.value) for o in kernel.outputs]
+
+
+def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
+    """The program's outputs; traceable."""
+    env: dict[int, Any] = dict(zip(plan.trace.inputs, operands, strict=True))
+    derived: dict[Value, Any] = {}  # values that no traced variable holds
+    for step in plan.steps:
+        if isinstance(step, LeftStep):
+            replay(plan.trace, env, [plan.graph.variables(v)[0] for v in step.left.outputs])
+            continue
+        ins = [_read(plan, env, derived, v) for v in step.kernel.inputs]
+        outs = [plan.graph.array(o.value) for o in step.kernel.outputs]
+        for output, result in zip(step.kernel.outputs, launch(step.source, ins, outs), strict=True):
+            derived[output.value] = result
+            env.update((variable, result) for variable in plan.graph.variables(output.value))
+    replay(plan.trace, env, plan.trace.outputs)
+    return [env[v] for v in plan.trace.outputs]
+
+
+def _read(plan: Plan, env: dict[int, Any], derived: dict[Value, Any], value: Value) -> Any:
+    if value in derived:
+        return derived[value]
+    node = plan.graph.nodes[value.node]
+    if isinstance(node, Input):
+        return env[plan.trace.inputs[node.position]]
+    (variable, *_) = plan.graph.variables(value)
+    replay(plan.trace, env, [variable])
+    return env[variable]

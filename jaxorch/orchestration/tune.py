@@ -1,0 +1,141 @@
+"""Chooses a configuration for each kernel: timed on the device where there is one, the first guess elsewhere.
+
+Input: a kernel.  Output: its source in the chosen configuration, with the time measured.  Invariant: a
+configuration that fails to compile or launch is a recorded fact and never chosen; results do not depend
+on the choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxorch.codegen.source import Source, generate
+from jaxorch.errors import CompileError, JaxorchError
+from jaxorch.ir.dtypes import is_float
+from jaxorch.ir.graph import Array, Graph
+from jaxorch.kernels.configs import Config, configurations
+from jaxorch.kernels.kernel import Kernel
+from jaxorch.orchestration.devices import Device
+from jaxorch.orchestration.measure import device_times
+from jaxorch.orchestration.plan import arguments
+from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.launch import call, check
+from jaxorch.runtime.store import Store
+
+__all__ = ["Tuned", "random_arguments", "tune"]
+
+_TRIES = {"fast": 1, "default": 10, "max": 32}
+_SETS_BYTES = 3 << 30  # memory for rotated inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A kernel in the configuration to run: its source, what ptxas said, the time in µs, and what failed on the way."""
+
+    source: Source
+    compiled: Compiled
+    measured: float | None
+    failures: tuple[str, ...]
+
+
+def tune(
+    graph: Graph, kernel: Kernel, device: Device, *, effort: str, live: bool, store: Store, header: Sequence[str]
+) -> Tuned:
+    """The best configuration found.
+
+    Raises:
+        CompileError: no configuration compiles for the device, or none launches on it.
+    """
+    configs = configurations(graph, kernel)[: _TRIES[effort]]
+    sources = [generate(graph, kernel, c, header=header) for c in configs]
+    arrays = arguments(graph, kernel)
+    key = f"{device.name}-{sources[0].digest}"
+    known = store.get("config", key)
+    if known is not None and (live is False or known.get("measured") is not None):
+        for source in sources:
+            if _record(source.config) == known.get("config"):
+                compiled = check(source, arrays, arch=device.arch, shared_limit=device.shared_per_block)
+                return Tuned(source, compiled, _number(known.get("measured")), ())
+    failures: list[str] = []
+    usable = _compile(sources, arrays, device, failures, first=not live)
+    if not live:
+        source, compiled = usable[0]
+        return Tuned(source, compiled, None, tuple(failures))
+    best, measured = _fastest(kernel, [s for s, _ in usable], arrays, device, failures)
+    store.put("config", key, {"config": _record(best.config), "measured": measured})
+    return Tuned(best, next(c for s, c in usable if s is best), measured, tuple(failures))
+
+
+def _record(config: Config) -> list[int]:
+    return [config.frame, config.block_rows, config.block_columns, config.num_warps, config.num_stages]
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _compile(
+    sources: Sequence[Source], arrays: Sequence[Array], device: Device, failures: list[str], *, first: bool
+) -> list[tuple[Source, Compiled]]:
+    """The sources that compile; only the first one if that is enough."""
+    usable: list[tuple[Source, Compiled]] = []
+    for source in sources:
+        try:
+            usable.append((source, check(source, arrays, arch=device.arch, shared_limit=device.shared_per_block)))
+        except CompileError as error:
+            failures.append(str(error))
+        if usable and first:
+            break
+    if not usable:
+        raise CompileError(f"no configuration compiles: {failures[0]}")
+    # spills cost more than any block size gains
+    return [u for u in usable if u[1].spill_bytes == 0] or usable
+
+
+def _fastest(
+    kernel: Kernel, sources: Sequence[Source], arrays: Sequence[Array], device: Device, failures: list[str]
+) -> tuple[Source, float]:
+    count = len(kernel.inputs)
+    sets = random_arguments(arrays[:count], device.l2_bytes)
+    running: list[tuple[Source, Callable[..., Any]]] = []
+    for source in sources:
+        function: Any = jax.jit(_launcher(source, arrays[count:]))
+        try:
+            compiled = function.lower(*sets[0]).compile()
+            jax.block_until_ready(compiled(*sets[0]))  # pyright: ignore[reportUnknownMemberType]
+        except (JaxorchError, jax.errors.JaxRuntimeError) as error:
+            failures.append(f"{source.name} {source.config}: {error}")
+            continue
+        running.append((source, compiled))
+    if not running:
+        raise CompileError(f"no configuration launches: {failures[-1]}")
+    timings = device_times([f for _, f in running], sets, repeats=7)
+    medians = [t.median_us for t in timings]
+    best = min(range(len(running)), key=lambda k: (medians[k], k))
+    return running[best][0], medians[best]
+
+
+def _launcher(source: Source, outputs: Sequence[Array]) -> Callable[..., Any]:
+    return lambda *operands: call(source, operands, outputs)
+
+
+def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Array]]:
+    """Sets of arguments to rotate through, together past the device's last-level cache."""
+    size = max(sum(a.nbytes for a in arrays), 1)
+    count = max(1, min(math.ceil(2 * l2_bytes / size) + 1, _SETS_BYTES // size, 16))
+    return [[_random(a, 1000 * s + k) for k, a in enumerate(arrays)] for s in range(count)]
+
+
+def _random(array: Array, seed: int) -> jax.Array:
+    key = jax.random.key(seed)
+    if is_float(array.dtype):
+        wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
+        return jax.jit(lambda k: jax.random.normal(k, array.shape, wide).astype(array.dtype))(key)
+    return jax.jit(lambda k: jax.random.randint(k, array.shape, 0, 2, jnp.int32).astype(array.dtype))(key)

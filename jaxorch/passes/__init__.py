@@ -1,0 +1,1 @@
+"""Passes: functions `graph, options -> graph`, listed in order in `pipeline.PASSES`."""

@@ -1,0 +1,59 @@
+"""What passes share: rebuilding a graph with some values replaced and unused nodes dropped.
+
+Input: a graph and replacements.  Output: a graph in topological order again.  Invariant: `Input`
+nodes are kept, used or not, since they stand for the program's operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from jaxorch.ir.graph import Graph, Input, Node, operands_of, reads, with_operands
+from jaxorch.ir.view import Piece, Value, View
+
+__all__ = ["drop_unused", "reorder", "rename", "rename_view", "replace_values"]
+
+
+def rename_view(view: View, new: Callable[[Value], Value]) -> View:
+    pieces = tuple(replace(p, value=new(p.value)) for p in view.pieces)
+    return view if pieces == view.pieces else View(view.domain, pieces)
+
+
+def rename(node: Node, new: Callable[[Value], Value]) -> Node:
+    """The node with every value it reads renamed; the node itself if nothing changes."""
+    operands = operands_of(node)
+    renamed = tuple(rename_view(v, new) for v in operands)
+    return node if renamed == operands else with_operands(node, renamed)
+
+
+def replace_values(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
+    """`graph` with each key of `replacements` read as its image instead (images must come earlier)."""
+
+    def new(value: Value) -> Value:
+        while value in replacements:
+            value = replacements[value]
+        return value
+
+    return Graph(tuple(rename(n, new) for n in graph.nodes), tuple(new(v) for v in graph.outputs))
+
+
+def drop_unused(graph: Graph) -> Graph:
+    """`graph` without the nodes that no output needs; the graph itself if there are none."""
+    live = {v.node for v in graph.outputs} | {k for k, n in enumerate(graph.nodes) if isinstance(n, Input)}
+    for k in reversed(range(len(graph.nodes))):
+        if k in live:
+            live |= {v.node for v in reads(graph.nodes[k])}
+    if len(live) == len(graph.nodes):
+        return graph
+    return reorder(graph, sorted(live), graph.nodes)
+
+
+def reorder(graph: Graph, order: Sequence[int], nodes: Sequence[Node]) -> Graph:
+    """The nodes numbered `order`, in that order, with values renumbered."""
+    numbers = {old: k for k, old in enumerate(order)}
+
+    def new(value: Value) -> Value:
+        return Value(numbers[value.node], value.output)
+
+    return Graph(tuple(rename(nodes[k], new) for k in order), tuple(new(v) for v in graph.outputs))

@@ -1,0 +1,43 @@
+"""Turns copies into views: movement leaves the nodes and lives on the edges.
+
+Input: a graph whose data movement is `Map` "copy" nodes.  Output: a graph where every reader of a copy
+reads the copy's source through the composed view.  What remains of a copy is a place where the array
+must exist: a graph output, or an operand of an opaque node.  Invariant: a view with more than
+`MAX_PIECES` pieces is not composed further, its copy stays.
+"""
+
+from __future__ import annotations
+
+from jaxorch.ir.graph import Graph, Map, Node, Opaque, operands_of, with_operands
+from jaxorch.ir.view import Value, View, compose
+from jaxorch.options import Options
+from jaxorch.passes.rewrite import drop_unused
+
+__all__ = ["MAX_PIECES", "virtualize"]
+
+MAX_PIECES = 12
+
+
+def virtualize(graph: Graph, options: Options) -> Graph:
+    """Composes views through copies and drops the copies nobody needs any more."""
+    del options
+    views: dict[Value, View] = {}  # what each copy's value is a view of, in terms of values that are no copies
+    nodes: list[Node] = []
+    for number, node in enumerate(graph.nodes):
+        if not isinstance(node, Opaque):
+            operands = operands_of(node)
+            composed = tuple(_composed(v, views) for v in operands)
+            node = node if composed == operands else with_operands(node, composed)
+        if isinstance(node, Map) and node.op == "copy" and len(node.operands[0].pieces) <= MAX_PIECES:
+            views[Value(number)] = node.operands[0]
+        nodes.append(node)
+    if all(a is b for a, b in zip(nodes, graph.nodes, strict=True)):
+        return drop_unused(graph)
+    return drop_unused(Graph(tuple(nodes), graph.outputs))
+
+
+def _composed(view: View, views: dict[Value, View]) -> View:
+    if not any(v in views for v in view.values):
+        return view
+    result = compose(view, views.get)
+    return result if len(result.pieces) <= 2 * MAX_PIECES else view

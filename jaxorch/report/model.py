@@ -1,0 +1,80 @@
+"""The report: plain data, printed as a table or given as JSON.
+
+Times are µs, sizes bytes.  Invariant: a report holds no arrays and no traced objects, so it may be kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+
+__all__ = ["KernelLine", "LeftLine", "Report"]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLine:
+    """One generated kernel.
+
+    bytes_moved is what it reads and writes; bytes_minimum each input read and each output written once.
+    measured, registers and spill_bytes are None where nothing was timed or compiled.
+    """
+
+    name: str
+    schedule: str
+    primitives: tuple[str, ...]
+    sources: tuple[str, ...]
+    bytes_moved: int
+    bytes_minimum: int
+    estimated: float
+    measured: float | None
+    registers: int | None
+    spill_bytes: int | None
+    config: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftLine:
+    """Primitives that XLA runs, and why."""
+
+    primitives: tuple[str, ...]
+    sources: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The plan of one program.
+
+    device: the device table planned for; note: what the reader should know first.  status and gap are the
+    solver's; baselines the estimated µs of "greedy" and "unfused" choices beside `estimated`.
+    planned and xla are measured µs of the whole program, None where they were not timed.
+    """
+
+    device: str
+    note: str
+    kernels: tuple[KernelLine, ...]
+    left: tuple[LeftLine, ...]
+    estimated: float
+    baselines: tuple[tuple[str, float], ...]
+    status: str
+    gap: float
+    planned: float | None
+    xla: float | None
+    kept: bool
+    problems: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """The whole report as a JSON object, generated source included."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        from jaxorch.report.text import render
+
+        out = io.StringIO()
+        Console(file=out, width=140, color_system=None).print(render(self))
+        return out.getvalue().rstrip()

@@ -1,0 +1,54 @@
+"""The report as a table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from jaxorch.report.model import KernelLine, Report
+
+__all__ = ["render"]
+
+
+def render(report: Report) -> RenderableType:
+    """Everything a reader needs to see; the generated code is in `to_json`."""
+    parts: list[RenderableType] = [_headline(report)]
+    if report.kernels:
+        parts.append(_kernels(report.kernels))
+    if report.left:
+        parts.append(_left(report))
+    parts.extend(f"problem: {problem}" for problem in report.problems)
+    return Group(*parts)
+
+
+def _headline(report: Report) -> str:
+    parts = [f"{len(report.kernels)} kernels on {report.device}"]
+    if report.status:
+        baselines = ", ".join(f"{name} {cost:.1f}" for name, cost in report.baselines)
+        parts.append(f"estimated {report.estimated:.1f} µs ({report.status}, gap {report.gap:.1%}; {baselines})")
+    if report.planned is not None and report.xla is not None:
+        verdict = "kept" if report.kept else "XLA's version is used"
+        parts.append(f"measured {report.planned:.1f} µs against XLA's {report.xla:.1f} µs: {verdict}")
+    if report.note:
+        parts.append(report.note)
+    return "; ".join(parts)
+
+
+def _kernels(lines: Sequence[KernelLine]) -> Table:
+    table = Table("kernel", "schedule", "primitives", "from", "MB (least)", "µs", "registers (spills)", title="kernels")
+    for line in lines:
+        time = f"{line.measured:.1f} measured" if line.measured is not None else f"{line.estimated:.1f} estimated"
+        registers = "" if line.registers is None else f"{line.registers} ({line.spill_bytes})"
+        moved = f"{line.bytes_moved / 1e6:.2f} ({line.bytes_minimum / 1e6:.2f})"
+        sources = "\n".join(line.sources)
+        table.add_row(line.name, f"{line.schedule}\n{line.config}", " ".join(line.primitives), sources, moved, time, registers)
+    return table
+
+
+def _left(report: Report) -> Table:
+    table = Table("primitives", "from", "why", title="left to XLA")
+    for line in report.left:
+        table.add_row(" ".join(line.primitives), "\n".join(line.sources), line.reason)
+    return table

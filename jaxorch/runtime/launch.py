@@ -1,0 +1,105 @@
+"""Calls generated kernels from traced JAX code: the only importer of jax-triton.
+
+Input: a kernel's source and its operands.  Output: its results.  Invariant: one configuration a kernel;
+importing this module imports neither Triton nor jax-triton.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxorch.codegen.source import Source
+from jaxorch.errors import CompileError, LaunchError
+from jaxorch.ir.graph import Array
+from jaxorch.runtime.compile import Compiled, compile_for
+from jaxorch.runtime.interpret import run
+from jaxorch.runtime.source import LOCK, jit_from_source
+
+__all__ = ["call", "check", "interpreted_call"]
+
+_TRITON_TYPES = {
+    "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+    "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
+    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5",
+}  # fmt: skip
+
+
+def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, arch: int | None = None) -> list[Any]:
+    """Launches a kernel on the GPU inside traced code; `arch` names the compute capability where no GPU is here.
+
+    Raises:
+        LaunchError: jax-triton is not installed.
+    """
+    jax_triton = _jax_triton()
+    types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
+    results = jax_triton.triton_call(
+        *operands,
+        kernel=jit_from_source(source.text, source.name),
+        out_type=types,
+        grid=(source.grid,),
+        name=source.name,
+        num_warps=source.config.num_warps,
+        num_stages=source.config.num_stages,
+        compute_capability=arch,
+    )
+    return list(results)
+
+
+def _jax_triton() -> Any:
+    # jax-triton deletes this variable when it is imported, which would move Triton's cache for everybody else
+    kept = os.environ.get("TRITON_CACHE_DIR")
+    try:
+        with LOCK:
+            import jax_triton
+    except ImportError as err:
+        raise LaunchError("jax-triton is not installed: kernels need `pip install jaxorch` on Linux.") from err
+    if kept is not None:
+        os.environ["TRITON_CACHE_DIR"] = kept
+    return jax_triton
+
+
+def check(source: Source, arguments: Sequence[Array], *, arch: int, shared_limit: int) -> Compiled:
+    """Compiles and assembles a kernel for a GPU.
+
+    Raises:
+        CompileError: it does not compile, or wants more shared memory than a block has.
+    """
+    signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in arguments), strict=True))
+    compiled = compile_for(
+        source.text,
+        source.name,
+        signature,
+        {},
+        arch=arch,
+        num_warps=source.config.num_warps,
+        num_stages=source.config.num_stages,
+    )
+    if compiled.shared_bytes > shared_limit:
+        raise CompileError(
+            f"Kernel {source.name!r} needs {compiled.shared_bytes} bytes of shared memory; a block has {shared_limit}."
+        )
+    return compiled
+
+
+def _parameters(source: Source) -> list[str]:
+    head = source.text.split(f"def {source.name}(", 1)[1].split(")", 1)[0]
+    return [name.strip() for name in head.split(",")]
+
+
+def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[Array]) -> list[Any]:
+    """Runs a kernel through Triton's interpreter, as a host callback inside traced code."""
+
+    def host(*arrays: Any) -> tuple[np.ndarray[Any, Any], ...]:
+        ins = [np.ascontiguousarray(a) for a in arrays]
+        outs = [np.zeros(a.shape, a.dtype) for a in outputs]
+        run(source.text, source.name, (source.grid,), [*ins, *outs], constants={})
+        return tuple(outs)
+
+    types = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs)
+    return list(jax.pure_callback(host, types, *operands, vmap_method="sequential"))

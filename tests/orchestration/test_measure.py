@@ -1,0 +1,156 @@
+"""The timing primitive: interleaving, rotation, donation, the profiler's records, and the wall clock in its place."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.mosaic.gpu import profiler
+
+from jaxorch.orchestration import measure
+from jaxorch.orchestration.measure import Rotation, device_times
+
+
+@pytest.fixture
+def sets():
+    return [(jnp.full((8,), float(i)),) for i in range(3)]
+
+
+class Device:
+    """Stands for the profiler's native half: records what the versions launch between its start and its end."""
+
+    def __init__(self, *, fails=""):
+        self.fails = fails
+        self.records = None
+
+    def launch(self, name, milliseconds):
+        if self.records is not None:
+            self.records.append((name, milliseconds))
+
+    def _cupti_init(self):
+        if self.fails:
+            raise RuntimeError(self.fails)
+        self.records = []
+
+    def _cupti_get_timings(self, finalize):
+        assert not finalize
+        recorded, self.records = self.records, None
+        return recorded
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    def install(**options):
+        device = Device(**options)
+        monkeypatch.setattr(profiler, "mosaic_gpu_lib", types.SimpleNamespace(_mosaic_gpu_ext=device))
+        monkeypatch.setattr(Rotation, "platform", lambda self: "gpu")
+        return device
+
+    return install
+
+
+def test_the_clock_times_every_version(sets):
+    fast, slow = device_times([jax.jit(lambda x: x + 1), lambda x: [jnp.sin(x) for _ in range(50)]], sets, repeats=9)
+    assert fast.source == slow.source == "clock"
+    assert fast.note == ""
+    assert fast.kernels == ()
+    assert fast.samples == 9
+    assert 0 < fast.low_us <= fast.median_us <= fast.high_us
+    assert fast.median_us < slow.median_us
+
+
+def test_calls_are_interleaved_on_rotating_arguments(sets):
+    calls = []
+    versions = [lambda x, name=name: calls.append((name, int(x[0]))) for name in "ab"]
+    device_times(versions, sets, repeats=2)
+    assert calls == [("a", 0), ("b", 1), ("a", 2), ("b", 0), ("a", 1), ("b", 2)]
+
+
+def test_kernel_records_become_samples(gpu, sets):
+    device = gpu()
+    durations = iter([1.0, 9.0, 0.003, 0.004, 0.001, 0.008, 0.002, 0.006])
+
+    def one(x):
+        device.launch("one", next(durations))
+        return x
+
+    def two(x):
+        device.launch("first", 0.001)
+        device.launch("second", next(durations))
+        return x
+
+    first, second = device_times([one, two], sets, repeats=3)
+    assert first.source == "cupti"
+    assert (first.median_us, first.kernels) == (2.0, (("one", 2.0),))
+    assert (first.low_us, first.high_us) == (1.5, 2.5)
+    assert second.median_us == 7.0
+    assert second.kernels == (("first", 1.0), ("second", 6.0))
+
+
+@pytest.mark.parametrize("broken", ["another subscriber is active", "no kernels"])
+def test_without_the_profiler_the_clock_says_why(gpu, sets, broken):
+    gpu(fails="" if broken == "no kernels" else broken)
+    [timing] = device_times([lambda x: x], sets, repeats=2)
+    assert timing.source == "clock"
+    assert "no CUPTI times" in timing.note
+    assert ("without any kernel" if broken == "no kernels" else broken) in timing.note
+
+
+def test_a_failing_version_raises(gpu, sets):
+    gpu()
+
+    def fails(x):
+        raise RuntimeError("launch failed")
+
+    with pytest.raises(RuntimeError, match="launch failed"):
+        device_times([fails], sets)
+
+
+def test_donated_arguments_are_handed_on():
+    update = jax.jit(lambda c, u: (u * 2, c + u), donate_argnums=(0,))
+    sets = [(jnp.zeros((4, 4)), jnp.ones((4,))) for _ in range(2)]
+    timings = device_times([update, update], sets, donated=(0,), repeats=3)
+    assert all(timing.samples == 3 for timing in timings)
+
+
+def test_a_donated_argument_without_an_output_is_refused():
+    rotation = Rotation([(jnp.zeros((4,)),)], donated=(0,))
+    with pytest.raises(ValueError, match=r"donated argument 0 .* matches no output"):
+        rotation.call(lambda x: x.sum())
+
+
+def test_no_argument_sets_are_refused():
+    with pytest.raises(ValueError, match="argument_sets is empty"):
+        device_times([lambda: None], [])
+
+
+def test_functions_of_nothing(monkeypatch):
+    assert device_times([lambda: jnp.ones(2)], [()], repeats=1)[0].samples == 1
+
+
+def test_timing_works_while_jax_traces(sets):
+    found = []
+
+    @jax.jit
+    def traced(y):
+        found.extend(device_times([jax.jit(lambda x: x * 2)], sets, repeats=2))
+        return y + 1
+
+    assert traced(jnp.ones(()).block_until_ready()) == 2
+    assert found[0].samples == 2
+
+
+@pytest.mark.gpu
+def test_device_time_of_a_copy():
+    x = jax.random.normal(jax.random.key(0), (8192, 8192), jnp.float32)
+    versions = [jax.jit(lambda x: x + 1), jax.jit(lambda x: jnp.cumsum(x, 1) @ x)]
+    small, large = device_times(versions, [(x,)], repeats=10)
+    assert small.source == "cupti", small.note
+    assert len(small.kernels) == 1
+    assert small.median_us == pytest.approx(sum(us for _, us in small.kernels), rel=0.05)
+    # 512 MB at between 0.5 and 20 TB/s.
+    assert 25 < small.median_us < 1000
+    assert len(large.kernels) > 1
+    assert large.median_us > small.median_us
+    assert measure._CUPTI_LOCK.acquire(blocking=False)
+    measure._CUPTI_LOCK.release()
