@@ -21,7 +21,7 @@ import jax.core
 from jax.extend import core as jex_core
 from jax.interpreters import mlir, xla
 
-from jaxorch.errors import JaxorchError, JaxorchWarning, UnsupportedError, VerifyError
+from jaxorch.errors import JaxorchError, JaxorchWarning, OptionError, UnsupportedError, VerifyError
 from jaxorch.options import Options
 from jaxorch.target import Target, detect
 
@@ -253,6 +253,8 @@ def _planned_lowering(
         return stock()
     try:
         planned = program(call_jaxpr, options, site.target())
+    except OptionError:  # the caller's mistake, for example a device that has no table, and theirs to hear of
+        raise
     except JaxorchError as error:
         site.fall_back(str(error), error)
         return stock()

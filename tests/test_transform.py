@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxorch import pipeline, primitive
 from jaxorch.api import optimize as optimize_with
-from jaxorch.errors import JaxorchError, JaxorchWarning, UnsupportedError
+from jaxorch.errors import JaxorchError, JaxorchWarning, OptionError, UnsupportedError
 from jaxorch.options import Options
 from jaxorch.target import Target
 
@@ -559,6 +559,15 @@ def test_a_failing_pipeline_leaves_the_program_to_xla(
     with pytest.raises(JaxorchError, match=str(error)) as raised:
         optimize(jnp.tanh, options=Options(fallback="error"))(x)
     assert error in chain(raised.value)
+
+
+def test_a_wrong_option_is_no_reason_to_fall_back(x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(jaxpr: Any, options: Options, target: Target) -> Any:
+        raise OptionError(f"there is no device table {target.device!r}")
+
+    monkeypatch.setattr(pipeline, "build", build)
+    with pytest.raises(OptionError, match="no device table 'h2000'"):
+        optimize(jnp.tanh, options=Options(device="h2000"))(x)
 
 
 def chain(error: BaseException | None) -> list[BaseException]:

@@ -24,7 +24,12 @@ def _near_zero(x: str, series: str, otherwise: str) -> str:
 
 def _signed(x: str, magnitude: str) -> str:
     """An odd function from its values on |x|."""
-    return _where(f"{x} < 0", f"-{magnitude}", magnitude)
+    return f"({_where(f'{x} < 0', '-1.0', '1.0')} * {magnitude})"
+
+
+def _mirrored(condition: str, whole: float, x: str) -> str:
+    """`whole - x` where `condition` holds, else x: with one copy of x, whose text may be long."""
+    return f"({_where(condition, repr(whole), '0.0')} + {_where(condition, '-1.0', '1.0')} * {x})"
 
 
 def _polynomial(x: str, coefficients: Sequence[float]) -> str:
@@ -66,11 +71,11 @@ def _cbrt(x: str) -> str:
 def _atan(x: str) -> str:
     """One Newton step on tan from a start within 0.005, whose error is a third of the cube of that: 4e-8."""
     a = f"tl.abs({x})"
-    t = _where(f"{a} > 1.0", f"1.0 / {a}", a)
+    t = f"(tl.minimum({a}, 1.0) / tl.maximum({a}, 1.0))"
     angle = f"({t} / (1.0 + 0.28 * {t} * {t}))"
     sine, cosine = f"tl.sin({angle})", f"tl.cos({angle})"
     angle = f"({angle} + ({t} * {cosine} - {sine}) / ({cosine} + {t} * {sine}))"
-    return _signed(x, _where(f"{a} > 1.0", f"({math.pi / 2!r} - {angle})", angle))
+    return _signed(x, _mirrored(f"{a} > 1.0", math.pi / 2, angle))
 
 
 def _asin(x: str) -> str:
@@ -105,9 +110,9 @@ def _is_negative(x: str) -> str:
 def _atan2(y: str, x: str) -> str:
     a, b = f"tl.abs({y})", f"tl.abs({x})"
     ratio = _where(f"({a} == {b}) & ({a} > 0)", "1.0", _where(f"({a} == 0) & ({b} == 0)", "0.0", f"{a} / {b}"))
-    first = _where(f"({x} != {x}) | ({y} != {y})", f"({x} + {y})", _atan(ratio))
-    half_plane = _where(_is_negative(x), f"({math.pi!r} - {first})", first)
-    return _where(_is_negative(y), f"-{half_plane}", half_plane)
+    angle = _mirrored(_is_negative(x), math.pi, _atan(ratio))
+    signed = f"({_where(_is_negative(y), '-1.0', '1.0')} * {angle})"
+    return _where(f"({x} != {x}) | ({y} != {y})", f"({x} + {y})", signed)
 
 
 def _pow(x: str, y: str) -> str:

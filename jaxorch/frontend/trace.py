@@ -134,7 +134,6 @@ def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int]) -
 def _bind(trace: Trace, equation: Equation, env: MutableMapping[int, Any]) -> None:
     eqn = equation.jaxpr_eqn
     operands = [env[v] if v in env else trace.literals[v] for v in equation.inputs]
-    functions, params = eqn.primitive.get_bind_params(eqn.params)
     with eqn.ctx.manager:
-        results = eqn.primitive.bind(*functions, *operands, **params)
+        results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     env.update(zip(equation.outputs, results if eqn.primitive.multiple_results else [results], strict=True))

@@ -1,7 +1,7 @@
 """The choice of kernels as a binary linear program, solved by HiGHS through PuLP, in process.
 
 In: candidates, the values to produce, the nodes too expensive to compute twice. Out: a `Solution` whose kernels, in
-order, produce all they read and every required value, at the least total cost. With x_k = 1 where candidate k is chosen:
+order, produce all they read and every required value, at the least total cost. With x_k = 1 where k is chosen:
 
     min  Σ c_k x_k
     (1)  Σ_{k stores t} x_k ≥ 1                    every required value t

@@ -3,7 +3,8 @@
 Rates are what programs reach, not what datasheets promise. Measured here: on an H200, copying (4.3 of 4.8 TB/s), matrix
 products in bfloat16 (790 of 989 TFLOP/s) and in float32 by TF32, JAX's default there (371 of 495), and the launches.
 Every other rate is its datasheet's, scaled as the nearest measured one: memory and vector units by 4.3/4.8, TF32 and
-float64 by 371/495, the other matrix formats by 790/989. Rates of the L2 cache are in no datasheet: estimates.
+float64 by 371/495, the other matrix formats by 790/989; an H100 (SXM) computes as an H200 does. Rates of the L2 cache
+are in no datasheet: estimates.
 """
 
 from __future__ import annotations

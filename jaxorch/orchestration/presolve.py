@@ -1,8 +1,7 @@
 """What is known about a choice of kernels before it is solved.
 
-In: candidates, required values, expensive nodes. Out: a `Problem`, with the candidates that some best solution may
-    use, and
-what every solution must compute and store; and its parts that can be solved apart. Nothing here removes all best
+In: candidates, required values, expensive nodes. Out: a `Problem`, with the candidates that some best solution may use,
+and what every solution must compute and store; and its parts that can be solved apart. Nothing here removes all best
 solutions.
 """
 

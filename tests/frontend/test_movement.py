@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxorch.errors import UnsupportedError
 from jaxorch.frontend.movement import VIEWS, broadcast
-from jaxorch.ir.view import Value, View, compose, evaluate_view, identity, simplify_view
+from jaxorch.ir.view import Value, View, compose, evaluate_view, identity, is_identity, simplify_view
 
 MAX_SIZE = 600
 CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
@@ -274,6 +274,16 @@ def test_patterns_become_one_piece(name, index):
     (view,) = check(f, *(counting(shape) for shape in operands))
     assert len(view.pieces) == 1
     assert len(view.pieces[0].index) == index
+
+
+def there_and_back(x):
+    windows = jnp.roll(x, (-1, -1), (0, 1)).reshape(2, 3, 2, 3, 4).transpose(0, 2, 1, 3, 4).reshape(4, 9, 4)
+    return jnp.roll(windows.reshape(2, 2, 3, 3, 4).transpose(0, 2, 1, 3, 4).reshape(6, 6, 4), (1, 1), (0, 1))
+
+
+def test_shifted_windows_and_their_inverse_cancel():
+    (view,) = check(there_and_back, counting((6, 6, 4)))
+    assert is_identity(view, (6, 6, 4))
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.float16, jnp.bfloat16, np.complex64])

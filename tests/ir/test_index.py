@@ -1,7 +1,6 @@
 """Index expressions: simplification preserves every point, ranges are sound, guards mean what they say."""
 
 import functools
-import itertools
 import math
 
 import numpy as np
@@ -257,7 +256,6 @@ def test_range_of_an_empty_axis_is_that_of_size_one():
     assert ix.range_of(Add(x, y), (0, 4)) == (0, 3)
 
 
-@pytest.mark.parametrize(("shape", "point"), itertools.product([(), (3,), (2, 0, 3), (4, 1, 5)], [0]))
-def test_delinearize_has_one_coordinate_an_axis(shape, point):
-    coords = ix.delinearize(Const(point), shape)
-    assert [ix.evaluate(c, ()) for c in coords] == [0] * len(shape)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0, 3), (4, 1, 5)])
+def test_delinearize_has_one_coordinate_an_axis(shape):
+    assert [ix.evaluate(c, ()) for c in ix.delinearize(Const(0), shape)] == [0] * len(shape)

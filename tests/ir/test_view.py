@@ -30,7 +30,7 @@ a, b = Value(0), Value(1)
 
 @st.composite
 def views(draw, sources, domain=None):
-    """A view over a random domain whose pieces read `sources`, which are (value, shape) pairs, not all of them empty."""
+    """A view over a random domain whose pieces read `sources`, (value, shape) pairs that are not all empty."""
     domain = draw(shapes) if domain is None else domain
     readable = [s for s in sources if 0 not in s[1]] if 0 not in domain else list(sources)
     pieces = []
