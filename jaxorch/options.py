@@ -41,7 +41,7 @@ class Options:
         backend: what runs the kernels. "auto" is Triton on CUDA and XLA elsewhere; "xla" leaves everything to XLA;
             "interpret" runs generated kernels on the CPU, slowly, for tests; "triton" insists on Triton.
         fallback: what happens where jaxorch cannot optimise: "xla" compiles with XLA and warns once, "error" raises
-            `UnsupportedError`.
+            a `JaxorchError` that says why.
         effort: "fast" times nothing on the device, "default" times block sizes and the whole plan, "max" searches
             longest.
         device: name of a device table, for example "h200", to plan for a GPU that is not the local one.

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxorch.codegen import reductions
 from jaxorch.codegen.ops import Buffer, Ops, Tile
+from jaxorch.codegen.precision import relaxed_nodes
 from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Reduce
@@ -55,6 +56,7 @@ class _Body[V]:
         self.graph, self.kernel, self.config, self.ops = graph, kernel, config, ops
         self.frame = kernel.frames[config.frame]
         self.members = frozenset(kernel.nodes)
+        self.relaxed = relaxed_nodes(graph, kernel)
         ins, self.outs = buffers(graph, kernel)
         self.ins = dict(zip(kernel.inputs, ins, strict=True))
         self.tile: Tile | None = None
@@ -161,7 +163,8 @@ class _Body[V]:
             case Map():
                 args = [self.view(v, coords, guard) for v in node.operands]
                 dtypes = [self.graph.array(v.values[0]).dtype for v in node.operands]
-                return self.ops.scalar(node.op, dict(node.params), args, dtypes, node.array.dtype)
+                relaxed = value.node in self.relaxed
+                return self.ops.scalar(node.op, dict(node.params), args, dtypes, node.array.dtype, relaxed=relaxed)
             case Reduce():
                 return self.reduction(Reduction(value.node, coords))[value.output]
             case _:

@@ -122,7 +122,14 @@ class CountOps:
         return ix.dims_of(expr)
 
     def scalar(
-        self, op: str, params: Mapping[str, Any], args: Sequence[Dims], dtypes: Sequence[np.dtype[Any]], out: np.dtype[Any]
+        self,
+        op: str,
+        params: Mapping[str, Any],
+        args: Sequence[Dims],
+        dtypes: Sequence[np.dtype[Any]],
+        out: np.dtype[Any],
+        *,
+        relaxed: bool = False,
     ) -> Dims:
         dims = frozenset[int]().union(*args)
         self.counts.operations += self.points(dims) * (10 if op in _SLOW else 2)

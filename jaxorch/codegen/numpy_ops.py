@@ -97,6 +97,8 @@ class NumpyOps:
         args: Sequence[Data],
         dtypes: Sequence[np.dtype[Any]],
         out: np.dtype[Any],
+        *,
+        relaxed: bool = False,
     ) -> Data:
         with np.errstate(all="ignore"):
             return SCALARS[op](params, args, dtypes, out)

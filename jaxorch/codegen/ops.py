@@ -60,8 +60,18 @@ class Ops[V](Protocol):
     def const(self, value: bool | int | float, dtype: np.dtype[Any]) -> V: ...
     def index(self, expr: Expr, dtype: np.dtype[Any]) -> V: ...
     def scalar(
-        self, op: str, params: Mapping[str, Any], args: Sequence[V], dtypes: Sequence[np.dtype[Any]], out: np.dtype[Any]
-    ) -> V: ...
+        self,
+        op: str,
+        params: Mapping[str, Any],
+        args: Sequence[V],
+        dtypes: Sequence[np.dtype[Any]],
+        out: np.dtype[Any],
+        *,
+        relaxed: bool = False,
+    ) -> V:
+        """An elementwise lax primitive; `relaxed` allows a float32 result an error that 16-bit rounding hides."""
+        ...
+
     def select(self, guard: Guard, then: V, otherwise: V) -> V: ...
     def branch(self, guard: Guard) -> Branch[V]:
         """A choice made once a tile: `guard` has one truth value over every tile."""

@@ -102,7 +102,8 @@ def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile) -> tuple[
         case "moments":
             return ops.carry(tile, 0.0, dtype), ops.carry(tile, 0.0, dtype)
         case "sumexp":
-            return ops.carry(tile, -np.inf, dtype), ops.carry(tile, 0.0, dtype)
+            # not -inf: the distance of a first element would be inf - inf
+            return ops.carry(tile, float(np.finfo(compute_dtype(dtype)).min), dtype), ops.carry(tile, 0.0, dtype)
         case _:
             return (ops.carry(tile, _identity(op, dtype), dtype),)
 
@@ -121,13 +122,15 @@ def step[V](ops: Ops[V], op: str, item: Item[V], carried: Sequence[V]) -> None:
             square = x("mul", delta, x("sub", item.value, new))
             ops.assign(m2, x("add", m2, ops.valid(square, x.const(0.0))))
             ops.assign(mean, ops.valid(new, mean))
-        case "sumexp":  # m' = max(m, x), s' = s*exp(m-m') + exp(x-m'), where m' = -inf adds nothing
+        case "sumexp":  # e = exp(-|x-m|); where x > m: s = s*e + 1, m = x; else s = s + e
             top, total = carried
-            new = x("max", top, x.masked("max", item.value))
-            shift = x.pick(x.test("eq", new, x.const(-np.inf)), x.const(0.0), new)
-            kept = x("mul", total, x("exp", x("sub", top, shift)))
-            ops.assign(total, x("add", kept, ops.valid(x("exp", x("sub", item.value, shift)), x.const(0.0))))
-            ops.assign(top, new)
+            value = x.masked("max", item.value)
+            distance = x("sub", value, top)
+            decay = x("exp", x("neg", x("abs", distance)))
+            grows = x.test("gt", distance, x.const(0.0))
+            kept = x("mul", total, x.pick(grows, decay, x.const(1.0)))
+            ops.assign(total, x("add", kept, x.pick(grows, x.const(1.0), decay)))
+            ops.assign(top, x("max", top, value))
         case _:
             (acc,) = carried
             ops.assign(acc, x(_COMBINE[op], acc, x.masked(op, item.value)))
@@ -151,7 +154,12 @@ def finish[V](
         case "sumexp":
             top, total = carried
             peak = x.fold("max", top)
-            return peak, x.fold("sum", x("mul", total, x("exp", x("sub", top, peak))))
+            share = x.fold("sum", x("mul", total, x("exp", x("sub", top, peak))))
+            # a sum of 0: only -inf came, whose maximum is -inf; then, and with +inf, exp(x - max) is nan
+            empty = x.test("eq", share, x.const(0.0))
+            endless = x.test("eq", peak, x.const(np.inf))
+            share = x.pick(empty, x.const(np.nan), x.pick(endless, x.const(np.nan), share))
+            return x.pick(empty, x.const(-np.inf), peak), share
         case _:
             return (x.fold(op, carried[0]),)
 

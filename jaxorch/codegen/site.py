@@ -18,13 +18,17 @@ type DType = np.dtype[Any]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The equation's params, its operands as expressions that bind tightly, their logical dtypes and the result's."""
+    """The equation's params, its operands as expressions that bind tightly, their logical dtypes and the result's.
+
+    `relaxed`: a float32 result of which only 16-bit values come, so that their fast forms will do (`precision`).
+    """
 
     params: Mapping[str, Any]
     args: tuple[str, ...]
     dtypes: tuple[DType, ...]
     out: DType
     interpret: bool
+    relaxed: bool = False
 
     @property
     def x(self) -> str:
@@ -61,7 +65,14 @@ class TritonRule(Protocol):
     """Writes one operation as one Triton expression of the operands' expressions."""
 
     def __call__(
-        self, params: Mapping[str, Any], args: Sequence[str], dtypes: Sequence[DType], out: DType, *, interpret: bool
+        self,
+        params: Mapping[str, Any],
+        args: Sequence[str],
+        dtypes: Sequence[DType],
+        out: DType,
+        *,
+        interpret: bool,
+        relaxed: bool = False,
     ) -> str: ...
 
 
@@ -69,8 +80,14 @@ def rule(write: Write) -> TritonRule:
     """The table's form of `write`."""
 
     def apply(
-        params: Mapping[str, Any], args: Sequence[str], dtypes: Sequence[DType], out: DType, *, interpret: bool
+        params: Mapping[str, Any],
+        args: Sequence[str],
+        dtypes: Sequence[DType],
+        out: DType,
+        *,
+        interpret: bool,
+        relaxed: bool = False,
     ) -> str:
-        return operand(write(Site(params, tuple(map(operand, args)), tuple(dtypes), out, interpret)))
+        return operand(write(Site(params, tuple(map(operand, args)), tuple(dtypes), out, interpret, relaxed)))
 
     return apply

@@ -70,8 +70,8 @@ def triton_literal(value: Any, dtype: np.dtype[Any]) -> str:
     if not is_float(dtype):
         return f"tl.full([], {np.asarray(value).astype(dtype).item()}, {name})"
     number = np.asarray(value).astype(dtype).astype(compute_dtype(dtype))
-    if number == 0 and np.signbit(number):  # Triton makes every zero constant a positive one
-        return f"(-tl.full([], 0.0, {name}))"
+    if number == 0 and np.signbit(number):  # Triton makes every zero constant positive, and -x, before 3.7, 0 - x
+        return f"(tl.full([], 0.0, {name}) * -1.0)"
     return f"tl.full([], {_float_text(number)}, {name})"
 
 

@@ -107,7 +107,7 @@ def _formed(name: str, form: _Form) -> Write:
     def write(site: Site) -> str:
         names = dict(zip("xy", site.args, strict=False))
         if not site.interpret:
-            return form.template(site.out.name).format(**names)
+            return form.template("float16" if site.relaxed else site.out.name).format(**names)
         if name in INTERPRETED:
             wide = [f"{arg}.to(tl.float64)" for arg in site.args]
             return f"({INTERPRETED[name](*wide)}).to({site.held})"

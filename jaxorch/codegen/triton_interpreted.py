@@ -71,7 +71,8 @@ def _cbrt(x: str) -> str:
 def _atan(x: str) -> str:
     """One Newton step on tan from a start within 0.005, whose error is a third of the cube of that: 4e-8."""
     a = f"tl.abs({x})"
-    t = f"(tl.minimum({a}, 1.0) / tl.maximum({a}, 1.0))"
+    keep = "propagate_nan=tl.PropagateNan.ALL"
+    t = f"(tl.minimum({a}, 1.0, {keep}) / tl.maximum({a}, 1.0, {keep}))"
     angle = f"({t} / (1.0 + 0.28 * {t} * {t}))"
     sine, cosine = f"tl.sin({angle})", f"tl.cos({angle})"
     angle = f"({angle} + ({t} * {cosine} - {sine}) / ({cosine} + {t} * {sine}))"

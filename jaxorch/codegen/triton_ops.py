@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.codegen.triton_scalars import TRITON, triton_literal, triton_load_cast, triton_store_cast
+from jaxorch.codegen.triton_writer import Axes, Block, Text, Writer
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import TRITON_NAME, compute_dtype
-from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Mod, Select
+from jaxorch.ir.index import Dim, Expr, Guard
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
-__all__ = ["HELPERS", "Text", "TritonOps"]
-
-type Names = tuple[str, str, str]
+__all__ = ["HELPERS", "TritonOps"]
 
 # Combine functions of reductions that tl has no function for.
 HELPERS = {
@@ -34,117 +32,79 @@ HELPERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A value of the generated kernel: its name, and the axes it varies along (which give its shape)."""
-
-    name: str
-    dims: frozenset[int]
-
-
-@dataclass(slots=True)
-class _Block:
-    """Lines under one indentation, and the index expressions that have a name there."""
-
-    kind: str  # "function", "loop" or "branch"
-    lines: list[str] = field(default_factory=list[str])
-    names: dict[Any, str] = field(default_factory=dict[Any, str])
-
-
-class TritonOps:
+class TritonOps(Writer):
     """Ops whose values are `Text`.  `blocks[0].lines` is the function's body once `emit` has returned."""
 
-    def __init__(
-        self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, unroll: int, interpret: bool
-    ) -> None:
+    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, unroll: int, interpret: bool) -> None:
         """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits."""
-        self.frame, self.unroll, self.num_stages = tile, unroll, num_stages
-        self.interpret = interpret
-        self.blocks = [_Block("function")]
+        super().__init__(tile)
+        self.tile, self.unroll, self.num_stages, self.interpret = tile, unroll, num_stages, interpret
         self.helpers: dict[str, None] = {}
-        self.count = 0
-        self.tile = tile
-        self.column = "column"
         self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
         self.column_blocks = column_blocks
+        self.column = "column"
+        self.row_start = ""
         self.prologue(wide)
 
-    # Lines and names
-
-    @property
-    def flat(self) -> bool:
-        """Whether the tile is one row: then rows are scalars and columns have rank 1."""
-        return self.frame.block_rows == 1
-
-    def put(self, line: str, dims: frozenset[int] | None = None) -> None:
-        block = self.blocks[-1]
-        if block.kind == "loop" and dims is not None and COLUMN not in dims:
-            block = self.blocks[-2]  # it does not vary in the loop
-        block.lines.append(line)
-
-    def name(self, expr: str, dims: frozenset[int], prefix: str = "v") -> Text:
-        text = Text(f"{prefix}{self.count}", dims)
-        self.count += 1
-        self.put(f"{text.name} = {expr}", dims)
-        return text
-
-    def indented(self, head: str, block: _Block) -> None:
-        self.put(head)
-        self.blocks[-1].lines.extend("    " + line for line in block.lines or ["pass"])
-
     def prologue(self, wide: bool) -> None:
+        """The program's place in the grid: grid point, row block and column block, fastest last."""
         self.put("program = tl.program_id(0)" + (".to(tl.int64)" if wide else ""))
         rest = "program"
+        many = self.frame.sizes[GRID] > 1
         if self.column_blocks > 1:
-            alone = self.row_blocks * self.frame.sizes[GRID] == 1
+            alone = self.row_blocks == 1 and not many
             self.put(f"column_block = {rest}" if alone else f"column_block = {rest} % {self.column_blocks}")
             rest = f"{rest} // {self.column_blocks}"
-        many = self.frame.sizes[GRID] > 1
         if self.row_blocks > 1:
             self.put(f"row_block = ({rest}) % {self.row_blocks}" if many else f"row_block = {rest}")
         if many:
             self.put(f"grid = ({rest}) // {self.row_blocks}" if self.row_blocks > 1 else f"grid = {rest}")
-        start = "row_block" if self.row_blocks > 1 else "0"
-        if self.frame.sizes[ROW] > 1:
-            if self.flat:
-                self.put(f"row = {start}")
-            else:
-                block = self.frame.block_rows
-                self.put(f"row = {start} * {block} + tl.arange(0, {block})[:, None]")
-                if self.frame.sizes[ROW] % block:
-                    self.put(f"row_mask = row < {self.frame.sizes[ROW]}")
+        self.rows()
+
+    def rows(self) -> None:
+        size, block = self.frame.sizes[ROW], self.frame.block_rows
+        if size == 1:
+            return
+        if self.flat:
+            self.put("row = row_block" if self.row_blocks > 1 else "row = 0")
+            self.row_start = "row"
+            return
+        if self.row_blocks > 1:
+            self.put(f"row_start = row_block * {block}")
+            self.row_start = "row_start"
+        self.put(f"row_lane = tl.arange(0, {block})[:, None]")
+        self.put("row = row_start + row_lane" if self.row_start else "row = row_lane")
+        if size % block:
+            self.put(f"row_mask = row < {size}")
 
     # Scopes
 
     def scope(self, tile: Tile) -> AbstractContextManager[None]:
         return self.loop(tile) if tile.walk == "loop" else self.straight(tile)
 
-    def arange(self, size: int) -> str:
-        return f"tl.arange(0, {size})" + ("" if self.flat else "[None, :]")
-
-    def mask_columns(self, tile: Tile) -> None:
-        if tile.sizes[COLUMN] % tile.block_columns:
-            self.put(f"{self.column}_mask = {self.column} < {tile.sizes[COLUMN]}")
+    def column_of(self, name: str, start: str, tile: Tile, size: int) -> None:
+        lane = self.arange(tile.block_columns)
+        self.put(f"{name} = {start} + {lane}" if start else f"{name} = {lane}")
+        if size % tile.block_columns:
+            self.put(f"{name}_mask = {name} < {size}")
 
     @contextmanager
     def straight(self, tile: Tile) -> Iterator[None]:
         outer, self.tile, self.column = (self.tile, self.column), tile, f"column{tile.sizes[COLUMN]}"
         if self.column not in self.blocks[0].names:
             self.blocks[0].names[self.column] = self.column
-            start = f"column_block * {tile.block_columns} + " if tile.walk == "grid" and self.column_blocks > 1 else ""
-            self.put(f"{self.column} = {start}{self.arange(tile.block_columns)}")
-            self.mask_columns(tile)
+            self.column_of(self.column, self.axes().column_start, tile, tile.sizes[COLUMN])
         yield
         self.tile, self.column = outer
 
     @contextmanager
     def loop(self, tile: Tile) -> Iterator[None]:
         outer, self.tile, self.column = (self.tile, self.column), tile, f"column{self.count}"
-        start = f"start{self.count}"
         self.count += 1
-        self.blocks.append(_Block("loop"))
-        self.put(f"{self.column} = {start} + {self.arange(tile.block_columns)}")
-        self.mask_columns(tile)
+        self.arange(tile.block_columns)
+        self.blocks.append(Block("loop"))
+        start = self.axes().column_start
+        self.column_of(self.column, start, tile, tile.sizes[COLUMN])
         yield
         body = self.blocks.pop()
         stages = "" if self.num_stages < 2 else f", num_stages={self.num_stages}"
@@ -152,112 +112,56 @@ class TritonOps:
         self.indented(f"for {start} in {function}(0, {tile.sizes[COLUMN]}, {tile.block_columns}{stages}):", body)
         self.tile, self.column = outer
 
-    # Index expressions
-
-    def axes(self) -> Names:
-        return "grid", "row", self.column
-
-    def starts(self) -> Names:
-        """The axes' first coordinates in this tile, as scalars."""
-        row = "row" if self.flat else f"row_block * {self.frame.block_rows}" if self.row_blocks > 1 else "0"
+    def axes(self) -> Axes:
         if self.tile.walk == "loop":
-            return "grid", row, "start" + self.column.removeprefix("column")
-        return "grid", row, f"column_block * {self.tile.block_columns}" if self.column_blocks > 1 else "0"
+            start = "start" + self.column.removeprefix("column")
+        elif self.tile.walk == "grid" and self.column_blocks > 1:
+            start = self.once(f"{self.column}_start", f"column_block * {self.tile.block_columns}")
+        else:
+            start = ""
+        lane = self.arange(self.tile.block_columns)
+        row_lane = "" if self.flat else "row_lane"
+        return Axes(("grid", "row", self.column), self.tile.sizes, self.row_start, row_lane, start, lane)
 
-    def text(self, expr: Expr, names: Names, sizes: tuple[int, int, int]) -> str:
-        terms, const = ix.linear_terms(expr, sizes)
-        parts: list[str] = []
-        for atom, factor in terms:
-            name = names[atom.axis] if isinstance(atom, Dim) else self.atom(atom, names, sizes)
-            name = f"({name})" if " " in name else name
-            parts.append(name if factor == 1 else f"{name} * {factor}")
-        if const or not parts:
-            parts.append(str(const))
-        return " + ".join(parts).replace("+ -", "- ")
+    def wide_axes(self) -> Axes:
+        """Axes whose column counts single elements rather than groups of `unroll`."""
+        name, count = f"{self.column}_wide", self.tile.block_columns * self.unroll
+        grid, rows, columns = self.tile.sizes
+        start = self.once(f"{name}_start", f"column_block * {count}") if self.column_blocks > 1 else ""
+        lane = self.arange(count)
+        self.once(name, f"{start} + {lane}" if start else lane)
+        if columns % self.tile.block_columns:
+            self.once(f"{name}_mask", f"{name} < {columns * self.unroll}")
+        row_lane = "" if self.flat else "row_lane"
+        return Axes(("grid", "row", name), (grid, rows, columns * self.unroll), self.row_start, row_lane, start, lane)
 
-    def atom(self, atom: Expr, names: Names, sizes: tuple[int, int, int]) -> str:
-        """The name of a div, mod or select, defined where first used."""
-        key = (atom, names, sizes)
-        for block in reversed(self.blocks):
-            if key in block.names:
-                return block.names[key]
-        match atom:
-            case FloorDiv(e, k):
-                expr = self.divided(e, k, "//", names, sizes)
-            case Mod(e, k):
-                expr = self.divided(e, k, "%", names, sizes)
-            case Select(guard, then, otherwise):
-                sides = [self.text(side, names, sizes) for side in (then, otherwise)]
-                expr = f"tl.where({self.condition(guard, names, sizes)}, {sides[0]}, {sides[1]})"
-            case _:
-                raise AssertionError(atom)
-        dims = ix.dims_of(atom)
-        hoisted = self.blocks[-1].kind == "loop" and COLUMN not in dims
-        text = self.name(expr, dims, "i")
-        self.blocks[-2 if hoisted else -1].names[key] = text.name
-        return text.name
-
-    def divided(self, expr: Expr, divisor: int, operator: str, names: Names, sizes: tuple[int, int, int]) -> str:
-        # Triton's // and % truncate; shifting the operand to be non-negative makes them floor.
-        low, _ = ix.range_of(expr, sizes)
-        shift = -(low // divisor) if low < 0 else 0
-        inner = self.text(ix.add(expr, Const(shift * divisor)), names, sizes)
-        result = f"({inner}) {operator} {divisor}" if " " in inner else f"{inner} {operator} {divisor}"
-        return f"{result} - {shift}" if shift and operator == "//" else result
-
-    def condition(self, guard: Guard, names: Names, sizes: tuple[int, int, int]) -> str:
-        tests: list[str] = []
-        for bound in guard:
-            low, high = ix.range_of(bound.expr, sizes)
-            inner = self.text(bound.expr, names, sizes)
-            if bound.high == bound.low + 1:
-                tests.append(f"({inner} == {bound.low})")
-                continue
-            if bound.low > low:
-                tests.append(f"({inner} >= {bound.low})")
-            if bound.high <= high:
-                tests.append(f"({inner} < {bound.high})")
-        return " & ".join(tests) if tests else "True"
-
-    def mask(self, dims: frozenset[int], guard: Guard) -> str:
+    def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
         """The mask argument of a load or store that varies along `dims` (empty if none is needed)."""
         tests: list[str] = []
         if ROW in dims and not self.flat and self.frame.sizes[ROW] % self.frame.block_rows:
             tests.append("row_mask")
         if COLUMN in dims and self.tile.sizes[COLUMN] % self.tile.block_columns:
-            tests.append(f"{self.column}_mask")
+            tests.append(f"{axes.names[COLUMN]}_mask")
         if guard:
-            tests.append(self.condition(guard, self.axes(), self.tile.sizes))
+            tests.append(self.condition(guard, axes))
         return f", mask={' & '.join(tests)}" if tests else ""
 
     # Memory
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:
+        axes = self.axes()
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        mask = self.mask(dims, guard)
-        pointer = f"{buffer.name} + {self.text(offset, self.axes(), self.tile.sizes)}"
-        if mask and not ix.dims_of(offset) >= dims - {GRID}:  # the pointers must have the mask's shape
-            pointer = f"{buffer.name} + ({self.text(offset, self.axes(), self.tile.sizes)} + {self.zeros(dims)})"
-        other = ", other=0" if mask else ""
-        raw = f"tl.load({pointer}{mask}{other})"
+        mask = self.mask(dims, guard, axes)
+        pointer = self.pointer(buffer, offset, axes)
+        missing = dims - ix.dims_of(offset) - {GRID}
+        if mask and missing:  # the pointers must have the mask's shape
+            pointer = f"{pointer} + {self.zeros(missing)}"
+        raw = f"tl.load({pointer}{mask}{', other=0' if mask else ''})"
         return self.name(triton_load_cast(raw, buffer.array.dtype), dims)
 
     def zeros(self, dims: frozenset[int]) -> str:
         shape = [self.frame.block_rows if ROW in dims else 1, self.tile.block_columns if COLUMN in dims else 1]
-        shape = shape[1:] if self.flat else shape
-        return f"tl.zeros({shape}, tl.int32)"
-
-    def wide_names(self) -> tuple[Names, tuple[int, int, int]]:
-        """Axes whose column counts single elements rather than groups of `unroll`."""
-        name, count = f"{self.column}_wide", self.tile.block_columns * self.unroll
-        if name not in self.blocks[0].names:
-            self.blocks[0].names[name] = name
-            start = f"column_block * {count} + " if self.column_blocks > 1 else ""
-            self.blocks[0].lines.append(f"{name} = {start}{self.arange(count)}")
-            if self.tile.sizes[COLUMN] % self.tile.block_columns:
-                self.blocks[0].lines.append(f"{name}_mask = {name} < {self.tile.sizes[COLUMN] * self.unroll}")
-        grid, rows, columns = self.tile.sizes
-        return ("grid", "row", name), (grid, rows, columns * self.unroll)
+        return f"tl.zeros({shape[1:] if self.flat else shape}, tl.int32)"
 
     def wide(self, expr: Expr, add_copy: bool) -> Expr:
         """`expr` over the wide column: column = wide // unroll, plus the copy number wide % unroll if asked."""
@@ -265,17 +169,14 @@ class TritonOps:
         return ix.add(wide, ix.mod(Dim(COLUMN), self.unroll)) if add_copy else wide
 
     def wide_access(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, str]:
-        names, sizes = self.wide_names()
-        at = self.text(self.wide(offset, True), names, sizes)
-        tests = ["row_mask"] if not self.flat and self.frame.sizes[ROW] % self.frame.block_rows else []
-        if self.tile.sizes[COLUMN] % self.tile.block_columns:
-            tests.append(f"{names[COLUMN]}_mask")
-        if guard:
-            wide_guard = tuple(ix.Bound(self.wide(b.expr, False), b.low, b.high) for b in guard)
-            tests.append(self.condition(wide_guard, names, sizes))
-        if not self.flat and ROW not in ix.dims_of(offset):
-            at = f"({at} + {self.zeros(frozenset((ROW,)))})"
-        return f"{buffer.name} + {at}", f", mask={' & '.join(tests)}" if tests else ""
+        """Pointer and mask of a whole wide tile."""
+        axes = self.wide_axes()
+        at = ix.simplify(self.wide(offset, True), axes.sizes)
+        wide_guard = tuple(ix.Bound(self.wide(b.expr, False), b.low, b.high) for b in guard)
+        pointer = self.pointer(buffer, at, axes)
+        if not self.flat and ROW not in ix.dims_of(at):
+            pointer = f"{pointer} + {self.zeros(frozenset((ROW,)))}"
+        return pointer, self.mask(frozenset((ROW, COLUMN)), wide_guard, axes)
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Text]:
         pointer, mask = self.wide_access(buffer, offset, guard)
@@ -296,9 +197,10 @@ class TritonOps:
         return [halves[k % 2][k // 2] for k in range(copies)]
 
     def store(self, buffer: Buffer, offset: Expr, value: Text) -> None:
-        mask = self.mask(ix.dims_of(offset), ())
-        at = self.text(offset, self.axes(), self.tile.sizes)
-        self.put(f"tl.store({buffer.name} + {at}, {triton_store_cast(value.name, buffer.array.dtype)}{mask})")
+        axes = self.axes()
+        mask = self.mask(ix.dims_of(offset), (), axes)
+        stored = triton_store_cast(value.name, buffer.array.dtype)
+        self.put(f"tl.store({self.pointer(buffer, offset, axes)}, {stored}{mask})")
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Text]) -> None:
         pointer, mask = self.wide_access(buffer, offset, ())
@@ -332,7 +234,7 @@ class TritonOps:
         if not dims:
             return self.const(int(ix.evaluate(expr, ())), dtype)
         kind = TRITON_NAME[compute_dtype(dtype).name]
-        return self.name(f"({self.text(expr, self.axes(), self.tile.sizes)}).to({kind})", dims)
+        return self.name(f"({self.text(expr, self.axes())}).to({kind})", dims)
 
     def scalar(
         self,
@@ -341,18 +243,20 @@ class TritonOps:
         args: Sequence[Text],
         dtypes: Sequence[np.dtype[Any]],
         out: np.dtype[Any],
+        *,
+        relaxed: bool = False,
     ) -> Text:
-        expr = TRITON[op](params, [a.name for a in args], dtypes, out, interpret=self.interpret)
+        expr = TRITON[op](params, [a.name for a in args], dtypes, out, interpret=self.interpret, relaxed=relaxed)
         dims = frozenset[int]().union(*(a.dims for a in args))
         return self.name(expr, dims)
 
     def select(self, guard: Guard, then: Text, otherwise: Text) -> Text:
         dims = then.dims | otherwise.dims | ix.guard_dims(guard)
-        condition = self.condition(guard, self.axes(), self.tile.sizes)
+        condition = self.condition(guard, self.axes())
         return self.name(f"tl.where({condition}, {then.name}, {otherwise.name})", dims)
 
     def branch(self, guard: Guard) -> _Branch:
-        return _Branch(self, self.condition(guard, self.starts(), self.tile.sizes))
+        return _Branch(self, self.condition(guard, self.axes(), start=True))
 
     def valid(self, value: Text, otherwise: Text) -> Text:
         if not self.tile.sizes[COLUMN] % self.tile.block_columns:
@@ -411,7 +315,7 @@ class TritonOps:
         self.put(f"{carried.name} = {value.name}")
 
     def step_count(self) -> Text:
-        start = self.starts()[COLUMN]
+        start = self.axes().column_start
         # a product, not .to(): the interpreter's loop variable is a plain int
         expr = f"({start} // {self.tile.block_columns} + 1) * tl.full([], 1.0, tl.float32)"
         return self.name(expr, frozenset((COLUMN,)))
@@ -431,7 +335,7 @@ class _Branch:
 
     @contextmanager
     def side(self, head: str) -> Iterator[None]:
-        self.ops.blocks.append(_Block("branch"))
+        self.ops.blocks.append(Block("branch"))
         yield
         block = self.ops.blocks.pop()
         self.ops.indented(head, block)

@@ -24,6 +24,11 @@ def _infix(symbol: str) -> Write:
     return lambda site: f"({site.args[0]} {symbol} {site.args[1]})"
 
 
+def _neg(site: Site) -> str:
+    """Triton before 3.7 makes -x of a float 0 - x, which loses the sign of zero."""
+    return f"({site.x} * -1.0)" if site.is_float else f"(-{site.x})"
+
+
 def _mul(site: Site) -> str:
     """`out_dtype` may ask for a wider product."""
     x, y = (triton_cast(arg, dtype, site.out) for arg, dtype in zip(site.args, site.dtypes, strict=True))
@@ -103,7 +108,7 @@ _ANY: dict[str, Write] = {
     "min": _float_extremum("minimum"),
     "mul": _mul,
     "ne": _infix("!="),
-    "neg": lambda site: f"(-{site.x})",
+    "neg": _neg,
     "one_minus_square": lambda site: f"((1 + {site.x}) * (1 - {site.x}))",
     "select_n": _select_n,
     "square": lambda site: f"({site.x} * {site.x})",

@@ -419,9 +419,14 @@ def _normal_select(guard: Guard, then: Expr, otherwise: Expr, sizes: Sizes) -> _
     simple = simplify_guard(guard, sizes)
     if simple is None:  # select(false, a, b) = b
         return _normal(otherwise, sizes)
-    a, b = _normal(then, sizes), _normal(otherwise, sizes)
+    # select(x == c, a, b) = select(x == c, a[x := c], b)
+    a, b = _normal(substitute(then, _pinned(simple, sizes)), sizes), _normal(otherwise, sizes)
     if not simple or a == b:  # select(true, a, b) = a;  select(g, a, a) = a
         return a
+    if a == _normal(substitute(otherwise, _pinned(simple, sizes)), sizes):  # select(x == c, b[x := c], b) = b
+        return b
+    if b == _normal(substitute(then, _pinned(_complement(simple, sizes), sizes)), sizes):
+        return a  # select(x != c, a, a[x := c]) = a
     # select(g, a+c, b+c) = select(g, a, b) + c
     common = {atom: k for atom, k in a[0].items() if b[0].get(atom) == k}
     const = min(a[1], b[1])
@@ -429,6 +434,22 @@ def _normal_select(guard: Guard, then: Expr, otherwise: Expr, sizes: Sizes) -> _
     rest_b = _rebuild({atom: k for atom, k in b[0].items() if atom not in common}, b[1] - const)
     atom = Select(simple, rest_a, rest_b)
     return {**common, atom: common.get(atom, 0) + 1}, const
+
+
+def _pinned(guard: Guard, sizes: Sizes) -> Sequence[Expr]:
+    """The axes of the domain, as constants where the guard leaves them one value."""
+    fixed = {b.expr: Const(b.low) for b in guard if isinstance(b.expr, Dim) and b.high == b.low + 1}
+    return [fixed.get(Dim(a), Dim(a)) for a in range(len(sizes))]
+
+
+def _complement(guard: Guard, sizes: Sizes) -> Guard:
+    """The guard that holds where `guard` does not, if that is one bound too, else ()."""
+    if len(guard) != 1:
+        return ()
+    (b,), (lo, hi) = guard, range_of(guard[0].expr, sizes)
+    if b.high == hi + 1:
+        return (Bound(b.expr, lo, b.low),)
+    return (Bound(b.expr, b.high, hi + 1),) if b.low == lo else ()
 
 
 def _normal_div(linear: _Linear, k: int, sizes: Sizes) -> _Linear:
@@ -456,7 +477,7 @@ def _div_rest(rest: dict[Expr, int], const: int, k: int, sizes: Sizes) -> _Linea
         if rest[atom] == 1 and isinstance(atom, FloorDiv):  # (x//a + y)//b = (x + a*y)//(a*b)
             others = {other: c * atom.divisor for other, c in rest.items() if other != atom}
             joined = _plus(_normal(atom.expr, sizes), (others, const * atom.divisor))
-            return _normal_div(joined, atom.divisor * k, sizes)
+            return _normal_div(_recombine(*joined, sizes), atom.divisor * k, sizes)
     return {FloorDiv(_rebuild(rest, const), k): 1}, 0
 
 
@@ -475,7 +496,7 @@ def _normal_mod(linear: _Linear, k: int, sizes: Sizes) -> _Linear:
         else:
             terms, const = _plus((terms, const), ({atom: c}, 0))
     if changed:
-        return _normal_mod((terms, const), k, sizes)
+        return _normal_mod(_recombine(terms, const, sizes), k, sizes)
     if not terms:
         return {}, const
     lo, hi = range_of(_rebuild(terms, const), sizes)

@@ -481,7 +481,7 @@ def test_tables_name_the_same_primitives():
 
 def test_negated_and_repeated_operands_bind_tightly():
     f32 = DTYPES["float32"]
-    assert TRITON["neg"]({}, ["a - b"], [f32], f32, interpret=False) == "(-(a - b))"
+    assert TRITON["neg"]({}, ["a - b"], [f32], f32, interpret=False) == "((a - b) * -1.0)"
     assert triton_cast("a + b", f32, DTYPES["bfloat16"]) == "(a + b).to(tl.bfloat16).to(tl.float32)"
 
 

@@ -212,6 +212,13 @@ IDENTITIES = {
     "select(true, a, b) = a": ((5, 5), Select((Bound(x, 0, 5),), x, y), x),
     "select(false, a, b) = b": ((5, 5), Select((Bound(x, 5, 9),), x, y), y),
     "select(g, a, a) = a": ((5, 5), Select((Bound(x, 2, 9),), y, y), y),
+    "select(x == c, x, b) = select(x == c, c, b)": (
+        (5, 5),
+        Select((Bound(x, 2, 3),), x, y),
+        Select((Bound(x, 2, 3),), Const(2), y),
+    ),
+    "select(x == c, c, x) = x": ((5, 5), Select((Bound(x, 2, 3),), Const(2), x), x),
+    "select(x != c, x, c) = x": ((5, 5), Select((Bound(x, 1, 5),), x, Const(0)), x),
     "select(g, a + c, b + c) = select(g, a, b) + c": (
         (5, 5, 5),
         Select((Bound(x, 0, 2),), Add(x, z), Add(y, z)),

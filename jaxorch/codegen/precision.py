@@ -1,0 +1,48 @@
+"""Which float32 values may be computed with fast forms, because only 16-bit results depend on them.
+
+Input: a kernel.  Output: the numbers of its relaxed nodes.  Invariant: between a relaxed value and the
+rounding to 16 bits stand only operations that keep its relative error (products, quotients, sums of
+values of one sign), so an error of some 1e-6 disappears in the rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxorch.ir.dtypes import is_narrow_float
+from jaxorch.ir.graph import Graph, Map, Node, Reduce, outputs_of
+from jaxorch.kernels.kernel import Kernel
+
+__all__ = ["relaxed_nodes"]
+
+# x -> op(x) changes a small relative error of x by a small factor, and none of them looks at equality or order
+_KEEPS_RELATIVE_ERROR = frozenset({"copy", "mul", "div", "neg", "abs", "sqrt", "rsqrt", "square", "max", "min"})
+_NEVER_NEGATIVE = frozenset({"exp", "exp2", "logistic", "abs", "square", "sqrt", "rsqrt"})
+
+
+def relaxed_nodes(graph: Graph, kernel: Kernel) -> frozenset[int]:
+    """Nodes of the kernel whose float32 results only 16-bit values depend on, through harmless operations."""
+    stored = {o.value.node for o in kernel.outputs}
+    users = graph.users()
+    relaxed: set[int] = set()
+    for number in reversed(kernel.nodes):
+        outside = [u for u in users[number] if u not in kernel.nodes]
+        if number in stored or outside or not users[number]:
+            continue
+        if all(_allows(graph, number, graph.nodes[u], u in relaxed) for u in users[number]):
+            relaxed.add(number)
+    return frozenset(n for n in relaxed if outputs_of(graph.nodes[n])[0].dtype == np.float32)
+
+
+def _allows(graph: Graph, number: int, user: Node, user_relaxed: bool) -> bool:
+    """Whether `user` may read a relaxed result of node `number`."""
+    match user:
+        case Map("convert_element_type"):
+            return is_narrow_float(user.array.dtype) or user_relaxed
+        case Map():
+            return user_relaxed and user.op in _KEEPS_RELATIVE_ERROR
+        case Reduce("sum"):
+            source = graph.nodes[number]
+            return user_relaxed and isinstance(source, Map) and source.op in _NEVER_NEGATIVE
+        case _:
+            return False

@@ -1,0 +1,190 @@
+"""Lines of generated Triton: blocks, names and index expressions.
+
+Input: calls of `triton_ops`.  Output: lines of one function.  Invariant: names are given in order, and
+what does not vary in a loop is written in front of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.ir import index as ix
+from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Mod, Select
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
+
+__all__ = ["Axes", "Block", "Text", "Writer"]
+
+type Names = tuple[str, str, str]
+type Sizes = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The coordinates in the current tile: names of (grid, row, column), their extents, and how row and column come about.
+
+    A tile's row is `row_start` + `row_lane`, the same for columns: scalar starts and lanes counted from 0.
+    """
+
+    names: Names
+    sizes: Sizes
+    row_start: str
+    row_lane: str
+    column_start: str
+    column_lane: str
+
+    @property
+    def starts(self) -> Names:
+        """The first coordinates of the tile, as scalars."""
+        return self.names[GRID], self.row_start or "0", self.column_start or "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A value of the generated kernel: its name, and the axes it varies along (which give its shape)."""
+
+    name: str
+    dims: frozenset[int]
+
+
+@dataclass(slots=True)
+class Block:
+    """Lines under one indentation, and the index expressions that have a name there."""
+
+    kind: str  # "function", "loop" or "branch"
+    lines: list[str] = field(default_factory=list[str])
+    names: dict[Any, str] = field(default_factory=dict[Any, str])
+
+
+class Writer:
+    """Writes lines into the innermost block; `frame` is the kernel's tile."""
+
+    def __init__(self, frame: Tile) -> None:
+        self.frame = frame
+        self.blocks = [Block("function")]
+        self.count = 0
+
+    @property
+    def flat(self) -> bool:
+        """Whether the tile is one row: then rows are scalars and columns have rank 1."""
+        return self.frame.block_rows == 1
+
+    def put(self, line: str, dims: frozenset[int] | None = None) -> None:
+        block = self.blocks[-1]
+        if block.kind == "loop" and dims is not None and COLUMN not in dims:
+            block = self.blocks[-2]  # it does not vary in the loop
+        block.lines.append(line)
+
+    def name(self, expr: str, dims: frozenset[int], prefix: str = "v") -> Text:
+        text = Text(f"{prefix}{self.count}", dims)
+        self.count += 1
+        self.put(f"{text.name} = {expr}", dims)
+        return text
+
+    def once(self, name: str, line: str) -> str:
+        """`name`, defined by `line` at the function's level the first time it is asked for."""
+        if name not in self.blocks[0].names:
+            self.blocks[0].names[name] = name
+            self.blocks[0].lines.append(f"{name} = {line}")
+        return name
+
+    def arange(self, size: int) -> str:
+        """The lanes of `size` columns."""
+        return self.once(f"lane{size}", f"tl.arange(0, {size})" + ("" if self.flat else "[None, :]"))
+
+    def indented(self, head: str, block: Block) -> None:
+        self.put(head)
+        self.blocks[-1].lines.extend("    " + line for line in block.lines or ["pass"])
+
+    # Index expressions
+
+    def text(self, expr: Expr, axes: Axes, *, start: bool = False) -> str:
+        """The expression over the tile's coordinates, or at the tile's first ones if `start`."""
+        names = axes.starts if start else axes.names
+        terms, const = ix.linear_terms(expr, axes.sizes)
+        parts = [self.term(atom, factor, axes, names) for atom, factor in terms]
+        return _sum(parts, const)
+
+    def term(self, atom: Expr, factor: int, axes: Axes, names: Names) -> str:
+        name = names[atom.axis] if isinstance(atom, Dim) else self.atom(atom, axes, names)
+        return _times(name, factor)
+
+    def pointer(self, buffer: Buffer, offset: Expr, axes: Axes) -> str:
+        """buffer + scalars + lanes: with the scalars first, neighbouring lanes differ by constants in the address."""
+        terms, const = ix.linear_terms(offset, axes.sizes)
+        scalars: list[str] = []
+        lanes: list[str] = []
+        for atom, factor in terms:
+            match atom:
+                case Dim(axis) if axis == COLUMN:
+                    parts = (axes.column_start, axes.column_lane)
+                case Dim(axis) if axis == ROW:
+                    parts = (axes.row_start, axes.row_lane)
+                case _:
+                    varies = ix.dims_of(atom) - {GRID} - ({ROW} if self.flat else set[int]())
+                    whole = self.term(atom, 1, axes, axes.names)
+                    parts = ("", whole) if varies else (whole, "")
+            scalars += [_times(parts[0], factor)] if parts[0] else []
+            lanes += [_times(parts[1], factor)] if parts[1] else []
+        base = buffer.name
+        if scalars or const:
+            base = f"{base} + ({_sum(scalars, const)})"
+        return f"{base} + {_sum(lanes, 0)}" if lanes else base
+
+    def atom(self, atom: Expr, axes: Axes, names: Names) -> str:
+        """The name of a div, mod or select, defined where first used."""
+        key = (atom, names, axes.sizes)
+        for block in reversed(self.blocks):
+            if key in block.names:
+                return block.names[key]
+        start = names != axes.names
+        match atom:
+            case FloorDiv(e, k):
+                expr = self.divided(e, k, "//", axes, start)
+            case Mod(e, k):
+                expr = self.divided(e, k, "%", axes, start)
+            case Select(guard, then, otherwise):
+                sides = [self.text(side, axes, start=start) for side in (then, otherwise)]
+                expr = f"tl.where({self.condition(guard, axes, start=start)}, {sides[0]}, {sides[1]})"
+            case _:
+                raise AssertionError(atom)
+        dims = ix.dims_of(atom)
+        hoisted = self.blocks[-1].kind == "loop" and COLUMN not in dims
+        text = self.name(expr, dims, "i")
+        self.blocks[-2 if hoisted else -1].names[key] = text.name
+        return text.name
+
+    def divided(self, expr: Expr, divisor: int, operator: str, axes: Axes, start: bool) -> str:
+        # Triton's // and % truncate; shifting the operand to be non-negative makes them floor.
+        low, _ = ix.range_of(expr, axes.sizes)
+        shift = -(low // divisor) if low < 0 else 0
+        inner = self.text(ix.add(expr, Const(shift * divisor)), axes, start=start)
+        result = f"({inner}) {operator} {divisor}" if " " in inner else f"{inner} {operator} {divisor}"
+        return f"{result} - {shift}" if shift and operator == "//" else result
+
+    def condition(self, guard: Guard, axes: Axes, *, start: bool = False) -> str:
+        """The guard as a Triton expression, without bounds that the axes' extents imply."""
+        tests: list[str] = []
+        for bound in guard:
+            low, high = ix.range_of(bound.expr, axes.sizes)
+            inner = self.text(bound.expr, axes, start=start)
+            if bound.high == bound.low + 1:
+                tests.append(f"({inner} == {bound.low})")
+                continue
+            if bound.low > low:
+                tests.append(f"({inner} >= {bound.low})")
+            if bound.high <= high:
+                tests.append(f"({inner} < {bound.high})")
+        return " & ".join(tests) if tests else "True"
+
+
+def _times(name: str, factor: int) -> str:
+    name = f"({name})" if " " in name else name
+    return name if factor == 1 else f"{name} * {factor}"
+
+
+def _sum(parts: list[str], const: int) -> str:
+    if const or not parts:
+        parts = [*parts, str(const)]
+    return " + ".join(parts).replace("+ -", "- ")
