@@ -34,6 +34,7 @@ from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.sumexp import one_pass_sumexp
+from jaxorch.passes.derive.split import split_long_reductions
 from jaxorch.passes.predicates import fold_index_predicates
 from jaxorch.passes.virtualize import virtualize
 from jaxorch.report import Report, describe, header_of
@@ -57,6 +58,7 @@ PASSES: tuple[Pass, ...] = (
     cse,
     one_pass_moments,
     one_pass_sumexp,
+    split_long_reductions,
 )
 
 
@@ -145,7 +147,9 @@ class _Planner:
         options: list[Fused | Left] = [f for f in found.fused if f.kernel not in self.failed]
         options += found.left
         candidates = [self.candidate(o) for o in options]
-        required = [v for v in dict.fromkeys(self.graph.outputs) if not isinstance(self.graph.nodes[v.node], Input | Const)]
+        required = [
+            v for v in dict.fromkeys(self.graph.outputs) if not isinstance(self.graph.nodes[v.node], Input | Const)
+        ]
         expensive = [k for k, n in enumerate(self.graph.nodes) if isinstance(n, Opaque | Reduce)]
         solution = blp.solve(candidates, required, expensive)
         blp.check(solution, candidates, required)
@@ -154,7 +158,9 @@ class _Planner:
 
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):
-            return blp.Candidate(option.nodes, option.inputs, option.outputs, left_time(self.graph, option, self.device))
+            return blp.Candidate(
+                option.nodes, option.inputs, option.outputs, left_time(self.graph, option, self.device)
+            )
         outputs = tuple(o.value for o in option.kernel.outputs)
         cost = kernel_time(self.graph, option.kernel, self.device)
         return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost)

@@ -280,9 +280,7 @@ class _Body[V]:
         tile = self.scope_of(count, "loop")
         nodes = [self.node(key) for key in keys]
         dtypes = [self.graph.array(n.operands[0].values[0]).dtype for n in nodes]
-        carried = [
-            reductions.initial(self.ops, n.op, d, tile) for n, d in zip(nodes, dtypes, strict=True)
-        ]
+        carried = [reductions.initial(self.ops, n.op, d, tile) for n, d in zip(nodes, dtypes, strict=True)]
         with self.scope(tile):
             for key, node, state in zip(keys, nodes, carried, strict=True):
                 reductions.step(self.ops, node.op, self.item(key, node), state)

@@ -29,7 +29,9 @@ type Dims = frozenset[int]
 
 SECTOR = 32  # bytes: the least that a memory access moves
 
-_SLOW = frozenset({"exp", "log", "tanh", "logistic", "erf", "pow", "sin", "cos", "div", "rsqrt", "sqrt", "exp2", "log1p", "expm1"})
+_SLOW = frozenset(
+    {"exp", "log", "tanh", "logistic", "erf", "pow", "sin", "cos", "div", "rsqrt", "sqrt", "exp2", "log1p", "expm1"}
+)
 
 
 @dataclass(slots=True)

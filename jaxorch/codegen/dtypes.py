@@ -39,6 +39,7 @@ _AMD_ONLY = frozenset({"float8_e4m3fnuz", "float8_e5m2fnuz"})
 _NARROW_FLOATS = frozenset({"float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
 _FLOATS = _NARROW_FLOATS | {"float32", "float64"}
 _FLOAT32 = np.dtype(np.float32)
+_finfo: Any = ml_dtypes.finfo
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -70,5 +71,5 @@ def unsupported_reason(dtype: Any) -> str | None:
 
 def float_layout(dtype: np.dtype[Any]) -> tuple[int, int]:
     """(exponent bits, mantissa bits) of a supported floating dtype."""
-    mantissa: int = ml_dtypes.finfo(dtype).nmant
+    mantissa: int = _finfo(dtype).nmant
     return 8 * dtype.itemsize - 1 - mantissa, mantissa

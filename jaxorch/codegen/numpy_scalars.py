@@ -1,8 +1,8 @@
 """The table of NumPy rules: every elementwise lax primitive on real numbers, on arrays.
 
-`NUMPY[name](params, args, dtypes, out)`: `args` hold values in the compute dtypes of the logical `dtypes`, the result is in
-that of `out` (`codegen.dtypes.compute_dtype`). The conventions are those of the Triton table, whose oracle this is: 16-bit
-values are rounded by conversions and bit operations alone.
+`NUMPY[name](params, args, dtypes, out)`: `args` hold values in the compute dtypes of the logical `dtypes`, the result
+is in that of `out`. The conventions are those of the Triton table, whose oracle this is: 16-bit values are rounded by
+conversions and bit operations alone.
 """
 
 from __future__ import annotations
@@ -155,9 +155,10 @@ def _bitcast(call: _Call) -> Array:
 def _nextafter(call: _Call) -> Array:
     x, y = np.broadcast_arrays(*(numpy_round(arg, call.dtype) for arg in call.args))
     own, other = _to_bits(x, call.dtype), _to_bits(y, call.dtype)
-    kind = own.dtype.type
+    kind: Any = own.dtype.type
     smallest = (other & kind(1 << (call.bits - 1))) | kind(1)
-    stepped = np.where((x < y) ^ (x < 0), own + kind(1), own - kind(1))
+    outward = np.not_equal(x < y, x < 0)
+    stepped = np.where(outward, own + kind(1), own - kind(1))
     moved = np.where(x == y, other, np.where(x == 0, smallest, stepped))
     return np.where(np.isnan(x) | np.isnan(y), x + y, _from_bits(moved, call.dtype))
 
@@ -192,7 +193,7 @@ def _reduce_precision(call: _Call) -> Array:
 
 
 def _divisor(call: _Call) -> Array:
-    """Without 0 and, under INT_MIN, without -1: by 1 instead, which gives the quotient and remainder wanted for the latter."""
+    """Without 0 and, under INT_MIN, without -1: 1 instead, whose quotient and remainder there are the ones wanted."""
     x, y = call.args
     overflows = (x == np.iinfo(x.dtype).min) & (y == x.dtype.type(-1)) if x.dtype.kind == "i" else np.False_
     return np.where((y == 0) | overflows, x.dtype.type(1), y)

@@ -62,7 +62,9 @@ class _Calls[V]:
         return self.ops.scalar(op, {}, args, [self.dtype] * len(args), _BOOL)
 
     def pick(self, predicate: V, then: V, otherwise: V) -> V:
-        return self.ops.scalar("select_n", {}, [predicate, otherwise, then], [_BOOL, self.dtype, self.dtype], self.dtype)
+        return self.ops.scalar(
+            "select_n", {}, [predicate, otherwise, then], [_BOOL, self.dtype, self.dtype], self.dtype
+        )
 
     def const(self, value: bool | int | float) -> V:
         return self.ops.const(value, self.dtype)
@@ -137,7 +139,13 @@ def step[V](ops: Ops[V], op: str, item: Item[V], carried: Sequence[V]) -> None:
 
 
 def finish[V](
-    ops: Ops[V], op: str, dtype: np.dtype[Any], carried: Sequence[V], count: int, tile: Tile, outs: Sequence[np.dtype[Any]]
+    ops: Ops[V],
+    op: str,
+    dtype: np.dtype[Any],
+    carried: Sequence[V],
+    count: int,
+    tile: Tile,
+    outs: Sequence[np.dtype[Any]],
 ) -> tuple[V, ...]:
     """One value a row from the carried tiles."""
     x = _Calls(ops, dtype)

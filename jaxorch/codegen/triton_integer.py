@@ -1,7 +1,7 @@
 """Triton expressions of lax's integer and boolean operations, defined for every operand as XLA defines them.
 
-LLVM leaves division by zero, INT_MIN / -1 and shifts past the width undefined; lax gives -1 (all ones), INT_MIN and 0 or
-the sign. The guards fold away where the operand is a constant.
+LLVM leaves division by zero, INT_MIN / -1 and shifts past the width undefined; lax gives -1 (all ones), INT_MIN and 0
+or the sign. The guards fold away where the operand is a constant.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Forms of the functions Triton's language lacks, for its interpreter, which refuses libdevice and inline assembly.
 
-Each takes the names of values already widened to float64 and returns one expression in float64. Only `tl` functions are
-used, so text is repeated freely: speed does not matter here. Relative error is below 1e-10 unless a function says otherwise.
+Each takes expressions of values already widened to float64 and returns one in float64, made of `tl` functions alone.
+Text is repeated freely: speed does not matter here. Relative error is below 1e-10 unless a function says otherwise.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ def _log1p(x: str) -> str:
 
 def _tanh(x: str) -> str:
     return _near_zero(x, f"({x} - {x} * {x} * {x} / 3.0)", f"(1.0 - 2.0 / (tl.exp(2.0 * {x}) + 1.0))")
+
+
+def _tan(x: str) -> str:
+    return f"(tl.sin({x}) / tl.cos({x}))"
 
 
 def _sinh(x: str) -> str:
@@ -199,7 +203,7 @@ INTERPRETED: dict[str, Callable[..., str]] = {
     "pow": _pow,
     "rem": _fmod,
     "sinh": _sinh,
-    "tan": lambda x: f"(tl.sin({x}) / tl.cos({x}))",
+    "tan": _tan,
     "tanh": _tanh,
 }
 """lax name to the form; a function of as many names as the operation has operands."""

@@ -35,7 +35,9 @@ HELPERS = {
 class TritonOps(Writer):
     """Ops whose values are `Text`.  `blocks[0].lines` is the function's body once `emit` has returned."""
 
-    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, unroll: int, interpret: bool) -> None:
+    def __init__(
+        self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, unroll: int, interpret: bool
+    ) -> None:
         """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits."""
         super().__init__(tile)
         self.tile, self.unroll, self.num_stages, self.interpret = tile, unroll, num_stages, interpret

@@ -1,9 +1,9 @@
 """The table of Triton rules: every elementwise lax primitive on real numbers, as one expression.
 
-`TRITON[name](params, args, dtypes, out, interpret=...)`: `args` are expressions of values held in the compute dtypes of the
-logical `dtypes`, the result is held in that of `out`. A 16-bit result is not rounded: that is a store's, a conversion's or
-a bit operation's doing. Arguments are repeated in the text, so they should be names. `interpret` asks for a form that
-Triton's interpreter runs: no libdevice, no assembly.
+`TRITON[name](params, args, dtypes, out, interpret=...)`: `args` are expressions of values held in the compute dtypes of
+the logical `dtypes`, the result is held in that of `out`. A 16-bit result is not rounded: that is a store's, a
+conversion's or a bit operation's doing. Arguments are repeated in the text, so they should be names. `interpret` asks
+for a form that Triton's interpreter runs: no libdevice, no assembly.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class _Lifter:
         shape: tuple[Any, ...] = getattr(aval, "shape", ())
         dtype: Any = getattr(aval, "dtype", None)
         # PRNG keys, tokens and refs have no NumPy dtype; only opaque equations touch them
-        plain = dtype if isinstance(dtype, np.dtype) else np.dtype(object)
+        plain: np.dtype[Any] = dtype if isinstance(dtype, np.dtype) else np.dtype(object)
         return Array(tuple(int(s) for s in shape), plain)
 
     def value(self, variable: int) -> Value:
@@ -96,7 +96,9 @@ class _Lifter:
     def movement(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> str | None:
         values = [self.value(v) for v in equation.inputs]
         try:
-            views = VIEWS[equation.primitive](equation.params, values, [a.shape for a in arrays], [o.shape for o in outs])
+            views = VIEWS[equation.primitive](
+                equation.params, values, [a.shape for a in arrays], [o.shape for o in outs]
+            )
         except UnsupportedError as error:
             return str(error)
         for variable, view, out in zip(equation.outputs, views, outs, strict=True):

@@ -107,9 +107,7 @@ def flatten(jaxpr: jex_core.ClosedJaxpr) -> Trace:
     inputs = tuple(flattener.fresh(v.aval) for v in jaxpr.jaxpr.invars)
     consts = [flattener.literal(c, v.aval) for c, v in zip(jaxpr.consts, jaxpr.jaxpr.constvars, strict=True)]
     outputs = tuple(flattener.run(jaxpr.jaxpr, inputs, consts))
-    return Trace(
-        tuple(flattener.equations), inputs, outputs, tuple(flattener.avals), flattener.literals
-    )
+    return Trace(tuple(flattener.equations), inputs, outputs, tuple(flattener.avals), flattener.literals)
 
 
 def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int]) -> None:

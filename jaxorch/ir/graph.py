@@ -20,7 +20,22 @@ import numpy as np
 
 from jaxorch.ir.view import Value, View
 
-__all__ = ["Array", "Const", "Graph", "Input", "Map", "Node", "Opaque", "Origin", "Params", "Reduce", "operands_of", "outputs_of", "reads", "with_operands"]
+__all__ = [
+    "Array",
+    "Const",
+    "Graph",
+    "Input",
+    "Map",
+    "Node",
+    "Opaque",
+    "Origin",
+    "Params",
+    "Reduce",
+    "operands_of",
+    "outputs_of",
+    "reads",
+    "with_operands",
+]
 
 type Params = tuple[tuple[str, Hashable], ...]
 

@@ -309,10 +309,17 @@ def decide(bound: Bound, sizes: Sizes) -> bool | None:
 
 type _Linear = tuple[dict[Expr, int], int]
 
+_ROUNDS = 4  # one rule's result may, seldom, be another's start; more than two rounds have not been seen
+
 
 def simplify(expr: Expr, sizes: Sizes) -> Expr:
     """An equal expression in normal form, shorter where the axes' ranges allow it."""
-    return _rebuild(*_normal(expr, sizes))
+    for _ in range(_ROUNDS):
+        simple = _rebuild(*_normal(expr, sizes))
+        if simple == expr:
+            break
+        expr = simple
+    return expr
 
 
 def linear_terms(expr: Expr, sizes: Sizes) -> tuple[tuple[tuple[Expr, int], ...], int]:

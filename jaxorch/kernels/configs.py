@@ -67,7 +67,16 @@ def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
             block = max(block // frame.unroll, 32)
             yield Config(number, 1, min(block, _power(columns)), warps)
         return
-    blocks = ((64, 64, 4), (32, 64, 4), (64, 32, 4), (128, 64, 8), (64, 128, 8), (32, 128, 4), (128, 32, 4), (16, 256, 4))
+    blocks = (
+        (64, 64, 4),
+        (32, 64, 4),
+        (64, 32, 4),
+        (128, 64, 8),
+        (64, 128, 8),
+        (32, 128, 4),
+        (128, 32, 4),
+        (16, 256, 4),
+    )
     for block_rows, block_columns, warps in blocks:
         yield Config(number, min(block_rows, _power(rows)), min(block_columns, _power(columns)), warps)
 
@@ -89,5 +98,14 @@ def _persistent(frame: Frame, longest: int) -> list[Config]:
 
 def _looped(frame: Frame, longest: int) -> list[Config]:
     del frame
-    blocks = ((4096, 8, 1), (4096, 16, 1), (2048, 8, 1), (8192, 16, 1), (8192, 32, 1), (4096, 8, 3), (2048, 4, 1), (2048, 8, 3))
+    blocks = (
+        (4096, 8, 1),
+        (4096, 16, 1),
+        (2048, 8, 1),
+        (8192, 16, 1),
+        (8192, 32, 1),
+        (4096, 8, 3),
+        (2048, 4, 1),
+        (2048, 8, 3),
+    )
     return [Config(0, 1, min(block, _power(longest)), warps, stages) for block, warps, stages in blocks]

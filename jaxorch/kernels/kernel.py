@@ -101,7 +101,9 @@ def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> 
         return "no split of the output's axes into rows and columns"
     columns = tuple(a for a in range(len(domain)) if a not in row_axes)
     frame = Frame(domain, (), row_axes, columns)
-    row_values = full if not columns else rest
+    if rest and not columns:
+        return "outputs of different sizes, none of which has columns"
+    row_values = rest if columns else full
     illegal = _check_per_row(graph, members, row_values, frame, accesses)
     if illegal is not None:
         return illegal

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, operands_of, outputs_of, reads
+from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, outputs_of, reads
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel, build
 
@@ -20,7 +20,27 @@ BEAM = 24  # sets kept at each size while growing from one piece
 LARGEST = 24  # pieces in one set
 BUDGET = 1500  # sets tried as kernels in one graph
 
-_CHEAP = frozenset({"copy", "iota", "convert_element_type", "neg", "add", "sub", "mul", "abs", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge"})
+_CHEAP = frozenset(
+    {
+        "copy",
+        "iota",
+        "convert_element_type",
+        "neg",
+        "add",
+        "sub",
+        "mul",
+        "abs",
+        "not",
+        "and",
+        "or",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +88,30 @@ def enumerate_candidates(graph: Graph) -> Enumeration:
             rejected.append((nodes, kernel))
         else:
             fused.append(Fused(kernel, inputs))
-    left = [Left(p.nodes, p.inputs, p.outputs) for p in pieces]
+    left = _left(graph, pieces)
     for number, node in enumerate(graph.nodes):
         if isinstance(node, Opaque):
             outputs = tuple(Value(number, k) for k in range(len(outputs_of(node))))
             left.append(Left((number,), _internal(graph, reads(node)), outputs))
     return Enumeration(tuple(fused), tuple(left), tuple(rejected))
+
+
+def _left(graph: Graph, pieces: Sequence[Piece]) -> list[Left]:
+    """XLA's candidates: a piece with the pieces before it whose values no traced variable holds, since XLA redoes those."""
+    maker = {v: p for p in pieces for v in p.outputs}
+    found: list[Left] = []
+    for piece in pieces:
+        if not all(graph.variables(v) for v in piece.outputs):
+            continue
+        together = [piece]
+        for member in together:
+            hidden = [maker[v] for v in member.inputs if v in maker and not graph.variables(v)]
+            together += [p for p in dict.fromkeys(hidden) if p not in together]
+        nodes = tuple(sorted({n for p in together for n in p.nodes}))
+        made = {v for p in together for v in p.outputs}
+        inputs = tuple(sorted({v for p in together for v in p.inputs} - made))
+        found.append(Left(nodes, inputs, piece.outputs))
+    return found
 
 
 def _internal(graph: Graph, values: Sequence[Value]) -> tuple[Value, ...]:
@@ -99,7 +137,9 @@ def _pieces(graph: Graph) -> list[Piece]:
             continue
         (user, *more) = users[number] or (number,)
         alone = isinstance(node, Map) and not more and number not in returned and user != number
-        owner[number] = owner.get(user, user) if alone and _computes(graph.nodes[user]) and user not in redone else number
+        owner[number] = (
+            owner.get(user, user) if alone and _computes(graph.nodes[user]) and user not in redone else number
+        )
     members: dict[int, list[int]] = {}
     for number, sink in owner.items():
         members.setdefault(sink, []).append(number)
@@ -176,7 +216,9 @@ def _convex_sets(graph: Graph, pieces: Sequence[Piece]) -> Iterator[tuple[int, .
                     continue
                 budget = max(budget - 1, 0)
                 yield tuple(sorted(chosen))
-            grown = {chosen | {k} for chosen in fresh for j in chosen for k in neighbours[j] if k not in chosen and k > start}
+            grown = {
+                chosen | {k} for chosen in fresh for j in chosen for k in neighbours[j] if k not in chosen and k > start
+            }
             convex = [s for s in grown if s not in seen and _is_convex(s, after)]
             ranked = sorted(convex, key=lambda s: (-_saved(graph, [pieces[k] for k in s]), tuple(sorted(s))))
             frontier = ranked[:BEAM]

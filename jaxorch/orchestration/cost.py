@@ -65,7 +65,12 @@ def left_time(graph: Graph, left: Left, device: Device) -> float:
 
 def _read(graph: Graph, left: Left) -> set[Value]:
     inside = set(left.nodes)
-    return {v for n in left.nodes for v in reads(graph.nodes[n]) if v.node not in inside and not isinstance(graph.nodes[v.node], Const)}
+    return {
+        v
+        for n in left.nodes
+        for v in reads(graph.nodes[n])
+        if v.node not in inside and not isinstance(graph.nodes[v.node], Const)
+    }
 
 
 def _is_free(graph: Graph, node: Map) -> bool:

@@ -19,6 +19,8 @@ from jaxorch.orchestration.tune import random_arguments
 
 __all__ = ["Verdict", "compare"]
 
+_jax: Any = jax  # what is used of it carries few types
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -34,7 +36,11 @@ class Verdict:
 
 
 def compare(
-    planned: Callable[..., Any], original: Callable[..., Any], operands: Sequence[Array], outputs: Sequence[Array], device: Device
+    planned: Callable[..., Any],
+    original: Callable[..., Any],
+    operands: Sequence[Array],
+    outputs: Sequence[Array],
+    device: Device,
 ) -> Verdict:
     """Times the plan against XLA's version of the whole program."""
     size = sum(a.nbytes for a in (*operands, *outputs))
@@ -42,14 +48,13 @@ def compare(
     if free is not None and 4 * size > free:
         return Verdict(None, None, f"not timed: {size} bytes of operands and outputs, {free} bytes free")
     sets = random_arguments(operands, device.l2_bytes)
-    functions: list[Any] = [jax.jit(f).lower(*sets[0]).compile() for f in (planned, original)]
+    functions: list[Any] = [_jax.jit(f).lower(*sets[0]).compile() for f in (planned, original)]
     ours, theirs = device_times(functions, sets, repeats=11)
     return Verdict(ours.median_us, theirs.median_us, ours.note)
 
 
 def _free_memory() -> int | None:
-    device: Any = jax.devices()[0]
-    stats = device.memory_stats()
+    stats: Any = _jax.devices()[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         return None
     return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))

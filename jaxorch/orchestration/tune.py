@@ -31,6 +31,8 @@ from jaxorch.runtime.store import Store
 
 __all__ = ["Tuned", "random_arguments", "tune"]
 
+_jax: Any = jax  # what is used of it carries few types
+
 _TRIES = {"fast": 1, "default": 10, "max": 32}
 _SETS_BYTES = 3 << 30  # memory for rotated inputs
 
@@ -106,11 +108,11 @@ def _fastest(
     sets = random_arguments(arrays[:count], device.l2_bytes)
     running: list[tuple[Source, Callable[..., Any]]] = []
     for source in sources:
-        function: Any = jax.jit(_launcher(source, arrays[count:]))
+        function: Any = _jax.jit(_launcher(source, arrays[count:]))
         try:
             compiled = function.lower(*sets[0]).compile()
-            jax.block_until_ready(compiled(*sets[0]))  # pyright: ignore[reportUnknownMemberType]
-        except (JaxorchError, jax.errors.JaxRuntimeError) as error:
+            _jax.block_until_ready(compiled(*sets[0]))
+        except (JaxorchError, _jax.errors.JaxRuntimeError) as error:
             failures.append(f"{source.name} {source.config}: {error}")
             continue
         running.append((source, compiled))
@@ -134,8 +136,8 @@ def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Ar
 
 
 def _random(array: Array, seed: int) -> jax.Array:
-    key = jax.random.key(seed)
+    key = _jax.random.key(seed)
     if is_float(array.dtype):
         wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
-        return jax.jit(lambda k: jax.random.normal(k, array.shape, wide).astype(array.dtype))(key)
-    return jax.jit(lambda k: jax.random.randint(k, array.shape, 0, 2, jnp.int32).astype(array.dtype))(key)
+        return _jax.jit(lambda k: _jax.random.normal(k, array.shape, wide).astype(array.dtype))(key)
+    return _jax.jit(lambda k: _jax.random.randint(k, array.shape, 0, 2, jnp.int32).astype(array.dtype))(key)

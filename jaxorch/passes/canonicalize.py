@@ -48,8 +48,15 @@ def canonicalize(graph: Graph, options: Options) -> Graph:
 
 def _constant(nodes: Sequence[Node], view: View) -> Const | None:
     """The constant that every element of the view is, if it is one."""
-    node = nodes[view.pieces[0].value.node]
-    return node if len(view.pieces) == 1 and isinstance(node, Const) else None
+    while len(view.pieces) == 1:
+        match nodes[view.pieces[0].value.node]:
+            case Const() as node:
+                return node
+            case Map("copy") as node:
+                (view,) = node.operands
+            case _:
+                return None
+    return None
 
 
 def _fold(nodes: Sequence[Node], node: Map) -> Const | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from jaxorch.ir.graph import Graph, Input, Node, operands_of, reads, with_operands
-from jaxorch.ir.view import Piece, Value, View
+from jaxorch.ir.view import Value, View
 
 __all__ = ["drop_unused", "reorder", "rename", "rename_view", "replace_values"]
 

@@ -39,7 +39,12 @@ def one_pass_moments(graph: Graph, options: Options) -> Graph:
         total = nodes[first]
         assert isinstance(total, Reduce)
         if total.op == "sum":
-            nodes[first] = replace(total, op="moments", arrays=(total.arrays[0], node.arrays[0]), origin=total.origin.with_output(node.origin))
+            nodes[first] = replace(
+                total,
+                op="moments",
+                arrays=(total.arrays[0], node.arrays[0]),
+                origin=total.origin.with_output(node.origin),
+            )
             replaced[Value(number)] = Value(first, 1)
     if not replaced:
         return graph

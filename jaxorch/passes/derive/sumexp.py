@@ -33,7 +33,9 @@ def one_pass_sumexp(graph: Graph, options: Options) -> Graph:
         first = _max_reduction(graph, node)
         peak = nodes[first] if first is not None else None
         if first is not None and isinstance(peak, Reduce) and peak.op == "max":
-            nodes[first] = replace(peak, op="sumexp", arrays=(peak.arrays[0], node.arrays[0]), origin=peak.origin.with_output(node.origin))
+            nodes[first] = replace(
+                peak, op="sumexp", arrays=(peak.arrays[0], node.arrays[0]), origin=peak.origin.with_output(node.origin)
+            )
             replaced[Value(number)] = Value(first, 1)
     if not replaced:
         return graph

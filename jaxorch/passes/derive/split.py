@@ -1,0 +1,182 @@
+"""Fission of few long reductions: each row is reduced in parts, then the parts are combined.
+
+    sum(x over n)  =  sum over s of (sum of x over the s-th part of n)
+
+and likewise for the other monoids, for moments (Chan, Golub, LeVeque 1979) and for sumexp.  With fewer
+rows than a GPU has processors, one kernel a row would leave most of them idle; the parts fill them.
+Rows are few and long here by fixed measures, so that a plan does not depend on the device it is made on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jaxorch.ir import index as ix
+from jaxorch.ir.dtypes import is_float
+from jaxorch.ir.graph import Array, Const, Graph, Map, Node, Origin, Reduce, outputs_of
+from jaxorch.ir.index import Bound, Dim
+from jaxorch.ir.view import Piece, Value, View, compose, identity
+from jaxorch.options import Options
+from jaxorch.passes.rewrite import drop_unused, rename
+
+__all__ = ["FEW_ROWS", "PARTS", "SHORTEST", "split_long_reductions"]
+
+FEW_ROWS = 128  # rows that would not fill a GPU
+PARTS = 512  # parts wanted over all rows
+SHORTEST = 4096  # elements of a part, at least
+
+_BOOL = np.dtype(np.bool_)
+
+
+def split_long_reductions(graph: Graph, options: Options) -> Graph:
+    """Splits every reduction whose rows are few and long."""
+    del options
+    if not any(_parts(n) for n in graph.nodes):
+        return graph
+    builder = _Builder()
+    for number, old in enumerate(graph.nodes):
+        node = rename(old, builder.image)
+        parts = _parts(node)
+        results = _split(builder, node, parts) if parts and isinstance(node, Reduce) else [builder.add(node)]
+        if len(results) == 1 and not parts:
+            builder.moved[number] = results[0].node
+        else:
+            builder.replaced.update({Value(number, k): v for k, v in enumerate(results)})
+    return drop_unused(Graph(tuple(builder.nodes), tuple(builder.image(v) for v in graph.outputs)))
+
+
+def _parts(node: Node) -> int:
+    """Into how many parts a node's rows are to be split; 0 for none."""
+    if not isinstance(node, Reduce) or node.op.startswith("arg"):
+        return 0
+    rows = node.arrays[0].size
+    if rows >= FEW_ROWS or node.count < 2 * SHORTEST:
+        return 0
+    most = min(-(-PARTS // rows), node.count // SHORTEST)
+    exact = max((s for s in range(1, most + 1) if node.count % s == 0), default=1)
+    if 2 * exact > most or node.op == "moments":
+        return exact if exact > 1 else 0
+    return most
+
+
+@dataclass(slots=True)
+class _Builder:
+    """The new nodes, and where the old values are found among them."""
+
+    nodes: list[Node] = field(default_factory=list[Node])
+    moved: dict[int, int] = field(default_factory=dict[int, int])
+    replaced: dict[Value, Value] = field(default_factory=dict[Value, Value])
+
+    def image(self, value: Value) -> Value:
+        return self.replaced[value] if value in self.replaced else Value(self.moved[value.node], value.output)
+
+    def add(self, node: Node) -> Value:
+        self.nodes.append(node)
+        return Value(len(self.nodes) - 1)
+
+    def scalar(self, value: float, dtype: np.dtype[np.generic]) -> Value:
+        return self.add(Const(value, Array((), dtype)))
+
+    def map(self, op: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], *operands: View, origin: Origin = Origin()) -> Value:
+        return self.add(Map(op, operands, Array(shape, dtype), (), origin))
+
+
+def _everywhere(value: Value, shape: tuple[int, ...]) -> View:
+    return View(shape, (Piece((), value, ()),))
+
+
+def _split(builder: _Builder, node: Reduce, parts: int) -> list[Value]:
+    kept = node.arrays[0].shape
+    length = -(-node.count // parts)
+    inner = (*kept, parts)
+    view = _in_parts(builder, node, kept, parts, length)
+    arrays = tuple(Array(inner, a.dtype) for a in node.arrays)
+    partial = builder.add(Reduce(node.op, (view,), (len(inner),), arrays, node.params, Origin(node.origin.equations)))
+    outs = [Value(partial.node, k) for k in range(len(arrays))]
+    match node.op:
+        case "moments":
+            return _combine_moments(builder, node, outs, kept, parts, length)
+        case "sumexp":
+            return _combine_sumexp(builder, node, outs, kept, parts)
+        case _:
+            return [builder.add(Reduce(node.op, (identity(outs[0], inner),), (len(kept),), node.arrays, node.params, node.origin))]
+
+
+def _in_parts(builder: _Builder, node: Reduce, kept: tuple[int, ...], parts: int, length: int) -> View:
+    """The operand over (kept axes, part, place in the part); past the end of the row, the op's identity."""
+    domain = (*kept, parts, length)
+    place = ix.add(ix.mul(Dim(len(kept)), length), Dim(len(kept) + 1))
+    reduced = iter(ix.delinearize(place, [node.domain[a] for a in node.axes]))
+    rest = iter(range(len(kept)))
+    coords = tuple(next(reduced) if a in node.axes else Dim(next(rest)) for a in range(len(node.domain)))
+    (operand,) = node.operands
+    guard = (Bound(place, 0, node.count),) if parts * length > node.count else ()
+    pieces = [
+        Piece(guard + ix.substitute_guard(p.guard, coords), p.value, tuple(ix.substitute(e, coords) for e in p.index))
+        for p in operand.pieces
+    ]
+    if guard:
+        dtype = _dtype(builder, operand)
+        pieces.append(Piece((), builder.add(Const(_identity(node.op, dtype), Array((), dtype))), ()))
+    return compose(View(domain, tuple(pieces)), lambda _: None)
+
+
+def _dtype(builder: _Builder, view: View) -> np.dtype[np.generic]:
+    value = view.values[0]
+    return outputs_of(builder.nodes[value.node])[value.output].dtype
+
+
+def _identity(op: str, dtype: np.dtype[np.generic]) -> bool | int | float:
+    low: float = -np.inf if is_float(dtype) else int(np.iinfo(dtype).min) if dtype != _BOOL else False
+    high: float = np.inf if is_float(dtype) else int(np.iinfo(dtype).max) if dtype != _BOOL else True
+    return {"sum": 0, "prod": 1, "max": low, "min": high, "sumexp": low, "and": high if dtype == _BOOL else -1, "or": 0}[op]
+
+
+def _combine_moments(
+    builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int, length: int
+) -> list[Value]:
+    """total = sum(t_s); m2 = sum(m2_s + n_s * (t_s/n_s - total/n)^2)."""
+    dtype, shape, axis = node.arrays[0].dtype, (*kept, parts), (len(kept),)
+    first, second = _origins(node)
+    total = builder.add(Reduce("sum", (identity(partial[0], shape),), axis, (node.arrays[0],), (), first))
+    share = builder.scalar(1.0 / length, dtype)
+    whole = builder.scalar(1.0 / node.count, dtype)
+    mean = builder.map("mul", kept, dtype, identity(total, kept), _everywhere(whole, kept))
+    part = builder.map("mul", shape, dtype, identity(partial[0], shape), _everywhere(share, shape))
+    spread = View(shape, (Piece((), mean, tuple(Dim(a) for a in range(len(kept)))),))
+    shift = builder.map("sub", shape, dtype, identity(part, shape), spread)
+    square = builder.map("mul", shape, dtype, identity(shift, shape), identity(shift, shape))
+    weight = builder.scalar(float(length), dtype)
+    between = builder.map("mul", shape, dtype, identity(square, shape), _everywhere(weight, shape))
+    term = builder.map("add", shape, dtype, identity(partial[1], shape), identity(between, shape))
+    m2 = builder.add(Reduce("sum", (identity(term, shape),), axis, (node.arrays[1],), (), second))
+    return [total, m2]
+
+
+def _combine_sumexp(
+    builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int
+) -> list[Value]:
+    """peak = max(m_s); sum = sum(s_s * exp(m_s - peak)), where a part of -inf alone adds nothing unless all are."""
+    dtype, shape, axis = node.arrays[0].dtype, (*kept, parts), (len(kept),)
+    first, second = _origins(node)
+    peak = builder.add(Reduce("max", (identity(partial[0], shape),), axis, (node.arrays[0],), (), first))
+    low, zero, nan = (builder.scalar(v, dtype) for v in (-np.inf, 0.0, np.nan))
+    spread = View(shape, (Piece((), peak, tuple(Dim(a) for a in range(len(kept)))),))
+    shift = builder.map("sub", shape, dtype, identity(partial[0], shape), spread)
+    scale = builder.map("exp", shape, dtype, identity(shift, shape))
+    scaled = builder.map("mul", shape, dtype, identity(partial[1], shape), identity(scale, shape))
+    empty = builder.map("eq", shape, _BOOL, identity(partial[0], shape), _everywhere(low, shape))
+    term = builder.map("select_n", shape, dtype, identity(empty, shape), identity(scaled, shape), _everywhere(zero, shape))
+    total = builder.add(Reduce("sum", (identity(term, shape),), axis, (Array(kept, dtype),)))
+    none = builder.map("eq", kept, _BOOL, identity(peak, kept), _everywhere(low, kept))
+    operands = (identity(none, kept), identity(total, kept), _everywhere(nan, kept))
+    return [peak, builder.map("select_n", kept, dtype, *operands, origin=second)]
+
+
+def _origins(node: Reduce) -> tuple[Origin, Origin]:
+    """The origins of a two-output reduction's outputs."""
+    first, second = node.origin.variables if node.origin.variables else ((), ())
+    return Origin(node.origin.equations, (first,)), Origin(node.origin.equations, (second,))

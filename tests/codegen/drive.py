@@ -1,0 +1,121 @@
+"""Runs kernels of small traced programs by the NumPy handler and the interpreter, beside lax."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from jaxorch.codegen import numpy_ops
+from jaxorch.codegen.dtypes import is_float
+from jaxorch.codegen.source import generate
+from jaxorch.frontend.trace import Trace, flatten, replay
+from jaxorch.ir.graph import Const, Graph, Input, Map, Reduce, outputs_of, reads
+from jaxorch.ir.view import Value
+from jaxorch.kernels.configs import Config, whole
+from jaxorch.kernels.kernel import Kernel, build
+from jaxorch.options import Options
+from jaxorch.orchestration.candidates import enumerate_candidates
+from jaxorch.pipeline import optimized_graph
+from jaxorch.runtime.interpret import StoreReport, run
+
+__all__ = ["Program", "agree", "interpreted", "kernels_of", "numpied", "program", "random_array", "whole_kernel"]
+
+type Data = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced function after all passes, and lax's result for every value of it that a traced variable holds."""
+
+    trace: Trace
+    graph: Graph
+    values: dict[Value, Data]
+
+    def inputs(self, kernel: Kernel) -> list[Data]:
+        return [self.values[v] for v in kernel.inputs]
+
+
+def program(f: Callable[..., Any], *arrays: Data) -> Program:
+    """Traces and optimises `f`, and evaluates every node by XLA."""
+    with jax.enable_x64(any(a.dtype.itemsize == 8 for a in arrays)):
+        trace = flatten(jax.make_jaxpr(f)(*arrays))
+        graph = optimized_graph(trace, Options())
+        held = {
+            Value(k, o): graph.variables(Value(k, o))[0]
+            for k, node in enumerate(graph.nodes)
+            for o in range(len(outputs_of(node)))
+            if graph.variables(Value(k, o))
+        }
+
+        def everything(*operands: Any) -> list[Any]:
+            env = dict(zip(trace.inputs, operands, strict=True))
+            replay(trace, env, held.values())
+            return [env[v] for v in held.values()]
+
+        results = jax.jit(everything)(*arrays) if held else []
+        return Program(trace, graph, {v: np.asarray(r) for v, r in zip(held, results, strict=True)})
+
+
+def whole_kernel(graph: Graph) -> Kernel | str:
+    """Everything that can be computed as one kernel, or why not."""
+    nodes = [k for k, n in enumerate(graph.nodes) if isinstance(n, Map | Reduce)]
+    outputs = [v for v in dict.fromkeys(graph.outputs) if not isinstance(graph.nodes[v.node], Input | Const)]
+    return build(graph, nodes, outputs) if nodes and outputs else "nothing is computed"
+
+
+def kernels_of(graph: Graph) -> list[Kernel]:
+    """The whole graph as one kernel, if it is legal, and every candidate."""
+    single = whole_kernel(graph)
+    found = [] if isinstance(single, str) else [single]
+    return list(dict.fromkeys([*found, *(f.kernel for f in enumerate_candidates(graph).fused)]))
+
+
+def numpied(graph: Graph, kernel: Kernel, inputs: Sequence[Data], frame: int = 0) -> dict[Value, Data]:
+    """The kernel's outputs by the NumPy handler; every element is stored once."""
+    outs, counts = numpy_ops.run(graph, kernel, whole(kernel, frame), inputs)
+    for output, count in zip(kernel.outputs, counts, strict=True):
+        assert (count == 1).all(), f"{output} in frame {frame} is stored {np.unique(count)} times"
+    return {o.value: out for o, out in zip(kernel.outputs, outs, strict=True)}
+
+
+def interpreted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) -> dict[Value, Data]:
+    """The kernel's outputs by the generated source; every element is stored once."""
+    source = generate(graph, kernel, config, interpret=True)
+    arrays = [graph.array(o.value) for o in kernel.outputs]
+    outs = [np.full(a.shape, np.nan if is_float(a.dtype) else 0x55, a.dtype) for a in arrays]
+    ins = [np.ascontiguousarray(a) for a in inputs]
+    report = StoreReport()
+    run(source.text, source.name, (source.grid,), [*ins, *outs], constants={}, report=report)
+    for output, count in zip(kernel.outputs, report.counts[len(ins) :], strict=True):
+        assert (count == 1).all(), f"{output} in {config} is stored {np.unique(count)} times:\n{source.text}"
+    return {o.value: out for o, out in zip(kernel.outputs, outs, strict=True)}
+
+
+def agree(got: Data, want: Data, tolerance: float) -> None:
+    """Equal dtypes, shapes, NaN and infinities; elsewhere floats within an absolute error, all else equal."""
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    if not is_float(want.dtype):
+        np.testing.assert_array_equal(got, want)
+        return
+    wide = [a.astype(np.float64) for a in (got, want)]
+    np.testing.assert_allclose(*wide, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def random_array(rng: np.random.Generator, shape: Iterable[int], dtype: Any) -> Data:
+    """Integers over their whole range, fair coins, floats in [-1, 1] on a grid of 1/64, ties and zeros among them."""
+    kind, shape = np.dtype(dtype), tuple(shape)
+    if kind == np.bool_:
+        return rng.integers(0, 2, shape).astype(bool)
+    if is_float(kind):
+        return (rng.integers(-64, 65, shape) / 64).astype(kind)
+    info = ml_dtypes.iinfo(kind)
+    wide = rng.integers(int(info.min), int(info.max), shape, kind, endpoint=True)
+    return np.where(rng.random(shape) < 0.5, wide, rng.integers(0, 5, shape)).astype(kind)
+
+
+def read_by(graph: Graph, kernel: Kernel) -> set[Value]:
+    """The values that the kernel's nodes read from outside of it."""
+    return {v for n in kernel.nodes for v in reads(graph.nodes[n]) if v.node not in kernel.nodes}
