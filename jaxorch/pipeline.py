@@ -33,8 +33,8 @@ from jaxorch.orchestration.tune import Tuned, tune
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.moments import one_pass_moments
-from jaxorch.passes.derive.sumexp import one_pass_sumexp
 from jaxorch.passes.derive.split import split_long_reductions
+from jaxorch.passes.derive.sumexp import one_pass_sumexp
 from jaxorch.passes.predicates import fold_index_predicates
 from jaxorch.passes.virtualize import virtualize
 from jaxorch.report import Report, describe, header_of

@@ -19,10 +19,11 @@ from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Reduce
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import Accesses, Reduction, collect, operand_coords, pieces_at
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.configs import Config
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel, Output
 
 __all__ = ["buffers", "emit", "grid_size"]
@@ -121,7 +122,7 @@ class _Body[V]:
     def output(self, value: Value, copy: int) -> tuple[Coords, V]:
         domain = self.frame.domain
         flat = ix.linearize(self.frame.coords(copy), domain)
-        coords = tuple(ix.simplify(e, self.sizes) for e in ix.delinearize(flat, self.graph.array(value).shape))
+        coords = tuple(simplify(e, self.sizes) for e in ix.delinearize(flat, self.graph.array(value).shape))
         return coords, self.value(value, coords, ())
 
     def store_row(self, k: int, output: Output) -> None:
@@ -131,10 +132,10 @@ class _Body[V]:
             self.ops.store(self.outs[k], self.offset(coords, shape), self.value(output.value, coords, ()))
 
     def row_coords(self, shape: tuple[int, ...]) -> Coords:
-        return tuple(ix.simplify(e, self.sizes) for e in ix.delinearize(Dim(ROW), shape))
+        return tuple(simplify(e, self.sizes) for e in ix.delinearize(Dim(ROW), shape))
 
     def offset(self, coords: Coords, shape: tuple[int, ...]) -> Expr:
-        return ix.simplify(ix.linearize(coords, shape), self.sizes)
+        return simplify(ix.linearize(coords, shape), self.sizes)
 
     # Values
 
@@ -204,7 +205,7 @@ class _Body[V]:
         dims = ix.dims_of(bound.expr)
         if dims <= {GRID}:
             return True
-        if len(dims) != 1 or self.tile.walk == "tile" and COLUMN in dims:
+        if len(dims) != 1 or (self.tile.walk == "tile" and COLUMN in dims):
             return False
         (axis,) = dims
         size, block = self.sizes[axis], self.tile.block_columns if axis == COLUMN else self.tile.block_rows
@@ -218,12 +219,12 @@ class _Body[V]:
     def load(self, value: Value, coords: Coords, guard: Guard) -> V:
         buffer, sizes, unroll = self.ins[value], self.sizes, self.frame.unroll
         offset = self.offset(coords, buffer.array.shape)
-        terms, const = ix.linear_terms(offset, sizes)
+        terms, const = linear_terms(offset, sizes)
         side_by_side = any(COLUMN in ix.dims_of(a) for a, _ in terms) and all(c % unroll == 0 for _, c in terms)
         if unroll == 1 or not side_by_side or buffer.array.size % unroll:
             return self.ops.load(buffer, offset, guard)
         copy = const % unroll
-        first = ix.simplify(ix.sub(offset, ix.Const(copy)), sizes)
+        first = simplify(ix.sub(offset, ix.Const(copy)), sizes)
         key = (buffer, first, guard)
         cache = self.cached(key, frozenset((COLUMN,)))
         if key not in cache:
@@ -254,7 +255,7 @@ class _Body[V]:
 
     def item(self, key: Reduction, node: Reduce) -> reductions.Item[V]:
         reduced = tuple(
-            ix.simplify(e, self.sizes) for e in ix.delinearize(Dim(COLUMN), [node.domain[a] for a in node.axes])
+            simplify(e, self.sizes) for e in ix.delinearize(Dim(COLUMN), [node.domain[a] for a in node.axes])
         )
         (view,) = node.operands
         value = self.view(view, operand_coords(node, key.coords, reduced), ())
@@ -272,7 +273,7 @@ class _Body[V]:
         for output in self.kernel.outputs:
             shape = self.graph.array(output.value).shape
             flat = Dim(ROW) if output.per_row else ix.linearize(self.frame.coords(), self.frame.domain)
-            coords = tuple(ix.simplify(e, sizes) for e in ix.delinearize(flat, shape))
+            coords = tuple(simplify(e, sizes) for e in ix.delinearize(flat, shape))
             collect(self.graph, self.members, output.value, coords, sizes, accesses)
         return accesses.reductions
 

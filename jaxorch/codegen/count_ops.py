@@ -19,6 +19,7 @@ from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Mod
+from jaxorch.ir.simplify import linear_terms
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.frame import COLUMN, ROW
 from jaxorch.kernels.kernel import Kernel
@@ -80,7 +81,7 @@ class CountOps:
     def step(self, offset: Expr, axis: int) -> tuple[int, int] | None:
         """(length of a run of neighbours, stride within it) along `axis`; None if it does not vary along it."""
         found: tuple[int, int] | None = None
-        for atom, factor in ix.linear_terms(offset, self.tile.sizes)[0]:
+        for atom, factor in linear_terms(offset, self.tile.sizes)[0]:
             if axis not in ix.dims_of(atom):
                 continue
             match atom:

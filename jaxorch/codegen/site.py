@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxorch.codegen.dtypes import TRITON_NAME, compute_dtype, is_float
-from jaxorch.codegen.triton_casts import operand
+from jaxorch.codegen.triton_casts import TRITON_NAME, operand
+from jaxorch.ir.dtypes import compute_dtype, is_float
 
 __all__ = ["Site", "TritonRule", "Write", "rule"]
 

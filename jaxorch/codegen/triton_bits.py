@@ -5,9 +5,9 @@ A value held wider than it is stored is first rounded to its stored form; these 
 
 from __future__ import annotations
 
-from jaxorch.codegen.dtypes import TRITON_NAME, float_layout
 from jaxorch.codegen.site import Site, Write
 from jaxorch.codegen.triton_casts import (
+    TRITON_NAME,
     from_bits,
     to_bits,
     triton_load_cast,
@@ -15,6 +15,7 @@ from jaxorch.codegen.triton_casts import (
     triton_store_cast,
 )
 from jaxorch.errors import UnsupportedError
+from jaxorch.ir.dtypes import float_layout
 
 __all__ = ["BITS", "bitcast"]
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.dtypes import SUPPORTED, TRITON_NAME, compute_dtype, is_float, is_narrow_float, unsupported_reason
 from jaxorch.errors import UnsupportedError
+from jaxorch.ir.dtypes import SUPPORTED, compute_dtype, is_float, is_narrow_float, unsupported_reason
 
 __all__ = [
+    "TRITON_NAME",
     "from_bits",
     "operand",
     "to_bits",
@@ -26,6 +27,18 @@ __all__ = [
     "triton_store_cast",
     "unsigned_name",
 ]
+
+TRITON_NAME: dict[str, str] = {
+    "bool": "tl.int1",
+    **{f"{sign}int{bits}": f"tl.{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    "float16": "tl.float16",
+    "bfloat16": "tl.bfloat16",
+    "float32": "tl.float32",
+    "float64": "tl.float64",
+    "float8_e4m3fn": "tl.float8e4nv",
+    "float8_e5m2": "tl.float8e5",
+}
+"""Storage dtype name to its name in generated source."""
 
 _ATOM = re.compile(r"[\w.]+")
 

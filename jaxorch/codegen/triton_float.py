@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from jax.lax import RoundingMethod
 
-from jaxorch.codegen.dtypes import is_float
 from jaxorch.codegen.site import Site, Write
 from jaxorch.codegen.triton_casts import triton_cast, triton_round
 from jaxorch.codegen.triton_interpreted import INTERPRETED
+from jaxorch.ir.dtypes import is_float
 
 __all__ = ["FLOAT"]
 

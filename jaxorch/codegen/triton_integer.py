@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxorch.codegen.dtypes import TRITON_NAME
 from jaxorch.codegen.site import Site, Write
-from jaxorch.codegen.triton_casts import unsigned_name
+from jaxorch.codegen.triton_casts import TRITON_NAME, unsigned_name
 
 __all__ = ["BOOLEAN", "INTEGER"]
 

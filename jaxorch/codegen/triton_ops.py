@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.codegen.triton_casts import TRITON_NAME
 from jaxorch.codegen.triton_scalars import TRITON, triton_literal, triton_load_cast, triton_store_cast
 from jaxorch.codegen.triton_writer import Axes, Block, Text, Writer
 from jaxorch.ir import index as ix
-from jaxorch.ir.dtypes import TRITON_NAME, compute_dtype
+from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.index import Dim, Expr, Guard
+from jaxorch.ir.simplify import simplify
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
 __all__ = ["HELPERS", "TritonOps"]
@@ -173,7 +175,7 @@ class TritonOps(Writer):
     def wide_access(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, str]:
         """Pointer and mask of a whole wide tile."""
         axes = self.wide_axes()
-        at = ix.simplify(self.wide(offset, True), axes.sizes)
+        at = simplify(self.wide(offset, True), axes.sizes)
         wide_guard = tuple(ix.Bound(self.wide(b.expr, False), b.low, b.high) for b in guard)
         pointer = self.pointer(buffer, at, axes)
         if not self.flat and ROW not in ix.dims_of(at):

@@ -12,6 +12,7 @@ from typing import Any
 from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Mod, Select
+from jaxorch.ir.simplify import linear_terms
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
 __all__ = ["Axes", "Block", "Text", "Writer"]
@@ -102,7 +103,7 @@ class Writer:
     def text(self, expr: Expr, axes: Axes, *, start: bool = False) -> str:
         """The expression over the tile's coordinates, or at the tile's first ones if `start`."""
         names = axes.starts if start else axes.names
-        terms, const = ix.linear_terms(expr, axes.sizes)
+        terms, const = linear_terms(expr, axes.sizes)
         parts = [self.term(atom, factor, axes, names) for atom, factor in terms]
         return _sum(parts, const)
 
@@ -111,8 +112,8 @@ class Writer:
         return _times(name, factor)
 
     def pointer(self, buffer: Buffer, offset: Expr, axes: Axes) -> str:
-        """buffer + scalars + lanes: with the scalars first, neighbouring lanes differ by constants in the address."""
-        terms, const = ix.linear_terms(offset, axes.sizes)
+        """Buffer + scalars + lanes: with the scalars first, neighbouring lanes differ by constants in the address."""
+        terms, const = linear_terms(offset, axes.sizes)
         scalars: list[str] = []
         lanes: list[str] = []
         for atom, factor in terms:

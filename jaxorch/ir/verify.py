@@ -18,6 +18,7 @@ from jaxorch.errors import VerifyError
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Reduce, operands_of, outputs_of
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.simplify import simplify
 from jaxorch.ir.text import expr_text, node_text, value_text
 from jaxorch.ir.view import Piece, Value, View
 
@@ -140,10 +141,10 @@ def _range_under(guard: Guard, expr: Expr, sizes: Sequence[int]) -> tuple[int, i
             axis = b.expr.axis
             low, high = max(b.low, 0), min(b.high, sizes[axis])
             coords[axis], inner[axis] = ix.add(Dim(axis), ix.Const(low)), max(high - low, 1)
-        difference = ix.simplify(ix.sub(expr, b.expr), sizes)
+        difference = simplify(ix.sub(expr, b.expr), sizes)
         if isinstance(difference, ix.Const):
             limits.append((b.low + difference.value, b.high - 1 + difference.value))
-    low, high = ix.range_of(ix.simplify(ix.substitute(expr, coords), inner), inner)
+    low, high = ix.range_of(simplify(ix.substitute(expr, coords), inner), inner)
     return max([low, *(lo for lo, _ in limits)]), min([high, *(hi for _, hi in limits)])
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Dim, Expr, Guard, Select
+from jaxorch.ir.simplify import simplify, simplify_guard
 
 __all__ = [
     "Piece",
@@ -70,8 +71,8 @@ def is_identity(view: View, shape: Sequence[int]) -> bool:
     """Whether the view is all of one value of `shape`, unchanged."""
     if view.domain != tuple(shape) or len(view.pieces) != 1 or view.pieces[0].guard:
         return False
-    coords = tuple(ix.simplify(Dim(a), view.domain) for a in range(len(shape)))
-    return tuple(ix.simplify(e, view.domain) for e in view.pieces[0].index) == coords
+    coords = tuple(simplify(Dim(a), view.domain) for a in range(len(shape)))
+    return tuple(simplify(e, view.domain) for e in view.pieces[0].index) == coords
 
 
 def is_reshape(view: View, shape: Sequence[int]) -> bool:
@@ -79,8 +80,8 @@ def is_reshape(view: View, shape: Sequence[int]) -> bool:
     if len(view.pieces) != 1 or view.pieces[0].guard or np.prod(view.domain) != np.prod(shape):
         return False
     axes = tuple(Dim(a) for a in range(len(view.domain)))
-    flat = ix.simplify(ix.linearize(view.pieces[0].index, shape), view.domain)
-    return flat == ix.simplify(ix.linearize(axes, view.domain), view.domain)
+    flat = simplify(ix.linearize(view.pieces[0].index, shape), view.domain)
+    return flat == simplify(ix.linearize(axes, view.domain), view.domain)
 
 
 def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
@@ -101,16 +102,16 @@ def simplify_view(view: View) -> View:
     """An equal view: simplified indices, no unreachable pieces, neighbours of one value merged."""
     pieces: list[Piece] = []
     for piece in view.pieces:
-        guard = ix.simplify_guard(piece.guard, view.domain)
+        guard = simplify_guard(piece.guard, view.domain)
         if guard is None:
             continue
-        index = tuple(ix.simplify(e, view.domain) for e in piece.index)
+        index = tuple(simplify(e, view.domain) for e in piece.index)
         pieces.append(Piece(guard, piece.value, index))
         if not guard:
             break  # nothing behind an unguarded piece is reached
     if not pieces:  # an empty domain selects nothing
         last = view.pieces[-1]
-        pieces.append(replace(last, index=tuple(ix.simplify(e, view.domain) for e in last.index)))
+        pieces.append(replace(last, index=tuple(simplify(e, view.domain) for e in last.index)))
     pieces[-1] = replace(pieces[-1], guard=()) if len(pieces) == 1 else pieces[-1]
     return View(view.domain, _merge(pieces, view.domain))
 
@@ -134,7 +135,7 @@ def _merge(pieces: list[Piece], sizes: tuple[int, ...]) -> tuple[Piece, ...]:
 
 
 def _choose(guard: Guard, then: Expr, otherwise: Expr, sizes: tuple[int, ...]) -> Expr:
-    return then if then == otherwise or not guard else ix.simplify(Select(guard, then, otherwise), sizes)
+    return then if then == otherwise or not guard else simplify(Select(guard, then, otherwise), sizes)
 
 
 def evaluate_view(view: View, read: Callable[[Value], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

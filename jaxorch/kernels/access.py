@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Reduce, operands_of
 from jaxorch.ir.index import Dim, Expr, Guard
+from jaxorch.ir.simplify import simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 
 __all__ = ["Accesses", "Load", "Reduction", "collect", "operand_coords", "pieces_at"]
@@ -50,7 +51,7 @@ class Accesses:
         found: list[tuple[Expr, int]] = []
         for load in self.loads:
             array = graph.array(load.value)
-            found.append((ix.simplify(ix.linearize(load.index, array.shape), load.sizes), array.size))
+            found.append((simplify(ix.linearize(load.index, array.shape), load.sizes), array.size))
         return found
 
     def expressions(self) -> Iterator[Expr]:
@@ -67,10 +68,10 @@ def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[
     """The pieces of `view` that can be selected at `coords`, over axes of `sizes`; the last one is unguarded in effect."""
     found: list[tuple[Guard, Value, Coords]] = []
     for piece in view.pieces:
-        guard = ix.simplify_guard(ix.substitute_guard(piece.guard, coords), sizes)
+        guard = simplify_guard(ix.substitute_guard(piece.guard, coords), sizes)
         if guard is None:
             continue
-        index = tuple(ix.simplify(ix.substitute(e, coords), sizes) for e in piece.index)
+        index = tuple(simplify(ix.substitute(e, coords), sizes) for e in piece.index)
         found.append((guard, piece.value, index))
         if not guard:
             break

@@ -87,7 +87,7 @@ def _persistent(frame: Frame, longest: int) -> list[Config]:
     for block_rows, warps in product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
         tile = block_rows * columns
         per_thread = tile / (32 * warps)
-        if not (block_rows == 1 or tile <= 16384 and block_rows <= _power(rows)) or warps < 2 < tile / 256:
+        if not (block_rows == 1 or (tile <= 16384 and block_rows <= _power(rows))) or warps < 2 < tile / 256:
             continue
         if 4 <= per_thread <= 32 or (block_rows == 1 and warps == 1) or (tile >= 32768 and warps == 32):
             # eight elements a thread (a 16-byte load of bfloat16), four warps: near enough to be the first guess

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Dim, Expr, FloorDiv, Mod
+from jaxorch.ir.simplify import coefficient, simplify
 from jaxorch.kernels.access import Accesses
 
 __all__ = ["COLUMN", "GRID", "ROW", "Frame", "flat_frames", "refine", "split_axis"]
@@ -47,7 +48,7 @@ class Frame:
         found: dict[int, Expr] = {}
         for axes, flat in ((self.grid, Dim(GRID)), (self.rows, Dim(ROW)), (self.columns, column)):
             found.update(zip(axes, ix.delinearize(flat, [self.domain[a] for a in axes]), strict=True))
-        return tuple(ix.simplify(found[a], self.sizes) for a in range(len(self.domain)))
+        return tuple(simplify(found[a], self.sizes) for a in range(len(self.domain)))
 
 
 def split_axis(expressions: Iterable[Expr], axis: int, size: int) -> tuple[int, ...]:
@@ -118,7 +119,7 @@ def _transposing(domain: tuple[int, ...], offsets: Sequence[Expr]) -> list[Frame
     # A load that is not contiguous along the last axis but is along another one wants a 2-D tile.
     last = len(domain) - 1
     for offset in offsets:
-        strides = [ix.coefficient(offset, a, domain) for a in range(len(domain))]
+        strides = [coefficient(offset, a, domain) for a in range(len(domain))]
         if strides[last] in (0, 1):
             continue
         unit = [a for a in range(last) if strides[a] == 1 and domain[a] >= 8]

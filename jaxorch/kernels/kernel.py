@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Map, Reduce
 from jaxorch.ir.index import Const, Dim, Expr
+from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, collect
 from jaxorch.kernels.frame import Frame, flat_frames, refine
@@ -56,7 +57,7 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
 
 
 def _at_flat(flat: Expr, shape: Sequence[int], sizes: tuple[int, ...]) -> tuple[Expr, ...]:
-    return tuple(ix.simplify(e, sizes) for e in ix.delinearize(flat, shape))
+    return tuple(simplify(e, sizes) for e in ix.delinearize(flat, shape))
 
 
 def _walk(graph: Graph, members: frozenset[int], values: Sequence[Value], domain: tuple[int, ...]) -> Accesses:

@@ -266,7 +266,7 @@ def _saved(graph: Graph, pieces: Sequence[Piece]) -> int:
     counted: set[Value] = set()
     for p in pieces:
         for v in {v for n in p.nodes for v in reads(graph.nodes[n])}:
-            if v in made and v not in p.outputs or v in counted:
+            if (v in made and v not in p.outputs) or v in counted:
                 saved += graph.array(v).nbytes
             counted.add(v)
     return saved

@@ -15,6 +15,7 @@ import numpy as np
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Node
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.simplify import simplify, simplify_guard
 from jaxorch.ir.view import Piece, View, simplify_view
 from jaxorch.options import Options
 
@@ -93,7 +94,7 @@ def _integer(node: Const | Map, integers: Mapping[int, Expr]) -> Expr | None:
         expr = _INTEGERS[node.op](shape, known) if known and len(known) == len(operands) else None
     if expr is None:
         return None
-    expr = ix.simplify(expr, shape)
+    expr = simplify(expr, shape)
     (low, high), limits = ix.range_of(expr, shape), np.iinfo(node.array.dtype)
     return expr if limits.min <= low and high <= limits.max else None
 
@@ -101,7 +102,7 @@ def _integer(node: Const | Map, integers: Mapping[int, Expr]) -> Expr | None:
 def _integer_of(view: View, integers: Mapping[int, Expr]) -> Expr | None:
     piece = view.pieces[0]
     expr = integers.get(piece.value.node)
-    return None if expr is None or len(view.pieces) > 1 else ix.simplify(ix.substitute(expr, piece.index), view.domain)
+    return None if expr is None or len(view.pieces) > 1 else simplify(ix.substitute(expr, piece.index), view.domain)
 
 
 def _product(shape: _Shape, operands: Sequence[Expr]) -> Expr | None:
@@ -186,7 +187,7 @@ def _chosen(predicate: _Cases, on_false: Sequence[_Case], on_true: Sequence[_Cas
 
 
 def _compared(op: str, difference: Expr, sizes: _Shape) -> _Cases | None:
-    simple = ix.simplify(difference, sizes)
+    simple = simplify(difference, sizes)
     low, high, truth = _COMPARISONS[op](*ix.range_of(simple, sizes))
     return _simplified([_Case((Bound(simple, low, high),), truth), _Case((), not truth)], sizes)
 
@@ -194,7 +195,7 @@ def _compared(op: str, difference: Expr, sizes: _Shape) -> _Cases | None:
 def _simplified(cases: Sequence[_Case], sizes: _Shape) -> _Cases | None:
     kept: list[_Case] = []
     for case in cases:
-        guard = ix.simplify_guard(case.guard, sizes)
+        guard = simplify_guard(case.guard, sizes)
         if guard is not None:
             kept.append(replace(case, guard=guard))
         if guard == ():

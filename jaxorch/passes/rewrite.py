@@ -12,7 +12,7 @@ from dataclasses import replace
 from jaxorch.ir.graph import Graph, Input, Node, operands_of, reads, with_operands
 from jaxorch.ir.view import Value, View
 
-__all__ = ["drop_unused", "reorder", "rename", "rename_view", "replace_values"]
+__all__ = ["drop_unused", "rename", "rename_view", "reorder", "replace_values"]
 
 
 def rename_view(view: View, new: Callable[[Value], Value]) -> View:

@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 
 from jaxorch.codegen import numpy_ops
-from jaxorch.codegen.dtypes import is_float
+from jaxorch.ir.dtypes import is_float
 from jaxorch.codegen.source import generate
 from jaxorch.frontend.trace import Trace, flatten, replay
-from jaxorch.ir.graph import Const, Graph, Input, Map, Reduce, outputs_of, reads
+from jaxorch.ir.graph import Const, Graph, Input, Map, Reduce, outputs_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.kernel import Kernel, build
@@ -38,9 +38,9 @@ class Program:
         return [self.values[v] for v in kernel.inputs]
 
 
-def program(f: Callable[..., Any], *arrays: Data) -> Program:
+def program(f: Callable[..., Any], *arrays: Data, x64: bool = False) -> Program:
     """Traces and optimises `f`, and evaluates every node by XLA."""
-    with jax.enable_x64(any(a.dtype.itemsize == 8 for a in arrays)):
+    with jax.enable_x64(x64):
         trace = flatten(jax.make_jaxpr(f)(*arrays))
         graph = optimized_graph(trace, Options())
         held = {
@@ -116,6 +116,3 @@ def random_array(rng: np.random.Generator, shape: Iterable[int], dtype: Any) -> 
     return np.where(rng.random(shape) < 0.5, wide, rng.integers(0, 5, shape)).astype(kind)
 
 
-def read_by(graph: Graph, kernel: Kernel) -> set[Value]:
-    """The values that the kernel's nodes read from outside of it."""
-    return {v for n in kernel.nodes for v in reads(graph.nodes[n]) if v.node not in kernel.nodes}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxorch.codegen.dtypes import compute_dtype, is_float, unsupported_reason
-from jaxorch.codegen.numpy_scalars import NUMPY
+from jaxorch.ir.dtypes import compute_dtype, is_float, unsupported_reason
+from jaxorch.ir.scalars import SCALARS
 from jaxorch.codegen.triton_scalars import TRITON, triton_cast, triton_literal, triton_load_cast, triton_store_cast
 from jaxorch.errors import UnsupportedError
 from jaxorch.runtime.compile import compile_for
@@ -39,7 +39,7 @@ def apply_numpy(op: Op, names: tuple[str, ...]) -> np.ndarray:
     name, params, out = equation(op, names)
     dtypes = [DTYPES[n] for n in names]
     args = [a.astype(compute_dtype(d)) for a, d in zip(inputs(names), dtypes, strict=True)]
-    result = NUMPY[name](params, args, dtypes, out)
+    result = SCALARS[name](params, args, dtypes, out)
     assert result.dtype == compute_dtype(out)
     with np.errstate(all="ignore"):
         return result.astype(out)
@@ -202,8 +202,8 @@ def test_literal_of_an_unsupported_dtype_is_refused():
 
 
 def test_operation_on_a_dtype_without_it_is_refused():
-    for table, extra in ((NUMPY, {}), (TRITON, {"interpret": True})):
-        operand = np.zeros(2) if table is NUMPY else "x"
+    for table, extra in ((SCALARS, {}), (TRITON, {"interpret": True})):
+        operand = np.zeros(2) if table is SCALARS else "x"
         with pytest.raises(UnsupportedError, match="population_count is not defined on float32"):
             table["population_count"]({}, [operand], [DTYPES["float32"]], DTYPES["float32"], **extra)
 
@@ -220,9 +220,9 @@ def test_unsupported_reason_names_the_dtype():
 
 
 def test_tables_name_the_same_primitives():
-    assert set(NUMPY) == set(TRITON)
+    assert set(SCALARS) == set(TRITON)
     tested = {equation(op, names)[0] for op, names in CASES}
-    assert set(NUMPY) - tested == {"copy_p"}  # a second name of `copy`
+    assert set(SCALARS) - tested == {"copy_p"}  # a second name of `copy`
 
 
 def test_negated_and_repeated_operands_bind_tightly():
@@ -251,5 +251,5 @@ def test_integer_rules_equal_unbounded_integers(name, op, data):
         "shift_right_logical": unsigned_x >> amount if amount < bits else 0,
         "sub": x - y,
     }[op] % (1 << bits)
-    got = NUMPY[op]({}, [np.array([v], dtype) for v in (x, y)], [dtype] * 2, dtype)
+    got = SCALARS[op]({}, [np.array([v], dtype) for v in (x, y)], [dtype] * 2, dtype)
     assert int(got[0]) % (1 << bits) == want

@@ -15,6 +15,7 @@ from dataclasses import replace
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Reduce
 from jaxorch.ir.index import Dim, Expr
+from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.options import Options
 from jaxorch.passes.derive import LONGEST_TILE_ROW
@@ -56,7 +57,7 @@ def source_at(graph: Graph, view: View, coords: tuple[Expr, ...], sizes: tuple[i
     if len(view.pieces) != 1 or view.pieces[0].guard:
         return None
     piece = view.pieces[0]
-    return piece.value, tuple(ix.simplify(ix.substitute(e, coords), sizes) for e in piece.index)
+    return piece.value, tuple(simplify(ix.substitute(e, coords), sizes) for e in piece.index)
 
 
 def _map_at(graph: Graph, point: Point | None, *ops: str) -> tuple[Map, tuple[Expr, ...]] | None:
@@ -109,7 +110,7 @@ def _mean_of(graph: Graph, mean: Point | None, x: Point, like: Reduce) -> int | 
     if not math.isclose(float(factor.value), wanted, rel_tol=1e-6):
         return None
     reduce = graph.nodes[total[0].node]
-    kept = tuple(ix.simplify(Dim(a), sizes) for a in range(len(sizes)) if a not in like.axes)
+    kept = tuple(simplify(Dim(a), sizes) for a in range(len(sizes)) if a not in like.axes)
     if not isinstance(reduce, Reduce) or (reduce.domain, reduce.axes, total[1]) != (sizes, like.axes, kept):
         return None
     here = tuple(Dim(a) for a in range(len(sizes)))

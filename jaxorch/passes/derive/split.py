@@ -80,7 +80,9 @@ class _Builder:
     def scalar(self, value: float, dtype: np.dtype[np.generic]) -> Value:
         return self.add(Const(value, Array((), dtype)))
 
-    def map(self, op: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], *operands: View, origin: Origin = Origin()) -> Value:
+    def map(
+        self, op: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], *operands: View, origin: Origin = Origin()
+    ) -> Value:
         return self.add(Map(op, operands, Array(shape, dtype), (), origin))
 
 
@@ -102,7 +104,11 @@ def _split(builder: _Builder, node: Reduce, parts: int) -> list[Value]:
         case "sumexp":
             return _combine_sumexp(builder, node, outs, kept, parts)
         case _:
-            return [builder.add(Reduce(node.op, (identity(outs[0], inner),), (len(kept),), node.arrays, node.params, node.origin))]
+            return [
+                builder.add(
+                    Reduce(node.op, (identity(outs[0], inner),), (len(kept),), node.arrays, node.params, node.origin)
+                )
+            ]
 
 
 def _in_parts(builder: _Builder, node: Reduce, kept: tuple[int, ...], parts: int, length: int) -> View:
@@ -132,13 +138,21 @@ def _dtype(builder: _Builder, view: View) -> np.dtype[np.generic]:
 def _identity(op: str, dtype: np.dtype[np.generic]) -> bool | int | float:
     low: float = -np.inf if is_float(dtype) else int(np.iinfo(dtype).min) if dtype != _BOOL else False
     high: float = np.inf if is_float(dtype) else int(np.iinfo(dtype).max) if dtype != _BOOL else True
-    return {"sum": 0, "prod": 1, "max": low, "min": high, "sumexp": low, "and": high if dtype == _BOOL else -1, "or": 0}[op]
+    return {
+        "sum": 0,
+        "prod": 1,
+        "max": low,
+        "min": high,
+        "sumexp": low,
+        "and": high if dtype == _BOOL else -1,
+        "or": 0,
+    }[op]
 
 
 def _combine_moments(
     builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int, length: int
 ) -> list[Value]:
-    """total = sum(t_s); m2 = sum(m2_s + n_s * (t_s/n_s - total/n)^2)."""
+    """Total = sum(t_s); m2 = sum(m2_s + n_s * (t_s/n_s - total/n)^2)."""
     dtype, shape, axis = node.arrays[0].dtype, (*kept, parts), (len(kept),)
     first, second = _origins(node)
     total = builder.add(Reduce("sum", (identity(partial[0], shape),), axis, (node.arrays[0],), (), first))
@@ -159,7 +173,7 @@ def _combine_moments(
 def _combine_sumexp(
     builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int
 ) -> list[Value]:
-    """peak = max(m_s); sum = sum(s_s * exp(m_s - peak)), where a part of -inf alone adds nothing unless all are."""
+    """Peak = max(m_s); sum = sum(s_s * exp(m_s - peak)), where a part of -inf alone adds nothing unless all are."""
     dtype, shape, axis = node.arrays[0].dtype, (*kept, parts), (len(kept),)
     first, second = _origins(node)
     peak = builder.add(Reduce("max", (identity(partial[0], shape),), axis, (node.arrays[0],), (), first))
@@ -169,7 +183,9 @@ def _combine_sumexp(
     scale = builder.map("exp", shape, dtype, identity(shift, shape))
     scaled = builder.map("mul", shape, dtype, identity(partial[1], shape), identity(scale, shape))
     empty = builder.map("eq", shape, _BOOL, identity(partial[0], shape), _everywhere(low, shape))
-    term = builder.map("select_n", shape, dtype, identity(empty, shape), identity(scaled, shape), _everywhere(zero, shape))
+    term = builder.map(
+        "select_n", shape, dtype, identity(empty, shape), identity(scaled, shape), _everywhere(zero, shape)
+    )
     total = builder.add(Reduce("sum", (identity(term, shape),), axis, (Array(kept, dtype),)))
     none = builder.map("eq", kept, _BOOL, identity(peak, kept), _everywhere(low, kept))
     operands = (identity(none, kept), identity(total, kept), _everywhere(nan, kept))

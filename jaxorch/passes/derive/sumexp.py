@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Map, Reduce
 from jaxorch.ir.index import Dim
+from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value
 from jaxorch.options import Options
 from jaxorch.passes.derive import LONGEST_TILE_ROW
@@ -58,7 +58,7 @@ def _max_reduction(graph: Graph, total: Reduce) -> int | None:
     if x is None or peak is None:
         return None
     reduce = graph.nodes[peak[0].node]
-    kept = tuple(ix.simplify(Dim(a), sizes) for a in range(len(sizes)) if a not in total.axes)
+    kept = tuple(simplify(Dim(a), sizes) for a in range(len(sizes)) if a not in total.axes)
     if not isinstance(reduce, Reduce) or (reduce.domain, reduce.axes, peak[1]) != (sizes, total.axes, kept):
         return None
     return peak[0].node if source_at(graph, reduce.operands[0], here, sizes) == x else None

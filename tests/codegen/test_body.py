@@ -1,0 +1,414 @@
+"""Drawn programs as kernels: the NumPy handler and the interpreter against lax, element by element.
+
+Floating-point steps are 1-Lipschitz on [-bound, bound], so an error of `ulps` units of the dtype's epsilon times the
+bound is all that a chain of them may gather; steps that look at equality or order are drawn on exact values alone.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxorch.ir.dtypes import is_float
+from jaxorch.kernels import kernel as kernel_module
+from jaxorch.kernels.configs import Config, configurations
+from jaxorch.kernels.kernel import Kernel
+from jaxorch.passes.derive import moments, sumexp
+from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array
+
+INTS = tuple(f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u"))
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+DTYPES = (*FLOATS, *FLOATS, *INTS, "bool")
+MAX_SIZE = 500
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+@dataclass(frozen=True)
+class Array:
+    """A value of a drawn program: which one, its type, and for floats the bound and the error gathered."""
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: str
+    bound: float = 1.0
+    ulps: float = 0.0
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype in FLOATS
+
+    @property
+    def exact(self) -> bool:
+        return self.ulps == 0
+
+    @property
+    def tolerance(self) -> float:
+        """Of a comparison: both sides may be off."""
+        return 2 * self.ulps * float(ml_dtypes.finfo(dtype_of(self.dtype)).eps) * self.bound if self.floating else 0.0
+
+
+class Drawn:
+    """A program under construction: `run` applies its steps to the operands."""
+
+    def __init__(self, draw: Callable[..., Any]) -> None:
+        self.draw = draw
+        self.arrays: list[Array] = []
+        self.operands: list[Array] = []
+        self.steps: list[tuple[tuple[int, ...], Callable[..., Any]]] = []
+        self.outputs: list[Array] = []
+
+    def operand(self, shape: tuple[int, ...], dtype: str) -> Array:
+        found = Array(len(self.arrays), shape, dtype)
+        self.arrays.append(found)
+        self.operands.append(found)
+        return found
+
+    def step(self, f: Callable[..., Any], *inputs: Array, bound: float, ulps: float) -> Array:
+        """Appends f(*inputs); its type is found by JAX."""
+        with jax.enable_x64(True):
+            out = jax.eval_shape(f, *(jax.ShapeDtypeStruct(a.shape, dtype_of(a.dtype)) for a in inputs))
+        found = Array(len(self.arrays), out.shape, np.dtype(out.dtype).name, bound, ulps)
+        if out.size > MAX_SIZE or out.size == 0 or len(out.shape) > 5:
+            return inputs[0]
+        self.arrays.append(found)
+        self.steps.append((tuple(a.number for a in inputs), f))
+        return found
+
+    def run(self, *operands: Any) -> list[Any]:
+        table = {a.number: x for a, x in zip(self.operands, operands, strict=True)}
+        following = iter(a.number for a in self.arrays if a.number not in table)
+        for inputs, f in self.steps:
+            table[next(following)] = f(*(table[k] for k in inputs))
+        return [table[a.number] for a in self.outputs]
+
+
+# Steps: (program, array) -> array
+
+
+def unary(p: Drawn, x: Array) -> Array:
+    if x.floating:
+        name = p.draw(st.sampled_from(("neg", "abs", "tanh", "sin", "logistic", "relu", "scaled", "round")))
+        if name == "round" and not x.exact:
+            name = "tanh"
+        exact = name in ("neg", "abs", "relu", "round")
+        f = {
+            "neg": jnp.negative,
+            "abs": jnp.abs,
+            "tanh": jnp.tanh,
+            "sin": jnp.sin,
+            "logistic": jax.nn.sigmoid,
+            "relu": lambda v: jnp.maximum(v, 0),
+            "scaled": lambda v: v * np.asarray(0.7, v.dtype),
+            "round": lambda v: lax.round(v, lax.RoundingMethod.TO_NEAREST_EVEN),
+        }[name]
+        # 1-Lipschitz; a transcendental of a bounded argument is a few ulps of 1 off
+        return p.step(f, x, bound=max(x.bound, 1.0), ulps=x.ulps + (0 if exact else 6))
+    if x.dtype == "bool":
+        return p.step(jnp.logical_not, x, bound=1, ulps=0)
+    name = p.draw(st.sampled_from(("neg", "not", "shift", "square", "clamp")))
+    f = {
+        "neg": jnp.negative,
+        "not": jnp.bitwise_not,
+        "shift": lambda v: lax.shift_right_arithmetic(v, np.asarray(1, v.dtype)),
+        "square": lax.square,
+        "clamp": lambda v: jnp.clip(v, 1, 100),
+    }[name]
+    return p.step(f, x, bound=1, ulps=0)
+
+
+def binary(p: Drawn, x: Array) -> Array:
+    partners = [a for a in p.arrays if a.shape == x.shape and a.dtype == x.dtype]
+    y = p.draw(st.sampled_from(partners))
+    if x.floating:
+        bound, ulps = max(x.bound, y.bound), x.ulps + y.ulps
+        name = p.draw(st.sampled_from(("mean", "max", "min", "mul", "select", "less")))
+        if name == "less" and not (x.exact and y.exact) or name == "mul" and x.bound * y.bound > 4:
+            name = "mean"
+        match name:
+            case "mean":
+                half = lambda a, b: a * np.asarray(0.5, a.dtype) + b * np.asarray(0.5, b.dtype)  # noqa: E731
+                return p.step(half, x, y, bound=bound, ulps=ulps + 2)
+            case "max":
+                return p.step(jnp.maximum, x, y, bound=bound, ulps=max(x.ulps, y.ulps))
+            case "min":
+                return p.step(jnp.minimum, x, y, bound=bound, ulps=max(x.ulps, y.ulps))
+            case "mul":
+                gathered = x.ulps * y.bound + y.ulps * x.bound + 1
+                return p.step(jnp.multiply, x, y, bound=max(x.bound * y.bound, 1.0), ulps=gathered * 4)
+            case "select":
+                return p.step(_lower_triangle, x, y, bound=bound, ulps=max(x.ulps, y.ulps))
+            case _:
+                return p.step(jnp.less, x, y, bound=1, ulps=0)
+    if x.dtype == "bool":
+        f = p.draw(st.sampled_from((jnp.logical_and, jnp.logical_or, jnp.logical_xor)))
+        return p.step(f, x, y, bound=1, ulps=0)
+    integer = (jnp.add, jnp.subtract, jnp.multiply, jnp.maximum, jnp.minimum, jnp.bitwise_and, jnp.bitwise_xor)
+    return p.step(p.draw(st.sampled_from((*integer, jnp.less, _lower_triangle))), x, y, bound=1, ulps=0)
+
+
+def _lower_triangle(a: Any, b: Any) -> Any:
+    """A selection by position."""
+    if a.ndim < 2:
+        return jnp.where(lax.broadcasted_iota(np.int32, a.shape, 0) < 2, a, b) if a.ndim else jnp.maximum(a, b)
+    rows, columns = (lax.broadcasted_iota(np.int32, a.shape, d) for d in (a.ndim - 2, a.ndim - 1))
+    return jnp.where(rows >= columns, a, b)
+
+
+def convert(p: Drawn, x: Array) -> Array:
+    if x.floating:
+        to = p.draw(st.sampled_from(FLOATS))
+        narrower = dtype_of(to).itemsize <= dtype_of(x.dtype).itemsize and to != x.dtype
+        # in units of the new epsilon; rounding once loses one of them
+        scale = float(ml_dtypes.finfo(dtype_of(x.dtype)).eps) / float(ml_dtypes.finfo(dtype_of(to)).eps)
+        return p.step(lambda v: v.astype(dtype_of(to)), x, bound=x.bound, ulps=x.ulps * scale + narrower)
+    to = p.draw(st.sampled_from((*INTS, *FLOATS) if x.dtype == "bool" else INTS))
+    return p.step(lambda v: v.astype(dtype_of(to)), x, bound=1, ulps=0)
+
+
+def movement(p: Drawn, x: Array) -> Array:
+    rank = len(x.shape)
+    names = ["expand", "stack"] if rank == 0 else ["transpose", "reshape", "slice", "pad", "join", "rev", "roll", "stack"]
+    f = _MOVEMENTS[p.draw(st.sampled_from(names))](p.draw, x.shape)
+    partners = [a for a in p.arrays if a.shape == x.shape and a.dtype == x.dtype and f.__code__.co_argcount == 2]
+    if f.__code__.co_argcount == 2:
+        y = p.draw(st.sampled_from(partners))
+        return p.step(f, x, y, bound=max(x.bound, y.bound), ulps=max(x.ulps, y.ulps))
+    return p.step(f, x, bound=max(x.bound, 1.0), ulps=x.ulps)
+
+
+def _axis(draw: Any, shape: Any) -> int:
+    return draw(st.integers(0, len(shape) - 1))
+
+
+def _transpose(draw: Any, shape: Any) -> Callable[..., Any]:
+    order = draw(st.permutations(range(len(shape))))
+    return lambda v: v.transpose(order)
+
+
+def _reshape(draw: Any, shape: Any) -> Callable[..., Any]:
+    size, factors = math.prod(shape), list[int]()
+    while size > 1 and len(factors) < 3:
+        factors.append(draw(st.sampled_from([k for k in range(2, size + 1) if size % k == 0])))
+        size //= factors[-1]
+    target = draw(st.permutations([*factors, size]))
+    return lambda v: v.reshape(target)
+
+
+def _slice(draw: Any, shape: Any) -> Callable[..., Any]:
+    cuts: list[slice] = []
+    for n in shape:
+        start = draw(st.integers(0, n - 1))
+        cuts.append(slice(start, draw(st.integers(start + 1, n)), draw(st.integers(1, 2))))
+    return lambda v: v[tuple(cuts)]
+
+
+def _pad(draw: Any, shape: Any) -> Callable[..., Any]:
+    config = [(draw(st.integers(-1 if n > 2 else 0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 1))) for n in shape]
+    return lambda v: lax.pad(v, np.ones((), v.dtype), config)
+
+
+def _join(draw: Any, shape: Any) -> Callable[..., Any]:
+    axis = _axis(draw, shape)
+    return lambda v, w: jnp.concatenate([v, w, v[(slice(None),) * axis + (slice(0, 1),)]], axis)
+
+
+def _rev(draw: Any, shape: Any) -> Callable[..., Any]:
+    axis = _axis(draw, shape)
+    return lambda v: lax.rev(v, (axis,))
+
+
+def _roll(draw: Any, shape: Any) -> Callable[..., Any]:
+    axis, by = _axis(draw, shape), draw(st.integers(-3, 3))
+    return lambda v: jnp.roll(v, by, axis)
+
+
+def _stack(draw: Any, shape: Any) -> Callable[..., Any]:
+    axis = draw(st.integers(0, len(shape)))
+    return lambda v, w: jnp.stack([v, w], axis)
+
+
+def _expand(draw: Any, shape: Any) -> Callable[..., Any]:
+    return lambda v: jnp.broadcast_to(v, (3, 5))
+
+
+_MOVEMENTS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "slice": _slice,
+    "pad": _pad,
+    "join": _join,
+    "rev": _rev,
+    "roll": _roll,
+    "stack": _stack,
+    "expand": _expand,
+}
+
+
+def reduction(p: Drawn, x: Array) -> Array:
+    if not x.shape:
+        return unary(p, x)
+    axes = tuple(sorted(p.draw(st.sets(st.integers(0, len(x.shape) - 1), min_size=1))))
+    keep = p.draw(st.booleans())
+    if p.draw(st.integers(0, 3)) == 0 and x.exact:
+        f = p.draw(st.sampled_from((jnp.argmax, jnp.argmin)))
+        return p.step(lambda v: f(v, axes[0], keepdims=keep), x, bound=1, ulps=0)
+    name = p.draw(st.sampled_from(("any", "all") if x.dtype == "bool" else ("sum", "max", "min", "prod")))
+    f = getattr(jnp, name)
+    count = math.prod(x.shape[a] for a in axes)
+    if not x.floating:
+        bits = {"and": lax.bitwise_and, "or": lax.bitwise_or}
+        if x.dtype != "bool" and p.draw(st.integers(0, 3)) == 0:
+            unit, apply = p.draw(st.sampled_from(((-1, bits["and"]), (0, bits["or"]))))
+            unit = np.asarray(unit, np.int64).astype(dtype_of(x.dtype))
+            return p.step(lambda v: lax.reduce(v, unit, apply, axes), x, bound=1, ulps=0)
+        keeps_dtype = {"dtype": dtype_of(x.dtype)} if name in ("sum", "prod") else {}
+        return p.step(lambda v: f(v, axes, keepdims=keep, **keeps_dtype), x, bound=1, ulps=0)
+    match name:
+        case "sum":  # as a mean, which keeps the bound
+            share = 1 / count
+            mean = lambda v: f(v, axes, keepdims=keep) * np.asarray(share, v.dtype)  # noqa: E731
+            return p.step(mean, x, bound=x.bound, ulps=x.ulps + math.log2(count) + 4)
+        case "prod":
+            if x.bound > 1:
+                return unary(p, x)
+            return p.step(lambda v: f(v, axes, keepdims=keep), x, bound=1, ulps=count * (x.ulps + 1))
+        case _:
+            return p.step(lambda v: f(v, axes, keepdims=keep), x, bound=x.bound, ulps=x.ulps)
+
+
+def epilogue(p: Drawn, x: Array) -> Array:
+    """x with a reduction of itself along some axes taken away: a normalisation."""
+    if not x.shape or x.dtype == "bool":
+        return unary(p, x)
+    axes = tuple(sorted(p.draw(st.sets(st.integers(0, len(x.shape) - 1), min_size=1))))
+    if not x.floating:
+        return p.step(lambda v: v - jnp.max(v, axes, keepdims=True), x, bound=1, ulps=0)
+    count = math.prod(x.shape[a] for a in axes)
+    share = 0.5 / count
+
+    def centred(v: Any) -> Any:
+        return v * np.asarray(0.5, v.dtype) - jnp.sum(v, axes, keepdims=True) * np.asarray(share, v.dtype)
+
+    return p.step(centred, x, bound=x.bound, ulps=2 * x.ulps + math.log2(count) + 6)
+
+
+STEPS = (unary, binary, convert, movement, movement, reduction, epilogue)
+
+
+@st.composite
+def programs(draw: Callable[..., Any], steps: int = 7) -> Drawn:
+    p = Drawn(draw)
+    shape = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=4).filter(lambda s: math.prod(s) <= 200)))
+    dtype = draw(st.sampled_from(DTYPES))
+    current = p.operand(shape, dtype)
+    for _ in range(draw(st.integers(0, 2))):
+        p.operand(shape, dtype)
+    for _ in range(draw(st.integers(1, steps))):
+        current = draw(st.sampled_from(STEPS))(p, current)
+        if draw(st.integers(0, 4)) == 0:
+            current = draw(st.sampled_from(p.arrays))
+    p.outputs = list({a.number: a for a in [current, *draw(st.lists(st.sampled_from(p.arrays), max_size=2))]}.values())
+    return p
+
+
+def operands_of(drawn: Drawn, seed: int) -> list[np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(seed)
+    return [random_array(rng, a.shape, dtype_of(a.dtype)) for a in drawn.operands]
+
+
+def tolerance_of(drawn: Drawn, dtype: np.dtype[Any]) -> float:
+    """For any intermediate of the program in this dtype: the largest error it may have."""
+    same = [a for a in drawn.arrays if a.dtype == dtype.name]
+    widest = max([a.ulps * a.bound for a in drawn.arrays if a.floating] + [1.0])
+    # jnp's own intermediates (a float32 sum of bfloat16 values) are no arrays of the program
+    bound = max([a.bound for a in drawn.arrays if a.floating] + [1.0])
+    if not is_float(dtype):
+        return 0.0
+    known = max([a.tolerance for a in same] + [0.0])
+    return max(known, 2 * (widest + 8) * float(ml_dtypes.finfo(dtype).eps) * bound * MAX_SIZE * (not same))
+
+
+def configs_of(draw: Callable[..., Any], graph: Any, kernel: Kernel) -> list[Config]:
+    """The default configuration, and one whose blocks are far smaller than the domain."""
+    blocks = st.sampled_from((1, 2, 4, 8, 16))
+    frame = draw(st.integers(0, len(kernel.frames) - 1))
+    match kernel.schedule:
+        case "rows":
+            default = configurations(graph, kernel)
+            small = Config(0, draw(blocks), default[0].block_columns, 1)
+            return [default[0], small]
+        case "rows-looped":
+            return [Config(0, 1, draw(blocks), 1, draw(st.sampled_from((1, 3))))]
+        case _:
+            rows = draw(blocks) if kernel.frames[frame].rows else 1
+            return [configurations(graph, kernel)[0], Config(frame, rows, draw(blocks), 1)]
+
+
+@contextlib.contextmanager
+def longest_tile_row(limit: int) -> Iterator[None]:
+    """Rows of more elements than `limit` are read in loops, and one-pass rules apply to them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (moments, sumexp, kernel_module):
+            patch.setattr(module, "LONGEST_TILE_ROW", limit)
+        yield
+
+
+relaxed = settings(deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+def check_numpy(drawn: Drawn, seed: int) -> None:
+    made = program(drawn.run, *operands_of(drawn, seed), x64=True)
+    for kernel in kernels_of(made.graph):
+        for frame in range(len(kernel.frames)):
+            for value, got in numpied(made.graph, kernel, made.inputs(kernel), frame).items():
+                agree(got, made.values[value], tolerance_of(drawn, got.dtype))
+
+
+@settings(relaxed, max_examples=150)
+@given(programs(), st.integers(0, 99))
+def test_kernels_of_drawn_programs_equal_lax(drawn, seed):
+    check_numpy(drawn, seed)
+
+
+@settings(relaxed, max_examples=60)
+@given(programs(), st.integers(0, 99))
+def test_looped_kernels_of_drawn_programs_equal_lax(drawn, seed):
+    with longest_tile_row(3):
+        check_numpy(drawn, seed)
+
+
+def check_interpreted(data: st.DataObject, drawn: Drawn, seed: int) -> None:
+    made = program(drawn.run, *operands_of(drawn, seed), x64=True)
+    kernels = kernels_of(made.graph)
+    if not kernels:
+        return
+    kernel = data.draw(st.sampled_from(kernels))
+    for config in configs_of(data.draw, made.graph, kernel):
+        for value, got in interpreted(made.graph, kernel, config, made.inputs(kernel)).items():
+            agree(got, made.values[value], tolerance_of(drawn, got.dtype))
+
+
+@settings(relaxed, max_examples=40)
+@given(st.data(), programs(), st.integers(0, 99))
+def test_generated_source_of_drawn_programs_equals_lax(data, drawn, seed):
+    check_interpreted(data, drawn, seed)
+
+
+@settings(relaxed, max_examples=30)
+@given(st.data(), programs(), st.integers(0, 99))
+def test_generated_loops_of_drawn_programs_equal_lax(data, drawn, seed):
+    with longest_tile_row(3):
+        check_interpreted(data, drawn, seed)
