@@ -6,7 +6,7 @@ computed once per tile and set of coordinates; loads outside a piece's guard are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ class _Body[V]:
         return Tile((grid, rows, columns), self.config.block_rows, block, walk)
 
     @contextmanager
-    def scope(self, tile: Tile) -> Iterator[None]:
+    def scope(self, tile: Tile) -> Generator[None]:
         outer, self.tile = self.tile, tile
         if tile.walk == "loop":
             self.column_values[tile.sizes[2]] = {}  # values of an earlier loop are gone

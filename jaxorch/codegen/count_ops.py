@@ -7,7 +7,7 @@ sectors where neighbouring columns are apart, each element of a buffer once howe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +57,7 @@ class CountOps:
         self.counts = Counts()
 
     @contextmanager
-    def scope(self, tile: Tile) -> Iterator[None]:
+    def scope(self, tile: Tile) -> Generator[None]:
         outer, self.tile = self.tile, tile
         yield
         self.tile = outer

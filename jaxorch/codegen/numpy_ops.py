@@ -6,7 +6,7 @@ not depend on the tile.  Values are arrays that broadcast over (grid, rows, colu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -46,7 +46,7 @@ class NumpyOps:
         self.chosen: list[Data] = []  # the truths of the branches being computed
 
     @contextmanager
-    def scope(self, tile: Tile) -> Iterator[None]:
+    def scope(self, tile: Tile) -> Generator[None]:
         outer, self.tile = self.tile, tile
         yield
         self.tile = outer
@@ -137,7 +137,7 @@ class _Branch:
         self.values: list[Data] = []
 
     @contextmanager
-    def side(self, truth: Data) -> Iterator[None]:
+    def side(self, truth: Data) -> Generator[None]:
         self.ops.chosen.append(truth)
         yield
         self.ops.chosen.pop()

@@ -29,9 +29,9 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A scope: the extents (grid, rows, columns) that index expressions run over, the tile's blocks, and how columns are walked.
+    """A scope: the extents (grid, rows, columns) of index expressions, the tile's blocks, and how columns are walked.
 
-    walk: "grid" (each program has one block of columns), "tile" (one block holds all columns) or "loop" (block by block).
+    walk: "grid" (each program has one block of columns), "tile" (one block has all columns) or "loop" (block by block).
     """
 
     sizes: tuple[int, int, int]

@@ -25,7 +25,7 @@ _NO_INDEX = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Item[V]:
-    """One block of the operand: its values, its dtype, and each element's index along the reduced axis (for arg-reductions)."""
+    """One block of the operand: values, their dtype and, for arg-reductions, each one's index along the reduced axis."""
 
     value: V
     dtype: np.dtype[Any]

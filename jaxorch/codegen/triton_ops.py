@@ -6,7 +6,7 @@ given in order and sizes are literals, so equal kernels give equal bytes in ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -93,7 +93,7 @@ class TritonOps(Writer):
             self.put(f"{name}_mask = {name} < {size}")
 
     @contextmanager
-    def straight(self, tile: Tile) -> Iterator[None]:
+    def straight(self, tile: Tile) -> Generator[None]:
         outer, self.tile, self.column = (self.tile, self.column), tile, f"column{tile.sizes[COLUMN]}"
         if self.column not in self.blocks[0].names:
             self.blocks[0].names[self.column] = self.column
@@ -102,7 +102,7 @@ class TritonOps(Writer):
         self.tile, self.column = outer
 
     @contextmanager
-    def loop(self, tile: Tile) -> Iterator[None]:
+    def loop(self, tile: Tile) -> Generator[None]:
         outer, self.tile, self.column = (self.tile, self.column), tile, f"column{self.count}"
         self.count += 1
         self.arange(tile.block_columns)
@@ -338,7 +338,7 @@ class _Branch:
         self.dims = frozenset[int]()
 
     @contextmanager
-    def side(self, head: str) -> Iterator[None]:
+    def side(self, head: str) -> Generator[None]:
         self.ops.blocks.append(Block("branch"))
         yield
         block = self.ops.blocks.pop()

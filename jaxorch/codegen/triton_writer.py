@@ -23,7 +23,7 @@ type Sizes = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """The coordinates in the current tile: names of (grid, row, column), their extents, and how row and column come about.
+    """The coordinates in the current tile: names of (grid, row, column), their extents, how row and column come about.
 
     A tile's row is `row_start` + `row_lane`, the same for columns: scalar starts and lanes counted from 0.
     """

@@ -170,6 +170,7 @@ class Graph:
 
 
 def outputs_of(node: Node) -> tuple[Array, ...]:
+    """Shape and dtype of each value the node produces."""
     match node:
         case Input() | Const() | Map():
             return (node.array,)
@@ -180,6 +181,7 @@ def outputs_of(node: Node) -> tuple[Array, ...]:
 
 
 def operands_of(node: Node) -> tuple[View, ...]:
+    """The views the node reads, one an operand."""
     match node:
         case Input() | Const():
             return ()
@@ -195,6 +197,7 @@ def reads(node: Node) -> tuple[Value, ...]:
 
 
 def with_operands(node: Node, operands: Iterable[View]) -> Node:
+    """The node with other operands; one without operands is returned as it is."""
     match node:
         case Input() | Const():
             return node

@@ -57,12 +57,16 @@ class Dim:
 
 @dataclass(frozen=True, slots=True)
 class Add:
+    """`left` + `right`."""
+
     left: Expr
     right: Expr
 
 
 @dataclass(frozen=True, slots=True)
 class Mul:
+    """`expr` times a constant."""
+
     expr: Expr
     factor: int
 
@@ -113,6 +117,7 @@ type Sizes = Sequence[int]
 
 
 def add(left: Expr, right: Expr) -> Expr:
+    """`left` + `right`."""
     match left, right:
         case Const(a), Const(b):
             return Const(a + b)
@@ -125,6 +130,7 @@ def add(left: Expr, right: Expr) -> Expr:
 
 
 def mul(expr: Expr, factor: int) -> Expr:
+    """`expr` * `factor`."""
     match expr:
         case Const(a):
             return Const(a * factor)
@@ -139,10 +145,12 @@ def mul(expr: Expr, factor: int) -> Expr:
 
 
 def sub(left: Expr, right: Expr) -> Expr:
+    """`left` - `right`."""
     return add(left, mul(right, -1))
 
 
 def floordiv(expr: Expr, divisor: int) -> Expr:
+    """`expr` // `divisor`, for a divisor > 0."""
     assert divisor > 0
     match expr:
         case Const(a):
@@ -154,6 +162,7 @@ def floordiv(expr: Expr, divisor: int) -> Expr:
 
 
 def mod(expr: Expr, divisor: int) -> Expr:
+    """`expr` % `divisor`, never negative, for a divisor > 0."""
     assert divisor > 0
     match expr:
         case Const(a):
@@ -208,6 +217,7 @@ def substitute(expr: Expr, coords: Sequence[Expr]) -> Expr:
 
 
 def substitute_guard(guard: Guard, coords: Sequence[Expr]) -> Guard:
+    """`guard` with Dim(a) replaced by coords[a]."""
     return tuple(Bound(substitute(b.expr, coords), b.low, b.high) for b in guard)
 
 
@@ -229,6 +239,7 @@ def dims_of(expr: Expr) -> frozenset[int]:
 
 
 def guard_dims(guard: Guard) -> frozenset[int]:
+    """The axes that `guard` depends on."""
     return frozenset[int]().union(*(dims_of(b.expr) for b in guard))
 
 

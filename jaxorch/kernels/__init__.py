@@ -1,1 +1,1 @@
-"""Kernels: which sets of nodes can run as one kernel (`build`), how its tile spans the domain (`frame`), with which block sizes (`configs`)."""
+"""Kernels: what runs as one (`kernel`), how its tile spans the domain (`frame`), with which block sizes (`configs`)."""

@@ -45,6 +45,7 @@ class Accesses:
     loads: dict[Load, None] = field(default_factory=dict[Load, None])
     reductions: dict[Reduction, int] = field(default_factory=dict[Reduction, int])
     guards: dict[tuple[Guard, tuple[int, ...]], None] = field(default_factory=dict[tuple[Guard, tuple[int, ...]], None])
+    outside: dict[int, None] = field(default_factory=dict[int, None])  # Reduces wanted where they have no element
 
     def offsets(self, graph: Graph) -> list[tuple[Expr, int]]:
         """(flat offset, element count of the buffer) of each load."""
@@ -65,7 +66,7 @@ class Accesses:
 
 
 def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[Guard, Value, Coords]]:
-    """The pieces of `view` that can be selected at `coords`, over axes of `sizes`; the last one is unguarded in effect."""
+    """The pieces of `view` that can be selected at `coords`, over axes of `sizes`; the last one's guard need not be tested."""
     found: list[tuple[Guard, Value, Coords]] = []
     for piece in view.pieces:
         guard = simplify_guard(ix.substitute_guard(piece.guard, coords), sizes)
@@ -114,7 +115,7 @@ class _Walk:
             case Map():
                 return max((self.view(v, coords, guard, sizes) for v in operands_of(node)), default=0)
             case Reduce():
-                return self.reduction(value.node, node, coords, sizes)
+                return self.reduction(value.node, node, coords, guard, sizes)
             case _:
                 raise AssertionError(f"{type(node).__name__} inside a kernel")
 
@@ -126,7 +127,11 @@ class _Walk:
             level = max(level, self.value(value, index, tuple(dict.fromkeys(guard + own)), sizes))
         return level
 
-    def reduction(self, number: int, node: Reduce, coords: Coords, sizes: tuple[int, ...]) -> int:
+    def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        # a guard is not applied inside a reduction, so it must not be what keeps the coordinates inside the array
+        ranges = zip((ix.range_of(e, sizes) for e in coords), node.arrays[0].shape, strict=True)
+        if guard and any(low < 0 or high >= size for (low, high), size in ranges):
+            self.into.outside[number] = None
         extents = tuple(node.domain[a] for a in node.axes)
         inner_sizes = sizes + extents
         inner = operand_coords(node, coords, tuple(Dim(len(sizes) + k) for k in range(len(extents))))

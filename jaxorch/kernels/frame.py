@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Dim, Expr, FloorDiv, Mod
@@ -61,7 +62,7 @@ def split_axis(expressions: Iterable[Expr], axis: int, size: int) -> tuple[int, 
         if not chain or k % chain[-1] == 0:
             chain.append(k)
     edges = [1, *chain, size]
-    return tuple(b // a for a, b in zip(edges, edges[1:], strict=False))[::-1]
+    return tuple(b // a for a, b in pairwise(edges))[::-1]
 
 
 def _divisors(expr: Expr, axis: int, found: set[int]) -> None:
@@ -106,7 +107,7 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
     frames: list[Frame] = []
     if len(domain) > 1 and domain[-1] in (2, 4):
         frames.append(Frame(domain, (), (), axes, unroll=domain[-1]))
-    else:
+    elif len(domain) > 1:
         frames.extend(_transposing(domain, big))
     suffix = _guarded_suffix(domain, accesses)
     if suffix is not None:

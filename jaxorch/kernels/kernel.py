@@ -91,12 +91,14 @@ def _inputs(accesses: Accesses) -> tuple[Value, ...]:
 
 
 def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> Kernel | str:
-    # The anchor is the largest Map output: its points are the tile's.  With Reduce outputs only, the points are the rows.
+    # The anchor is the largest Map output: its points are the tile's.  With Reduce outputs only, they are the rows.
     anchor = max(outputs, key=lambda v: (graph.array(v).size, isinstance(graph.nodes[v.node], Map), -v.node))
     size = graph.array(anchor).size
     full = tuple(v for v in outputs if graph.array(v).size == size)
     rest = tuple(v for v in outputs if graph.array(v).size != size)
     domain, accesses = _refined(graph, members, full, graph.array(anchor).shape)
+    if accesses.outside:
+        return "a reduction at rows that its operand does not have"
     row_axes = _row_axes(accesses, len(domain)) if accesses.reductions else _leading(domain, graph, rest)
     if row_axes is None:
         return "no split of the output's axes into rows and columns"
@@ -142,6 +144,8 @@ def _check_per_row(
             return f"an output of {array.size} elements beside {rows} rows"
         own = Accesses()
         collect(graph, members, value, _at_flat(flat, array.shape, frame.domain), frame.domain, own)
+        if own.outside:
+            return "a reduction at rows that its operand does not have"
         if accesses.reductions and not set(own.reductions) <= set(accesses.reductions):
             return "outputs over different rows"
         if any(not ix.dims_of(e) <= set(frame.rows) for r in own.reductions for e in r.coords):

@@ -45,7 +45,7 @@ _CHEAP = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Nodes that always run together: a sink, and the maps that only it needs or that are cheaper to redo than to read."""
+    """Nodes that always run together: a sink, and the maps that only it needs or that are cheaper redone than read."""
 
     nodes: tuple[int, ...]
     inputs: tuple[Value, ...]
@@ -71,6 +71,8 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Enumeration:
+    """All candidates: generated kernels, XLA's own, and the sets that no schedule runs, with the reason."""
+
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     rejected: tuple[tuple[tuple[int, ...], str], ...]
@@ -97,7 +99,7 @@ def enumerate_candidates(graph: Graph) -> Enumeration:
 
 
 def _left(graph: Graph, pieces: Sequence[Piece]) -> list[Left]:
-    """XLA's candidates: a piece with the pieces before it whose values no traced variable holds, since XLA redoes those."""
+    """XLA's candidates: a piece, and the pieces before it whose values no traced variable holds: XLA redoes those."""
     maker = {v: p for p in pieces for v in p.outputs}
     found: list[Left] = []
     for piece in pieces:
@@ -192,7 +194,7 @@ def _piece(graph: Graph, nodes: Sequence[int], redone: frozenset[int]) -> Piece:
 
 
 def _joined(graph: Graph, pieces: Sequence[Piece]) -> tuple[tuple[int, ...], tuple[Value, ...], tuple[Value, ...]]:
-    """Nodes, internal inputs and outputs of several pieces as one kernel; an output only the set needs is not stored."""
+    """Nodes, internal inputs and outputs of several pieces as one kernel; what only the set needs is not stored."""
     nodes = tuple(sorted({n for p in pieces for n in p.nodes}))
     inside = set(nodes)
     own = {v for p in pieces for v in p.outputs}
@@ -202,7 +204,7 @@ def _joined(graph: Graph, pieces: Sequence[Piece]) -> tuple[tuple[int, ...], tup
 
 
 def _convex_sets(graph: Graph, pieces: Sequence[Piece]) -> Iterator[tuple[int, ...]]:
-    """Convex sets of pieces, grown from each piece through the values they share; largest savings first at each size."""
+    """Convex sets of pieces, grown from each piece through the values they share, largest savings first."""
     neighbours, after = _relations(graph, pieces)
     seen: set[frozenset[int]] = set()
     budget = BUDGET

@@ -16,6 +16,7 @@ __all__ = ["drop_unused", "rename", "rename_view", "reorder", "replace_values"]
 
 
 def rename_view(view: View, new: Callable[[Value], Value]) -> View:
+    """The view with every value it reads renamed; the view itself if nothing changes."""
     pieces = tuple(replace(p, value=new(p.value)) for p in view.pieces)
     return view if pieces == view.pieces else View(view.domain, pieces)
 

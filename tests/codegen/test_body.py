@@ -94,6 +94,12 @@ class Drawn:
             table[next(following)] = f(*(table[k] for k in inputs))
         return [table[a.number] for a in self.outputs]
 
+    def __repr__(self) -> str:
+        """The program, for hypothesis to show."""
+        with jax.enable_x64(True):
+            specs = [jax.ShapeDtypeStruct(a.shape, dtype_of(a.dtype)) for a in self.operands]
+            return f"{jax.make_jaxpr(self.run)(*specs)}\n"
+
 
 # Steps: (program, array) -> array
 
@@ -345,15 +351,15 @@ def configs_of(draw: Callable[..., Any], graph: Any, kernel: Kernel) -> list[Con
     """The default configuration, and one whose blocks are far smaller than the domain."""
     blocks = st.sampled_from((1, 2, 4, 8, 16))
     frame = draw(st.integers(0, len(kernel.frames) - 1))
+    rows = min(draw(blocks), 1 << (kernel.frames[frame].sizes[1] - 1).bit_length())
     match kernel.schedule:
         case "rows":
             default = configurations(graph, kernel)
-            small = Config(0, draw(blocks), default[0].block_columns, 1)
+            small = Config(0, rows, default[0].block_columns, 1)
             return [default[0], small]
         case "rows-looped":
             return [Config(0, 1, draw(blocks), 1, draw(st.sampled_from((1, 3))))]
         case _:
-            rows = draw(blocks) if kernel.frames[frame].rows else 1
             return [configurations(graph, kernel)[0], Config(frame, rows, draw(blocks), 1)]
 
 
