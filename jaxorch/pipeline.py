@@ -35,6 +35,7 @@ from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.split import split_long_reductions
 from jaxorch.passes.derive.sumexp import one_pass_sumexp
+from jaxorch.passes.lookups import fold_lookups
 from jaxorch.passes.predicates import fold_index_predicates
 from jaxorch.passes.virtualize import virtualize
 from jaxorch.report import Report, describe, header_of
@@ -51,6 +52,8 @@ PASSES: tuple[Pass, ...] = (
     virtualize,
     canonicalize,
     fold_index_predicates,
+    virtualize,
+    fold_lookups,
     virtualize,
     cse,
     canonicalize,
@@ -109,6 +112,7 @@ class _Choice:
     options: tuple[Fused | Left, ...]
     solution: blp.Solution
     baselines: Mapping[str, float]
+    rejected: Mapping[tuple[int, ...], str]  # sets of nodes that no schedule runs as one kernel, and why
 
 
 class _Planner:
@@ -154,7 +158,7 @@ class _Planner:
         solution = blp.solve(candidates, required, expensive)
         blp.check(solution, candidates, required)
         greedy, unfused = blp.greedy(candidates, required, expensive), blp.unfused(candidates, required, expensive)
-        return _Choice(tuple(options), solution, {"greedy": greedy.cost, "unfused": unfused.cost})
+        return _Choice(tuple(options), solution, {"greedy": greedy.cost, "unfused": unfused.cost}, found.rejected)
 
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):
@@ -172,7 +176,7 @@ class _Planner:
             option = choice.options[number]
             cost = self.candidate(option).cost
             if isinstance(option, Left):
-                steps.append(LeftStep(option, self.reason(option), cost))
+                steps.append(LeftStep(option, self.reason(option, choice), cost))
                 continue
             step = self.kernel_step(option.kernel, cost)
             if step is None:
@@ -203,10 +207,12 @@ class _Planner:
         tuned = self.tuned[kernel]
         return KernelStep(kernel, tuned.source, cost, tuned.measured, tuned.compiled)
 
-    def reason(self, left: Left) -> str:
+    def reason(self, left: Left, choice: _Choice) -> str:
         nodes = [self.graph.nodes[n] for n in left.nodes]
         opaque = [n for n in nodes if isinstance(n, Opaque)]
-        return opaque[0].reason if opaque else "XLA is estimated to be as fast"
+        if opaque:
+            return opaque[0].reason
+        return choice.rejected.get(left.nodes, "XLA is estimated to be as fast")
 
     def judge(self, plan: Plan, planned: Callable[..., Any], original: Callable[..., Any]) -> Verdict:
         if not plan.kernels:

@@ -6,7 +6,7 @@ computed once per tile and set of coordinates; loads outside a piece's guard are
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from jaxorch.ir.graph import Const, Graph, Map, Reduce
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
 from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.ir.view import Value, View
-from jaxorch.kernels.access import Accesses, Reduction, collect, operand_coords, pieces_at
-from jaxorch.kernels.configs import Config
+from jaxorch.kernels.access import Accesses, Reduction, collect, known, operand_coords, pieces_at
+from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel, Output
 
@@ -70,7 +70,7 @@ class _Body[V]:
 
     def scope_of(self, columns: int, walk: Literal["grid", "tile", "loop"]) -> Tile:
         grid, rows, _ = self.frame.sizes
-        block = self.config.block_columns if walk != "tile" else 1 << max(columns - 1, 0).bit_length()
+        block = self.config.block_columns if walk != "tile" else power_of_two(columns)
         return Tile((grid, rows, columns), self.config.block_rows, block, walk)
 
     @contextmanager
@@ -173,6 +173,8 @@ class _Body[V]:
 
     def view(self, view: View, coords: Coords, guard: Guard) -> V:
         pieces = pieces_at(view, coords, self.sizes)
+        for own, _, index in pieces:
+            self.bind((*(b.expr for b in own), *index), known(guard + own))
         if len(pieces) > 1 and all(self.uniform(g) for g, _, _ in pieces[:-1]):
             return self.choose_once(pieces, guard)
         own, value, index = pieces[-1]
@@ -180,6 +182,12 @@ class _Body[V]:
         for own, value, index in reversed(pieces[:-1]):
             result = self.ops.select(own, self.value(value, index, _and(guard, own)), result)
         return result
+
+    def bind(self, expressions: Iterable[Expr], guard: Guard) -> None:
+        """Computes the Lookups in `expressions` and tells the handler their values."""
+        for lookup in dict.fromkeys(k for e in expressions for k in ix.lookups_in(e)):
+            value = self.value(lookup.value, lookup.index, guard)
+            self.ops.bind(lookup, value, self.graph.array(lookup.value).dtype)
 
     def choose_once(self, pieces: Sequence[tuple[Guard, Value, Coords]], guard: Guard) -> V:
         """The source of the whole tile, chosen by a branch; the guards need not be applied again inside."""
@@ -205,6 +213,8 @@ class _Body[V]:
         dims = ix.dims_of(bound.expr)
         if dims <= {GRID}:
             return True
+        if any(ix.lookups_in(bound.expr)):
+            return False
         if len(dims) != 1 or (self.tile.walk == "tile" and COLUMN in dims):
             return False
         (axis,) = dims
@@ -221,7 +231,8 @@ class _Body[V]:
         offset = self.offset(coords, buffer.array.shape)
         terms, const = linear_terms(offset, sizes)
         side_by_side = any(COLUMN in ix.dims_of(a) for a, _ in terms) and all(c % unroll == 0 for _, c in terms)
-        if unroll == 1 or not side_by_side or buffer.array.size % unroll:
+        looked_up = {d for e in (offset, *(b.expr for b in guard)) for k in ix.lookups_in(e) for d in ix.dims_of(k)}
+        if unroll == 1 or not side_by_side or buffer.array.size % unroll or COLUMN in looked_up:
             return self.ops.load(buffer, offset, guard)
         copy = const % unroll
         first = simplify(ix.sub(offset, ix.Const(copy)), sizes)

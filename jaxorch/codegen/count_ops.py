@@ -18,7 +18,7 @@ from jaxorch.codegen.body import emit
 from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
-from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Mod
+from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Lookup, Mod
 from jaxorch.ir.simplify import linear_terms
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.frame import COLUMN, ROW
@@ -95,6 +95,9 @@ class CountOps:
                     run = (1, factor)
             found = run if found is None or run[1] == 1 or found[1] == 0 else found
         return found
+
+    def bind(self, lookup: Lookup, value: Dims, dtype: np.dtype[Any]) -> None:
+        pass
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)

@@ -17,7 +17,7 @@ from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.graph import Graph
-from jaxorch.ir.index import Expr, Guard
+from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.ir.scalars import SCALARS
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel
@@ -43,6 +43,7 @@ class NumpyOps:
         self.arrays = arrays
         self.stores = {name: np.zeros(a.size, np.int64) for name, a in arrays.items()}
         self.tile: Tile | None = None
+        self.bound: dict[Lookup, Data] = {}
         self.chosen: list[Data] = []  # the truths of the branches being computed
 
     @contextmanager
@@ -57,13 +58,20 @@ class NumpyOps:
         return [np.arange(n).reshape(s) for n, s in zip(self.tile.sizes, shapes, strict=True)]
 
     def holds(self, guard: Guard) -> Data:
-        truth = np.asarray(ix.holds(guard, self.coords())).astype(bool)
+        truth = np.asarray(ix.holds(guard, self.coords(), self.look)).astype(bool)
         for chosen in self.chosen:
             truth = truth & chosen
         return truth
 
+    def bind(self, lookup: Lookup, value: Data, dtype: np.dtype[Any]) -> None:
+        self.bound[lookup] = np.clip(value.astype(np.int64), lookup.low, lookup.high)
+
+    def look(self, lookup: Lookup, index: tuple[Any, ...]) -> Data:
+        del index  # bound at the coordinates where it is used
+        return self.bound[lookup]
+
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Data:
-        where, at = np.broadcast_arrays(self.holds(guard), np.asarray(ix.evaluate(offset, self.coords())))
+        where, at = np.broadcast_arrays(self.holds(guard), np.asarray(ix.evaluate(offset, self.coords(), self.look)))
         flat = self.arrays[buffer.name].reshape(-1)
         if (where & ((at < 0) | (at >= flat.size))).any():
             raise IndexError(f"load outside {buffer.name} of {flat.size} elements at offset {offset}")
@@ -75,7 +83,7 @@ class NumpyOps:
 
     def store(self, buffer: Buffer, offset: Expr, value: Data) -> None:
         assert self.tile is not None
-        at = np.broadcast_to(np.asarray(ix.evaluate(offset, self.coords())), self.tile.sizes)
+        at = np.broadcast_to(np.asarray(ix.evaluate(offset, self.coords(), self.look)), self.tile.sizes)
         flat = self.arrays[buffer.name].reshape(-1)
         np.add.at(self.stores[buffer.name], at, 1)
         flat[at] = np.broadcast_to(value, self.tile.sizes).astype(flat.dtype)
@@ -88,7 +96,7 @@ class NumpyOps:
         return np.full((1, 1, 1), value, dtype).astype(compute_dtype(dtype))
 
     def index(self, expr: Expr, dtype: np.dtype[Any]) -> Data:
-        return np.asarray(ix.evaluate(expr, self.coords())).astype(dtype).astype(compute_dtype(dtype))
+        return np.asarray(ix.evaluate(expr, self.coords(), self.look)).astype(dtype).astype(compute_dtype(dtype))
 
     def scalar(
         self,

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from jaxorch.ir.graph import Array
-from jaxorch.ir.index import Expr, Guard
+from jaxorch.ir.index import Expr, Guard, Lookup
 
 __all__ = ["Buffer", "Ops", "Tile"]
 
@@ -48,6 +48,10 @@ class Ops[V](Protocol):
 
     def scope(self, tile: Tile) -> AbstractContextManager[None]:
         """Inside, columns run over `tile.sizes[2]`; scopes that are no loops nest."""
+        ...
+
+    def bind(self, lookup: Lookup, value: V, dtype: np.dtype[Any]) -> None:
+        """Says what `lookup` reads before an expression that holds it is used; `value` is not clamped yet."""
         ...
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> V: ...

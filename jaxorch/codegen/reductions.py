@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxorch.codegen.ops import Ops, Tile
 from jaxorch.ir.dtypes import compute_dtype, is_float
+from jaxorch.ir.monoid import neutral
 
 __all__ = ["Item", "direct", "finish", "initial", "step"]
 
@@ -25,25 +26,11 @@ _NO_INDEX = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Item[V]:
-    """One block of the operand: values, their dtype and, for arg-reductions, each one's index along the reduced axis."""
+    """One block of the operand: values, their dtype and, for arg-reductions, each one's index on the reduced axis."""
 
     value: V
     dtype: np.dtype[Any]
     index: V | None
-
-
-def _identity(op: str, dtype: np.dtype[Any]) -> bool | int | float:
-    match op:
-        case "sum" | "or":
-            return False if dtype == _BOOL else 0
-        case "prod" | "and":
-            return True if dtype == _BOOL else 1
-        case "max":
-            return -np.inf if is_float(dtype) else False if dtype == _BOOL else int(np.iinfo(dtype).min)
-        case "min":
-            return np.inf if is_float(dtype) else True if dtype == _BOOL else int(np.iinfo(dtype).max)
-        case _:
-            raise AssertionError(op)
 
 
 _COMBINE: Mapping[str, str] = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "and", "or": "or"}
@@ -73,7 +60,7 @@ class _Calls[V]:
         return self.ops.fold(op, value, self.dtype)
 
     def masked(self, op: str, value: V) -> V:
-        return self.ops.valid(value, self.const(_identity(op, self.dtype)))
+        return self.ops.valid(value, self.const(neutral(op, self.dtype)))
 
 
 def direct[V](ops: Ops[V], op: str, item: Item[V], count: int, outs: Sequence[np.dtype[Any]]) -> tuple[V, ...]:
@@ -99,7 +86,7 @@ def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile) -> tuple[
     """The loop-carried tiles of a reduction."""
     match op:
         case "argmax" | "argmin":
-            worst = _identity("max" if op == "argmax" else "min", dtype)
+            worst = neutral("max" if op == "argmax" else "min", dtype)
             return ops.carry(tile, worst, dtype), ops.carry(tile, _NO_INDEX, _INT32), ops.carry(tile, _NO_INDEX, _INT32)
         case "moments":
             return ops.carry(tile, 0.0, dtype), ops.carry(tile, 0.0, dtype)
@@ -107,7 +94,7 @@ def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile) -> tuple[
             # not -inf: the distance of a first element would be inf - inf
             return ops.carry(tile, float(np.finfo(compute_dtype(dtype)).min), dtype), ops.carry(tile, 0.0, dtype)
         case _:
-            return (ops.carry(tile, _identity(op, dtype), dtype),)
+            return (ops.carry(tile, neutral(op, dtype), dtype),)
 
 
 def step[V](ops: Ops[V], op: str, item: Item[V], carried: Sequence[V]) -> None:
@@ -189,7 +176,7 @@ def _arg_candidates[V](ops: Ops[V], op: str, item: Item[V]) -> tuple[V, V, V]:
     if is_float(item.dtype):
         is_nan = x.test("ne", value, value)
         nan = ops.valid(i.pick(is_nan, item.index, i.const(_NO_INDEX)), i.const(_NO_INDEX))
-        value = x.pick(is_nan, x.const(_identity(order, item.dtype)), value)
+        value = x.pick(is_nan, x.const(neutral(order, item.dtype)), value)
     return x.masked(order, value), index, nan
 
 

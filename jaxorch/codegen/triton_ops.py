@@ -18,7 +18,7 @@ from jaxorch.codegen.triton_scalars import TRITON, triton_literal, triton_load_c
 from jaxorch.codegen.triton_writer import Axes, Block, Text, Writer
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
-from jaxorch.ir.index import Dim, Expr, Guard
+from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import simplify
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
@@ -151,6 +151,17 @@ class TritonOps(Writer):
         return f", mask={' & '.join(tests)}" if tests else ""
 
     # Memory
+
+    def bind(self, lookup: Lookup, value: Text, dtype: np.dtype[Any]) -> None:
+        low = f"tl.full([], {lookup.low}, tl.int64)"
+        high = f"tl.full([], {lookup.high}, tl.int64)"
+        if dtype.kind == "u":  # nothing is below 0, and what int64 cannot hold is above `high`
+            top = f"tl.full([], {max(lookup.high, 0)}, tl.uint64)"
+            wide = f"tl.minimum({value.name}.to(tl.uint64), {top}).to(tl.int64)"
+        else:
+            wide = f"{value.name}.to(tl.int64)"
+        text = self.name(f"tl.minimum(tl.maximum({wide}, {low}), {high}).to(tl.int32)", value.dims, "i")
+        self.remember(lookup, text, self.axes())
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:
         axes = self.axes()

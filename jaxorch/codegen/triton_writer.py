@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.ir import index as ix
-from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Mod, Select
+from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Select
 from jaxorch.ir.simplify import linear_terms
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
@@ -133,12 +133,19 @@ class Writer:
             base = f"{base} + ({_sum(scalars, const)})"
         return f"{base} + {_sum(lanes, 0)}" if lanes else base
 
+    def remember(self, lookup: Lookup, text: Text, axes: Axes) -> None:
+        """Makes `text` the name of a Lookup, at these axes or, if it varies along none, at all."""
+        hoisted = self.blocks[-1].kind == "loop" and COLUMN not in text.dims
+        key = (lookup, axes.names, axes.sizes) if ix.dims_of(lookup) & {ROW, COLUMN} else lookup
+        self.blocks[-2 if hoisted else -1].names[key] = text.name
+
     def atom(self, atom: Expr, axes: Axes, names: Names) -> str:
         """The name of a div, mod or select, defined where first used."""
         key = (atom, names, axes.sizes)
         for block in reversed(self.blocks):
-            if key in block.names:
-                return block.names[key]
+            for known in (key, atom):
+                if known in block.names:
+                    return block.names[known]
         start = names != axes.names
         match atom:
             case FloorDiv(e, k):
@@ -148,7 +155,7 @@ class Writer:
             case Select(guard, then, otherwise):
                 sides = [self.text(side, axes, start=start) for side in (then, otherwise)]
                 expr = f"tl.where({self.condition(guard, axes, start=start)}, {sides[0]}, {sides[1]})"
-            case _:
+            case _:  # a Lookup is bound before it is used, under its own name
                 raise AssertionError(atom)
         dims = ix.dims_of(atom)
         hoisted = self.blocks[-1].kind == "loop" and COLUMN not in dims

@@ -6,17 +6,16 @@ is neither here nor in `movement` becomes `Opaque`, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxorch.ir.graph import Params
 
-__all__ = ["ELEMENTWISE", "IDENTITIES", "REDUCTIONS", "map_params", "reduce_params"]
+_np: Any = np  # its classes' type parameters would be unknown after isinstance
 
-# elementwise primitives that change nothing at run time
-IDENTITIES = frozenset({"copy", "copy_p", "stop_gradient"})
+__all__ = ["ELEMENTWISE", "REDUCTIONS", "map_params", "reduce_params"]
 
 _PLAIN = [
     "abs",
@@ -119,18 +118,8 @@ def reduce_params(primitive: str, params: Mapping[str, Any]) -> tuple[str, tuple
     return REDUCTIONS[primitive], tuple(int(a) for a in params["axes"])
 
 
-_CONVERSIONS: tuple[tuple[type, Callable[[Any], Hashable]], ...] = (
-    (np.dtype, lambda d: str(d.name)),
-    (np.integer, int),
-    (np.floating, float),
-)
-
-
 def _hashable(value: Any) -> Hashable:
-    # params may hold np.int64 or dtypes, which hash by type or print differently between versions
-    for kind, convert in _CONVERSIONS:
-        if isinstance(value, kind):
-            return convert(value)
-    if isinstance(value, type) and issubclass(value, np.generic):
-        return np.dtype(value).name
-    return value if isinstance(value, (bool, int, float, str)) else getattr(value, "name", str(value))
+    # a dtype by its name, and no np.int64: they print differently between versions
+    if isinstance(value, _np.integer):
+        return int(value)
+    return value if isinstance(value, int) else np.dtype(value).name

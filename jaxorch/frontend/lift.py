@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from jaxorch.errors import UnsupportedError
-from jaxorch.frontend.compute import ELEMENTWISE, IDENTITIES, REDUCTIONS, map_params, reduce_params
+from jaxorch.frontend.compute import ELEMENTWISE, REDUCTIONS, map_params, reduce_params
+from jaxorch.frontend.indexing import INDEXED
 from jaxorch.frontend.movement import VIEWS, broadcast
 from jaxorch.frontend.trace import Equation, Trace
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Origin, Reduce
 from jaxorch.ir.view import Value, View, identity
+
+_np: Any = np  # its classes' type parameters would be unknown after isinstance
 
 __all__ = ["lift"]
 
@@ -48,8 +51,8 @@ class _Lifter:
         shape: tuple[Any, ...] = getattr(aval, "shape", ())
         dtype: Any = getattr(aval, "dtype", None)
         # PRNG keys, tokens and refs have no NumPy dtype; only opaque equations touch them
-        plain: np.dtype[Any] = dtype if isinstance(dtype, np.dtype) else np.dtype(object)
-        return Array(tuple(int(s) for s in shape), plain)
+        plain = isinstance(dtype, _np.dtype)
+        return Array(tuple(int(s) for s in shape), dtype if plain else np.dtype(object))
 
     def value(self, variable: int) -> Value:
         if variable not in self.env:
@@ -69,7 +72,9 @@ class _Lifter:
         reason = self.unsupported(equation, [*arrays, *outs])
         if reason is None and equation.primitive in VIEWS:
             reason = self.movement(k, equation, arrays, outs)
-        elif reason is None and (equation.primitive in ELEMENTWISE or equation.primitive in IDENTITIES):
+        elif reason is None and equation.primitive in INDEXED:
+            reason = self.indexed(k, equation, arrays, outs)
+        elif reason is None and equation.primitive in ELEMENTWISE:
             reason = self.elementwise(k, equation, arrays, outs)
         elif reason is None and equation.primitive in REDUCTIONS:
             op, axes = reduce_params(equation.primitive, equation.params)
@@ -105,10 +110,24 @@ class _Lifter:
             self.append(Map("copy", (view,), out, (), Origin((k,), ((variable,),))), (variable,))
         return None
 
+    def indexed(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> str | None:
+        values = [self.value(v) for v in equation.inputs]
+        (out,) = outs
+        try:
+            view = INDEXED[equation.primitive](equation.params, values, arrays, out, self.constant)
+        except UnsupportedError as error:
+            return str(error)
+        self.append(Map("copy", (view,), out, (), _origin(k, equation)), equation.outputs)
+        return None
+
+    def constant(self, value: bool | int | float, dtype: np.dtype[Any]) -> Value:
+        self.nodes.append(Const(value, Array((), dtype)))
+        return Value(len(self.nodes) - 1)
+
     def elementwise(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> str | None:
         (out,) = outs
-        op = "copy" if equation.primitive in IDENTITIES else equation.primitive
-        params = () if op == "copy" else map_params(op, equation.params)
+        op = equation.primitive
+        params = map_params(op, equation.params)
         if isinstance(params, str):
             return params
         if op == "bitcast_convert_type" and arrays[0].dtype.itemsize != out.dtype.itemsize:

@@ -7,9 +7,11 @@ structural.  The normal form is in `ir.simplify`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
+
+from jaxorch.ir.value import Value
 
 __all__ = [
     "Add",
@@ -19,8 +21,10 @@ __all__ = [
     "Expr",
     "FloorDiv",
     "Guard",
+    "Lookup",
     "Mod",
     "Mul",
+    "Reader",
     "Select",
     "Sizes",
     "add",
@@ -32,6 +36,9 @@ __all__ = [
     "guard_dims",
     "holds",
     "linearize",
+    "lookups_in",
+    "map_guard",
+    "map_lookups",
     "mod",
     "mul",
     "range_of",
@@ -97,6 +104,19 @@ class Select:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """An integer known at run time: value[index], clamped to low..high as lax clamps start indices.
+
+    With a rank-0 value (index ()) it is a run-time scalar, such as a decode step's position.
+    """
+
+    value: Value
+    index: tuple[Expr, ...]
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
     """The condition low <= expr < high."""
 
@@ -105,9 +125,12 @@ class Bound:
     high: int
 
 
-type Expr = Const | Dim | Add | Mul | FloorDiv | Mod | Select
+type Expr = Const | Dim | Add | Mul | FloorDiv | Mod | Select | Lookup
 type Guard = tuple[Bound, ...]
 """A conjunction; () always holds."""
+
+type Reader = Callable[[Lookup, tuple[Any, ...]], Any]
+"""Gives the value of a Lookup at an evaluated index."""
 
 type Sizes = Sequence[int]
 """The sizes of the axes of a domain."""
@@ -212,6 +235,8 @@ def substitute(expr: Expr, coords: Sequence[Expr]) -> Expr:
             return mod(substitute(a, coords), k)
         case Select(guard, a, b):
             return Select(substitute_guard(guard, coords), substitute(a, coords), substitute(b, coords))
+        case Lookup(value, index, low, high):
+            return Lookup(value, tuple(substitute(e, coords) for e in index), low, high)
         case _:
             assert_never(expr)
 
@@ -234,6 +259,8 @@ def dims_of(expr: Expr) -> frozenset[int]:
             return dims_of(a)
         case Select(guard, a, b):
             return guard_dims(guard) | dims_of(a) | dims_of(b)
+        case Lookup(_, index):
+            return frozenset[int]().union(*(dims_of(e) for e in index))
         case _:
             assert_never(expr)
 
@@ -243,35 +270,88 @@ def guard_dims(guard: Guard) -> frozenset[int]:
     return frozenset[int]().union(*(dims_of(b.expr) for b in guard))
 
 
-def evaluate(expr: Expr, coords: Sequence[Any]) -> Any:
-    """The value of `expr`; `coords` are ints or NumPy integer arrays that broadcast together."""
+def evaluate(expr: Expr, coords: Sequence[Any], lookup: Reader | None = None) -> Any:
+    """The value of `expr`; `coords` are ints or NumPy integer arrays that broadcast together.
+
+    `lookup` gives the value of a Lookup from it and its evaluated index; without one there must be none.
+    """
     match expr:
         case Const(value):
             return value
         case Dim(axis):
             return coords[axis]
         case Add(a, b):
-            return evaluate(a, coords) + evaluate(b, coords)
+            return evaluate(a, coords, lookup) + evaluate(b, coords, lookup)
         case Mul(a, k):
-            return evaluate(a, coords) * k
+            return evaluate(a, coords, lookup) * k
         case FloorDiv(a, k):
-            return evaluate(a, coords) // k
+            return evaluate(a, coords, lookup) // k
         case Mod(a, k):
-            return evaluate(a, coords) % k
+            return evaluate(a, coords, lookup) % k
         case Select(guard, a, b):
-            where = holds(guard, coords)
-            return where * evaluate(a, coords) + (1 - where) * evaluate(b, coords)
+            where = holds(guard, coords, lookup)
+            return where * evaluate(a, coords, lookup) + (1 - where) * evaluate(b, coords, lookup)
+        case Lookup(_, index):
+            assert lookup is not None, f"{expr} is known at run time only"
+            return lookup(expr, tuple(evaluate(e, coords, lookup) for e in index))
         case _:
             assert_never(expr)
 
 
-def holds(guard: Guard, coords: Sequence[Any]) -> Any:
+def holds(guard: Guard, coords: Sequence[Any], lookup: Reader | None = None) -> Any:
     """1 where the guard holds, else 0."""
     result: Any = 1
     for b in guard:
-        value = evaluate(b.expr, coords)
+        value = evaluate(b.expr, coords, lookup)
         result = result * ((value >= b.low) & (value < b.high))
     return result
+
+
+def lookups_in(expr: Expr) -> Iterator[Lookup]:
+    """Every Lookup in `expr`, inner ones before those that need them."""
+    match expr:
+        case Const() | Dim():
+            return
+        case Add(a, b):
+            yield from lookups_in(a)
+            yield from lookups_in(b)
+        case Mul(a, _) | FloorDiv(a, _) | Mod(a, _):
+            yield from lookups_in(a)
+        case Select(guard, a, b):
+            for e in (*(bound.expr for bound in guard), a, b):
+                yield from lookups_in(e)
+        case Lookup(_, index):
+            for e in index:
+                yield from lookups_in(e)
+            yield expr
+        case _:
+            assert_never(expr)
+
+
+def map_lookups(expr: Expr, new: Callable[[Lookup], Expr]) -> Expr:
+    """`expr` with each Lookup (its index already mapped) replaced by `new` of it; itself if it has none."""
+    match expr:
+        case Const() | Dim():
+            return expr
+        case Add(a, b):
+            return add(map_lookups(a, new), map_lookups(b, new))
+        case Mul(a, k):
+            return mul(map_lookups(a, new), k)
+        case FloorDiv(a, k):
+            return floordiv(map_lookups(a, new), k)
+        case Mod(a, k):
+            return mod(map_lookups(a, new), k)
+        case Select(guard, a, b):
+            return Select(map_guard(guard, new), map_lookups(a, new), map_lookups(b, new))
+        case Lookup(value, index, low, high):
+            return new(Lookup(value, tuple(map_lookups(e, new) for e in index), low, high))
+        case _:
+            assert_never(expr)
+
+
+def map_guard(guard: Guard, new: Callable[[Lookup], Expr]) -> Guard:
+    """`map_lookups` on every bound."""
+    return tuple(Bound(map_lookups(b.expr, new), b.low, b.high) for b in guard)
 
 
 # Ranges
@@ -299,6 +379,8 @@ def range_of(expr: Expr, sizes: Sizes) -> tuple[int, int]:
         case Select(_, a, b):
             (la, ha), (lb, hb) = range_of(a, sizes), range_of(b, sizes)
             return min(la, lb), max(ha, hb)
+        case Lookup(_, _, low, high):
+            return low, high
         case _:
             assert_never(expr)
 

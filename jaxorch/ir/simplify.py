@@ -20,6 +20,7 @@ from jaxorch.ir.index import (
     Expr,
     FloorDiv,
     Guard,
+    Lookup,
     Mod,
     Mul,
     Select,
@@ -136,6 +137,10 @@ def _normal(expr: Expr, sizes: Sizes) -> _Linear:
             return _normal_div(_normal(a, sizes), k, sizes)
         case Mod(a, k):
             return _normal_mod(_normal(a, sizes), k, sizes)
+        case Lookup(value, index, low, high):
+            if low == high:  # a clamp to one value
+                return {}, low
+            return {Lookup(value, tuple(simplify(e, sizes) for e in index), low, high): 1}, 0
         case Select(guard, a, b):
             return _normal_select(guard, a, b, sizes)
         case _:

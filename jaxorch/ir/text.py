@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Params, Reduce, outputs_of
-from jaxorch.ir.index import Add, Bound, Dim, Expr, FloorDiv, Guard, Mod, Mul, Select, dims_of, guard_dims
+from jaxorch.ir.index import Add, Bound, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Mul, Select, dims_of, guard_dims
 from jaxorch.ir.index import Const as Integer
 from jaxorch.ir.view import Piece, Value, View
 
@@ -38,6 +38,9 @@ def expr_text(expr: Expr, names: Sequence[str]) -> str:
             return f"{_factor(e, names)} % {k}"
         case Select(guard, then, otherwise):
             return f"({expr_text(then, names)} if {guard_text(guard, names)} else {expr_text(otherwise, names)})"
+        case Lookup(value, index, low, high):
+            at = ", ".join(expr_text(e, names) for e in index)
+            return f"clamp({value_text(value)}[{at}], {low}, {high})"
         case _:
             assert_never(expr)
 

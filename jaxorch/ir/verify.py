@@ -17,10 +17,10 @@ import numpy as np
 from jaxorch.errors import VerifyError
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Reduce, operands_of, outputs_of
-from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.index import Bound, Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.text import expr_text, node_text, value_text
-from jaxorch.ir.view import Piece, Value, View
+from jaxorch.ir.view import Piece, Value, View, expressions
 
 __all__ = ["EVALUATED", "verify"]
 
@@ -95,7 +95,7 @@ def _view(view: View, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
         place.fail("pieces", 0, "at least one")
     for p, piece in enumerate(view.pieces):
         _piece(view, piece, arrays, replace(place, piece=p))
-    dtypes = dict.fromkeys(arrays[v.node][v.output].dtype for v in view.values)
+    dtypes = dict.fromkeys(arrays[p.value.node][p.value.output].dtype for p in view.pieces)
     if len(dtypes) > 1:
         place.fail("dtypes of the pieces", ", ".join(d.name for d in dtypes), "one dtype")
     if 0 not in view.domain:
@@ -105,12 +105,24 @@ def _view(view: View, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
 def _piece(view: View, piece: Piece, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
     if not _exists(piece.value, arrays):
         place.fail("value read", value_text(piece.value), "an output of an earlier node")
+    for lookup in (k for e in expressions(piece) for k in ix.lookups_in(e)):
+        _lookup(lookup, arrays, place)
     rank = len(arrays[piece.value.node][piece.value.output].shape)
     if len(piece.index) != rank:
         place.fail(f"index into {value_text(piece.value)}", f"{len(piece.index)} coordinates", rank)
     outside = sorted(a for a in _dims(piece.guard, piece.index) if not 0 <= a < len(view.domain))
     if outside:
         place.fail("axes used", outside, f"axes of the domain {view.domain}")
+
+
+def _lookup(lookup: Lookup, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
+    if not _exists(lookup.value, arrays):
+        place.fail("value looked up", value_text(lookup.value), "an output of an earlier node")
+    array = arrays[lookup.value.node][lookup.value.output]
+    if array.dtype.kind not in "iu" or len(array.shape) != len(lookup.index):
+        place.fail("value looked up", f"{array.dtype.name}{list(array.shape)} at {len(lookup.index)} coordinates", "integers")
+    if lookup.low > lookup.high:
+        place.fail("clamp of a lookup", (lookup.low, lookup.high), "low <= high")
 
 
 def _dims(guard: Guard, index: Iterable[Expr]) -> frozenset[int]:
@@ -152,6 +164,8 @@ def _evaluate(
     bound: Bound, guard: Guard, earlier: Sequence[Guard], sizes: Sequence[int], place: _Place, what: str
 ) -> None:
     """Checks `bound` at every point where `guard` holds and none of `earlier` does, if these are few."""
+    if any(True for g in ((bound, *guard), *earlier) for b in g for _ in ix.lookups_in(b.expr)):
+        return  # known at run time only
     axes = sorted(_dims((bound, *guard), ()).union(*map(ix.guard_dims, earlier)))
     shape = [sizes[a] for a in axes]
     count = math.prod(shape)

@@ -9,15 +9,16 @@ selected, its index lies inside the value it reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.index import Dim, Expr, Guard, Select
+from jaxorch.ir.index import Dim, Expr, Guard, Lookup, Select
 from jaxorch.ir.simplify import simplify, simplify_guard
+from jaxorch.ir.value import Value
 
 __all__ = [
     "Piece",
@@ -25,19 +26,13 @@ __all__ = [
     "View",
     "compose",
     "evaluate_view",
+    "expressions",
     "identity",
     "is_identity",
     "is_reshape",
+    "map_piece",
     "simplify_view",
 ]
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Value:
-    """One output of one node of a graph."""
-
-    node: int
-    output: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +53,21 @@ class View:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """The values read, in order of their first piece, without repeats."""
-        return tuple(dict.fromkeys(p.value for p in self.pieces))
+        """The values read, in order of their first piece, then those looked up as indices; without repeats."""
+        looked_up = (lookup.value for p in self.pieces for e in expressions(p) for lookup in ix.lookups_in(e))
+        return tuple(dict.fromkeys((*(p.value for p in self.pieces), *looked_up)))
+
+
+def expressions(piece: Piece) -> Iterator[Expr]:
+    """The index expressions of a piece, its guard's included."""
+    yield from (b.expr for b in piece.guard)
+    yield from piece.index
+
+
+def map_piece(piece: Piece, new: Callable[[Lookup], Expr]) -> Piece:
+    """The piece with its Lookups replaced."""
+    index = tuple(ix.map_lookups(e, new) for e in piece.index)
+    return Piece(ix.map_guard(piece.guard, new), piece.value, index)
 
 
 def identity(value: Value, shape: Sequence[int]) -> View:
@@ -85,9 +93,13 @@ def is_reshape(view: View, shape: Sequence[int]) -> bool:
 
 
 def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
-    """`outer` with each value v for which `replacement(v)` is a view read through that view instead."""
+    """`outer` with each value v for which `replacement(v)` is a view read through that view instead.
+
+    A Lookup is read through it too where one unguarded piece supplies the looked-up element.
+    """
     pieces: list[Piece] = []
     for piece in outer.pieces:
+        piece = map_piece(piece, lambda lookup: _look_through(lookup, outer.domain, replacement))
         inner = replacement(piece.value)
         if inner is None:
             pieces.append(piece)
@@ -96,6 +108,23 @@ def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
             guard = piece.guard + ix.substitute_guard(q.guard, piece.index)
             pieces.append(Piece(guard, q.value, tuple(ix.substitute(e, piece.index) for e in q.index)))
     return simplify_view(View(outer.domain, tuple(pieces)))
+
+
+def _look_through(
+    lookup: Lookup, sizes: tuple[int, ...], replacement: Callable[[Value], View | None]
+) -> Lookup:
+    inner = replacement(lookup.value)
+    if inner is None:
+        return lookup
+    for q in inner.pieces:
+        guard = simplify_guard(ix.substitute_guard(q.guard, lookup.index), sizes)
+        if guard is None:
+            continue
+        if guard and q is not inner.pieces[-1]:
+            return lookup
+        index = tuple(simplify(ix.substitute(e, lookup.index), sizes) for e in q.index)
+        return _look_through(replace(lookup, value=q.value, index=index), sizes, replacement)
+    return lookup
 
 
 def simplify_view(view: View) -> View:
@@ -140,16 +169,21 @@ def _choose(guard: Guard, then: Expr, otherwise: Expr, sizes: tuple[int, ...]) -
 
 def evaluate_view(view: View, read: Callable[[Value], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     """The array a view stands for, by NumPy: the reference the other handlers are tested against."""
+    def look(lookup: Lookup, index: tuple[Any, ...]) -> Any:
+        source = read(lookup.value)
+        inside = tuple(np.clip(i, 0, size - 1) for i, size in zip(index, source.shape, strict=True))
+        return np.clip(source[inside].astype(np.int64), lookup.low, lookup.high)
+
     count = math.prod(view.domain)
     coords = [c.reshape(count) for c in np.indices(view.domain)]
     result = np.zeros(count, read(view.pieces[0].value).dtype)
     open_ = np.ones(count, bool)
     for k, piece in enumerate(view.pieces):
         last = k == len(view.pieces) - 1
-        here = open_ if last else open_ & np.broadcast_to(ix.holds(piece.guard, coords), count).astype(bool)
+        here = open_ if last else open_ & np.broadcast_to(ix.holds(piece.guard, coords, look), count).astype(bool)
         points = [c[here] for c in coords]
         source, reads = read(piece.value), int(np.count_nonzero(here))
-        index = tuple(np.broadcast_to(ix.evaluate(e, points), reads) for e in piece.index)
+        index = tuple(np.broadcast_to(ix.evaluate(e, points, look), reads) for e in piece.index)
         for i, size in zip(index, source.shape, strict=True):
             if reads and not (i.min() >= 0 and i.max() < size):
                 raise IndexError(f"piece {k} of {view} reads outside a value of shape {source.shape}")

@@ -6,7 +6,7 @@ loads and the reductions met, each once.  Invariant: only values made outside th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from jaxorch.ir import index as ix
@@ -15,7 +15,7 @@ from jaxorch.ir.index import Dim, Expr, Guard
 from jaxorch.ir.simplify import simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 
-__all__ = ["Accesses", "Load", "Reduction", "collect", "operand_coords", "pieces_at"]
+__all__ = ["Accesses", "Load", "Reduction", "collect", "known", "operand_coords", "pieces_at"]
 
 type Coords = tuple[Expr, ...]
 
@@ -66,7 +66,7 @@ class Accesses:
 
 
 def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[Guard, Value, Coords]]:
-    """The pieces of `view` that can be selected at `coords`, over axes of `sizes`; the last one's guard need not be tested."""
+    """The pieces of `view` that may be selected at `coords` over axes of `sizes`; the last is the one left over."""
     found: list[tuple[Guard, Value, Coords]] = []
     for piece in view.pieces:
         guard = simplify_guard(ix.substitute_guard(piece.guard, coords), sizes)
@@ -83,6 +83,11 @@ def operand_coords(node: Reduce, coords: Coords, reduced: Coords) -> Coords:
     """Coordinates in the reduction's domain: `coords` on the remaining axes, `reduced` on the reduced ones."""
     kept, gone = iter(coords), iter(reduced)
     return tuple(next(gone) if axis in node.axes else next(kept) for axis in range(len(node.domain)))
+
+
+def known(guard: Guard) -> Guard:
+    """The bounds that depend on the position alone: what protects the reads of Lookups."""
+    return tuple(dict.fromkeys(b for b in guard if not any(ix.lookups_in(b.expr))))
 
 
 def collect(
@@ -124,8 +129,13 @@ class _Walk:
         for own, value, index in pieces_at(view, coords, sizes):
             if own:
                 self.into.guards[own, sizes] = None
+            level = max(level, self.lookups((*(b.expr for b in own), *index), known(guard + own), sizes))
             level = max(level, self.value(value, index, tuple(dict.fromkeys(guard + own)), sizes))
         return level
+
+    def lookups(self, expressions: Iterable[Expr], guard: Guard, sizes: tuple[int, ...]) -> int:
+        found = dict.fromkeys(lookup for e in expressions for lookup in ix.lookups_in(e))
+        return max((self.value(k.value, k.index, guard, sizes) for k in found), default=0)
 
     def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
         # a guard is not applied inside a reduction, so it must not be what keeps the coordinates inside the array

@@ -14,7 +14,7 @@ from jaxorch.ir.graph import Graph, Reduce
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel
 
-__all__ = ["Config", "configurations", "whole"]
+__all__ = ["Config", "configurations", "power_of_two", "whole"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,7 +51,8 @@ def _longest(graph: Graph, kernel: Kernel) -> int:
     return max([kernel.frames[0].sizes[2], *(n.count for n in nodes if isinstance(n, Reduce))])
 
 
-def _power(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n."""
     return 1 << max(n - 1, 0).bit_length()
 
 
@@ -65,7 +66,7 @@ def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
     if not frame.rows:
         for block, warps in ((1024, 4), (2048, 4), (2048, 8), (512, 4), (4096, 8), (512, 2), (256, 2), (8192, 8)):
             block = max(block // frame.unroll, 32)
-            yield Config(number, 1, min(block, _power(columns)), warps)
+            yield Config(number, 1, min(block, power_of_two(columns)), warps)
         return
     blocks = (
         (64, 64, 4),
@@ -78,16 +79,16 @@ def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
         (16, 256, 4),
     )
     for block_rows, block_columns, warps in blocks:
-        yield Config(number, min(block_rows, _power(rows)), min(block_columns, _power(columns)), warps)
+        yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 
 
 def _persistent(frame: Frame, longest: int) -> list[Config]:
-    rows, columns = frame.sizes[1], _power(longest)
+    rows, columns = frame.sizes[1], power_of_two(longest)
     found: list[tuple[float, Config]] = []
     for block_rows, warps in product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
         tile = block_rows * columns
         per_thread = tile / (32 * warps)
-        if not (block_rows == 1 or (tile <= 16384 and block_rows <= _power(rows))) or warps < 2 < tile / 256:
+        if not (block_rows == 1 or (tile <= 16384 and block_rows <= power_of_two(rows))) or warps < 2 < tile / 256:
             continue
         if 4 <= per_thread <= 32 or (block_rows == 1 and warps == 1) or (tile >= 32768 and warps == 32):
             # eight elements a thread (a 16-byte load of bfloat16), four warps: near enough to be the first guess
@@ -108,4 +109,4 @@ def _looped(frame: Frame, longest: int) -> list[Config]:
         (2048, 4, 1),
         (2048, 8, 3),
     )
-    return [Config(0, 1, min(block, _power(longest)), warps, stages) for block, warps, stages in blocks]
+    return [Config(0, 1, min(block, power_of_two(longest)), warps, stages) for block, warps, stages in blocks]

@@ -81,6 +81,9 @@ def _divisors(expr: Expr, axis: int, found: set[int]) -> None:
         case ix.Select(guard, a, b):
             for e in (*(bound.expr for bound in guard), a, b):
                 _divisors(e, axis, found)
+        case ix.Lookup(_, index):
+            for e in index:
+                _divisors(e, axis, found)
         case ix.Const() | Dim():
             pass
 
@@ -112,6 +115,9 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
     suffix = _guarded_suffix(domain, accesses)
     if suffix is not None:
         frames.append(Frame(domain, (), axes[:suffix], axes[suffix:]))
+    looked_up = _looked_up_prefix(domain, accesses)
+    if looked_up is not None:
+        frames.insert(0, Frame(domain, (), axes[:looked_up], axes[looked_up:]))
     frames.append(Frame(domain, (), (), axes))
     return tuple(dict.fromkeys(frames))
 
@@ -132,6 +138,14 @@ def _transposing(domain: tuple[int, ...], offsets: Sequence[Expr]) -> list[Frame
         rows, columns = tuple(range(first, end + 1)), tuple(range(end + 1, last + 1))
         return [Frame(domain, tuple(range(first)), rows, columns)]
     return []
+
+
+def _looked_up_prefix(domain: tuple[int, ...], accesses: Accesses) -> int | None:
+    # Rows chosen by a run-time index: with the axes that choose them as the tile's rows, each index is read once a row.
+    dims = {d for e in accesses.expressions() for k in ix.lookups_in(e) for d in ix.dims_of(k) if d < len(domain)}
+    if not dims or math.prod(domain[max(dims) + 1 :]) < 32:
+        return None
+    return max(dims) + 1
 
 
 def _guarded_suffix(domain: tuple[int, ...], accesses: Accesses) -> int | None:

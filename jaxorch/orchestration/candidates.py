@@ -7,7 +7,7 @@ candidates alone cover every node, so a plan always exists.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, outputs_of, reads
@@ -75,19 +75,19 @@ class Enumeration:
 
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
-    rejected: tuple[tuple[tuple[int, ...], str], ...]
+    rejected: Mapping[tuple[int, ...], str]
 
 
 def enumerate_candidates(graph: Graph) -> Enumeration:
     """All candidates of a graph, in a fixed order."""
     pieces = _pieces(graph)
     fused: list[Fused] = []
-    rejected: list[tuple[tuple[int, ...], str]] = []
+    rejected: dict[tuple[int, ...], str] = {}
     for chosen in _convex_sets(graph, pieces):
         nodes, inputs, outputs = _joined(graph, [pieces[k] for k in chosen])
         kernel = build(graph, nodes, outputs)
         if isinstance(kernel, str):
-            rejected.append((nodes, kernel))
+            rejected[nodes] = kernel
         else:
             fused.append(Fused(kernel, inputs))
     left = _left(graph, pieces)
@@ -95,7 +95,7 @@ def enumerate_candidates(graph: Graph) -> Enumeration:
         if isinstance(node, Opaque):
             outputs = tuple(Value(number, k) for k in range(len(outputs_of(node))))
             left.append(Left((number,), _internal(graph, reads(node)), outputs))
-    return Enumeration(tuple(fused), tuple(left), tuple(rejected))
+    return Enumeration(tuple(fused), tuple(left), rejected)
 
 
 def _left(graph: Graph, pieces: Sequence[Piece]) -> list[Left]:

@@ -33,12 +33,10 @@ class Device:
         l2_bytes: size of the L2 cache.
         sms: streaming multiprocessors.
         shared_per_block: bytes of shared memory one block may use.
-        registers_per_sm: 32-bit registers of one streaming multiprocessor.
         flops: FLOP/s of matrix products by operand dtype, a multiply-add being two; float32 is TF32. A dtype that is
             not there has no matrix unit.
         vector_flops: FLOP/s of float32 outside the matrix units.
         arch: compute capability without the dot: 90 for sm_90.
-        sector_bytes: the least a memory access moves.
         launch_s: seconds a small Triton kernel adds to a CUDA graph.
         xla_launch_s: seconds a small kernel of XLA's own adds to one.
     """
@@ -49,11 +47,9 @@ class Device:
     l2_bytes: int
     sms: int
     shared_per_block: int
-    registers_per_sm: int
     flops: Mapping[str, float] = field(hash=False)
     vector_flops: float
     arch: int
-    sector_bytes: int = 32
     launch_s: float = 1.74e-6
     xla_launch_s: float = 1.24e-6
 
@@ -89,7 +85,6 @@ _H200 = Device(
     l2_bytes=60 * 2**20,
     sms=132,
     shared_per_block=227 * 2**10,
-    registers_per_sm=65536,
     flops=_HOPPER_FLOPS,
     vector_flops=67e12 * _COPY,
     arch=90,
@@ -102,7 +97,6 @@ _A100 = Device(
     l2_bytes=40 * 2**20,
     sms=108,
     shared_per_block=163 * 2**10,
-    registers_per_sm=65536,
     flops=_AMPERE_FLOPS,
     vector_flops=19.5e12 * _COPY,
     arch=80,

@@ -136,8 +136,11 @@ def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Ar
 
 
 def _random(array: Array, seed: int) -> jax.Array:
-    key = _jax.random.key(seed)
-    if is_float(array.dtype):
+
+    def draw(key: Any) -> jax.Array:
+        if not is_float(array.dtype):
+            return _jax.random.randint(key, array.shape, 0, 2, jnp.int32).astype(array.dtype)
         wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
-        return _jax.jit(lambda k: _jax.random.normal(k, array.shape, wide).astype(array.dtype))(key)
-    return _jax.jit(lambda k: _jax.random.randint(k, array.shape, 0, 2, jnp.int32).astype(array.dtype))(key)
+        return _jax.random.normal(key, array.shape, wide).astype(array.dtype)
+
+    return _jax.jit(draw)(_jax.random.key(seed))

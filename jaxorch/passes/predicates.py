@@ -19,7 +19,7 @@ from jaxorch.ir.simplify import simplify, simplify_guard
 from jaxorch.ir.view import Piece, View, simplify_view
 from jaxorch.options import Options
 
-__all__ = ["LIMIT", "fold_index_predicates"]
+__all__ = ["LIMIT", "fold_index_predicates", "index_values"]
 
 LIMIT = 4
 """The most pieces that a folded selection may read."""
@@ -46,18 +46,25 @@ def fold_index_predicates(graph: Graph, options: Options) -> Graph:
     A selection that would need more than `LIMIT` pieces stays.  The argument itself is returned if nothing is folded.
     """
     del options
-    integers: dict[int, Expr] = {}  # node -> its value, over its own axes
+    integers = index_values(graph)
     predicates: dict[int, _Cases] = {}
     nodes: list[Node] = []
     for k, node in enumerate(graph.nodes):
-        if isinstance(node, Const | Map) and node.array.dtype.kind in "iu":
-            expr = _integer(node, integers)
-            integers.update({} if expr is None else {k: expr})
-        elif isinstance(node, Const | Map) and node.array.dtype == np.bool_:
+        if isinstance(node, Const | Map) and node.array.dtype == np.bool_:
             cases = _predicate(node, integers, predicates)
             predicates.update({} if cases is None else {k: cases})
         nodes.append(_folded(node, predicates))
     return graph if all(a is b for a, b in zip(nodes, graph.nodes, strict=True)) else replace(graph, nodes=tuple(nodes))
+
+
+def index_values(graph: Graph) -> dict[int, Expr]:
+    """The integer nodes that depend on the position alone, each with its value over its own axes."""
+    integers: dict[int, Expr] = {}
+    for k, node in enumerate(graph.nodes):
+        if isinstance(node, Const | Map) and node.array.dtype.kind in "iu":
+            expr = _integer(node, integers)
+            integers.update({} if expr is None else {k: expr})
+    return integers
 
 
 def _folded(node: Node, predicates: Mapping[int, _Cases]) -> Node:

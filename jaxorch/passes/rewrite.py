@@ -10,14 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from jaxorch.ir.graph import Graph, Input, Node, operands_of, reads, with_operands
-from jaxorch.ir.view import Value, View
+from jaxorch.ir.index import Lookup
+from jaxorch.ir.view import Value, View, map_piece
 
 __all__ = ["drop_unused", "rename", "rename_view", "reorder", "replace_values"]
 
 
 def rename_view(view: View, new: Callable[[Value], Value]) -> View:
     """The view with every value it reads renamed; the view itself if nothing changes."""
-    pieces = tuple(replace(p, value=new(p.value)) for p in view.pieces)
+
+    def look(lookup: Lookup) -> Lookup:
+        return replace(lookup, value=new(lookup.value))
+
+    pieces = tuple(replace(map_piece(p, look), value=new(p.value)) for p in view.pieces)
     return view if pieces == view.pieces else View(view.domain, pieces)
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array, Const, Graph, Map, Node, Origin, Reduce, outputs_of
 from jaxorch.ir.index import Bound, Dim
+from jaxorch.ir.monoid import neutral
 from jaxorch.ir.view import Piece, Value, View, compose, identity
 from jaxorch.options import Options
 from jaxorch.passes.rewrite import drop_unused, rename
@@ -29,6 +29,7 @@ PARTS = 512  # parts wanted over all rows
 SHORTEST = 4096  # elements of a part, at least
 
 _BOOL = np.dtype(np.bool_)
+_NOWHERE = Origin()
 
 
 def split_long_reductions(graph: Graph, options: Options) -> Graph:
@@ -81,7 +82,7 @@ class _Builder:
         return self.add(Const(value, Array((), dtype)))
 
     def map(
-        self, op: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], *operands: View, origin: Origin = Origin()
+        self, op: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], *operands: View, origin: Origin = _NOWHERE
     ) -> Value:
         return self.add(Map(op, operands, Array(shape, dtype), (), origin))
 
@@ -126,7 +127,8 @@ def _in_parts(builder: _Builder, node: Reduce, kept: tuple[int, ...], parts: int
     ]
     if guard:
         dtype = _dtype(builder, operand)
-        pieces.append(Piece((), builder.add(Const(_identity(node.op, dtype), Array((), dtype))), ()))
+        outside = neutral("max" if node.op == "sumexp" else node.op, dtype)
+        pieces.append(Piece((), builder.add(Const(outside, Array((), dtype))), ()))
     return compose(View(domain, tuple(pieces)), lambda _: None)
 
 
@@ -135,24 +137,10 @@ def _dtype(builder: _Builder, view: View) -> np.dtype[np.generic]:
     return outputs_of(builder.nodes[value.node])[value.output].dtype
 
 
-def _identity(op: str, dtype: np.dtype[np.generic]) -> bool | int | float:
-    low: float = -np.inf if is_float(dtype) else int(np.iinfo(dtype).min) if dtype != _BOOL else False
-    high: float = np.inf if is_float(dtype) else int(np.iinfo(dtype).max) if dtype != _BOOL else True
-    return {
-        "sum": 0,
-        "prod": 1,
-        "max": low,
-        "min": high,
-        "sumexp": low,
-        "and": high if dtype == _BOOL else -1,
-        "or": 0,
-    }[op]
-
-
 def _combine_moments(
     builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int, length: int
 ) -> list[Value]:
-    """Total = sum(t_s); m2 = sum(m2_s + n_s * (t_s/n_s - total/n)^2)."""
+    """The total, sum(t_s), and m2 = sum(m2_s + n_s * (t_s/n_s - total/n)^2)."""
     dtype, shape, axis = node.arrays[0].dtype, (*kept, parts), (len(kept),)
     first, second = _origins(node)
     total = builder.add(Reduce("sum", (identity(partial[0], shape),), axis, (node.arrays[0],), (), first))
@@ -173,7 +161,7 @@ def _combine_moments(
 def _combine_sumexp(
     builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int
 ) -> list[Value]:
-    """Peak = max(m_s); sum = sum(s_s * exp(m_s - peak)), where a part of -inf alone adds nothing unless all are."""
+    """The peak, max(m_s), and sum(s_s * exp(m_s - peak)), where a part of -inf alone adds nothing unless all are."""
     dtype, shape, axis = node.arrays[0].dtype, (*kept, parts), (len(kept),)
     first, second = _origins(node)
     peak = builder.add(Reduce("max", (identity(partial[0], shape),), axis, (node.arrays[0],), (), first))

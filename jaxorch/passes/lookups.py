@@ -1,0 +1,52 @@
+"""Folds lookups whose looked-up value depends on the position alone: the index becomes an expression.
+
+Input and output: a graph.  Gathers with computed indices (diagonals, `x[arange(n), i]`, constant starts)
+lose their run-time index here.  Invariant: the clamp of a Lookup is kept where ranges do not imply it.
+"""
+
+from __future__ import annotations
+
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Graph, Node, operands_of, with_operands
+from jaxorch.ir.index import Bound, Const, Expr, Lookup, Select
+from jaxorch.ir.view import View, expressions, map_piece, simplify_view
+from jaxorch.options import Options
+from jaxorch.passes.predicates import index_values
+from jaxorch.passes.rewrite import drop_unused
+
+__all__ = ["fold_lookups"]
+
+
+def fold_lookups(graph: Graph, options: Options) -> Graph:
+    """The graph with each Lookup of an index-only value replaced by that value's expression."""
+    del options
+    known = index_values(graph)
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        operands = operands_of(node)
+        folded = tuple(_folded(v, known) for v in operands)
+        nodes.append(node if folded == operands else with_operands(node, folded))
+    if all(a is b for a, b in zip(nodes, graph.nodes, strict=True)):
+        return graph
+    return drop_unused(Graph(tuple(nodes), graph.outputs))
+
+
+def _folded(view: View, known: dict[int, Expr]) -> View:
+    if not any(k.value.node in known for p in view.pieces for e in expressions(p) for k in ix.lookups_in(e)):
+        return view
+
+    def new(lookup: Lookup) -> Expr:
+        if lookup.value.node not in known:
+            return lookup
+        return _clamped(ix.substitute(known[lookup.value.node], lookup.index), lookup, view.domain)
+
+    return simplify_view(View(view.domain, tuple(map_piece(p, new) for p in view.pieces)))
+
+
+def _clamped(expr: Expr, lookup: Lookup, sizes: tuple[int, ...]) -> Expr:
+    low, high = ix.range_of(expr, sizes)
+    if high > lookup.high:  # min(e, high) = select(e <= high, e, high)
+        expr = Select((Bound(expr, low, lookup.high + 1),), expr, Const(lookup.high))
+    if low < lookup.low:
+        expr = Select((Bound(expr, lookup.low, high + 1),), expr, Const(lookup.low))
+    return expr
