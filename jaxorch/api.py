@@ -134,7 +134,7 @@ def explain(fun: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Report":
     known = _options_of.get(fun) if isinstance(fun, jax.stages.Wrapped) else None
     optimised: Any = fun if known is not None else optimize(fun)
     # Under fallback="error" the pipeline would raise the reasons that are asked for here.
-    options = dataclasses.replace(known or Options(), fallback="xla")
+    options = dataclasses.replace(known or Options(), fallback="xla", verbose=False)
     jaxpr = _program_of(optimised.trace(*args, **kwargs).jaxpr)
     if (reason := primitive.effects_reason(jaxpr)) is not None:
         warnings.warn(f"the plan of {_name_of(fun)!r} will not be used: {reason}.", JaxorchWarning, stacklevel=2)

@@ -109,7 +109,10 @@ def program(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> "P
 def _built(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> "Program":
     from jaxorch import pipeline  # heavy to import, and tracing alone does without it
 
-    return pipeline.build(jaxpr, options, target)
+    planned = pipeline.build(jaxpr, options, target)
+    if options.verbose:
+        planned.report.show()
+    return planned
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ import numpy as np
 from jax.extend import core as jex_core
 from jax.extend import source_info_util
 
+from jaxorch.frontend.loops import carry_form
+
 __all__ = ["Equation", "Trace", "flatten", "replay"]
 
 # Calls whose body is the program itself once derivatives are taken: parameter that holds the body.
@@ -75,7 +77,8 @@ class _Flattener:
             operands = [self.read(env, v) for v in eqn.invars]
             body = _CALLS.get(eqn.primitive.name)
             if body is not None and eqn.params.get(body) is not None:
-                inner = eqn.params[body]
+                results = self.inline(eqn.params[body], operands)
+            elif (inner := self.carried(eqn)) is not None:
                 results = self.inline(inner, operands)
             else:
                 results = [self.fresh(v.aval) for v in eqn.outvars]
@@ -89,6 +92,12 @@ class _Flattener:
             consts = [self.literal(c, v.aval) for c, v in zip(inner.consts, inner.jaxpr.constvars, strict=True)]
             return self.run(inner.jaxpr, operands, consts)
         return self.run(inner, operands, ())
+
+    def carried(self, eqn: Any) -> jex_core.ClosedJaxpr | None:
+        """A scan in carry form, where that saves copies of what its steps update."""
+        if eqn.primitive.name != "scan" or eqn.effects:
+            return None
+        return carry_form(eqn.params, [v.aval for v in eqn.invars], flatten, replay)
 
     def read(self, env: Mapping[Any, int], var: Any) -> int:
         if isinstance(var, jex_core.Literal):

@@ -70,6 +70,14 @@ class Report:
         """The whole report as a JSON object, generated source included."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
+    def show(self) -> None:
+        """Prints the report, as wide as the terminal is."""
+        from rich.console import Console
+
+        from jaxorch.report.text import render
+
+        Console().print(render(self))
+
     def __str__(self) -> str:
         from rich.console import Console
 

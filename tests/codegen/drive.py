@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from jaxorch.codegen import numpy_ops
-from jaxorch.ir.dtypes import is_float
 from jaxorch.codegen.source import generate
 from jaxorch.frontend.trace import Trace, flatten, replay
+from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Const, Graph, Input, Map, Reduce, outputs_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.configs import Config, whole
@@ -114,5 +114,3 @@ def random_array(rng: np.random.Generator, shape: Iterable[int], dtype: Any) -> 
     info = ml_dtypes.iinfo(kind)
     wide = rng.integers(int(info.min), int(info.max), shape, kind, endpoint=True)
     return np.where(rng.random(shape) < 0.5, wide, rng.integers(0, 5, shape)).astype(kind)
-
-

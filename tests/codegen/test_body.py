@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxorch.ir.dtypes import is_float
+from jaxorch.ir.graph import Graph
+from jaxorch.ir.view import Value
 from jaxorch.kernels import kernel as kernel_module
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
@@ -141,7 +142,7 @@ def binary(p: Drawn, x: Array) -> Array:
     if x.floating:
         bound, ulps = max(x.bound, y.bound), x.ulps + y.ulps
         name = p.draw(st.sampled_from(("mean", "max", "min", "mul", "select", "less")))
-        if name == "less" and not (x.exact and y.exact) or name == "mul" and x.bound * y.bound > 4:
+        if (name == "less" and not (x.exact and y.exact)) or (name == "mul" and x.bound * y.bound > 4):
             name = "mean"
         match name:
             case "mean":
@@ -188,8 +189,9 @@ def _converted(p: Drawn, x: Array, to: str) -> Array:
 
 
 def movement(p: Drawn, x: Array) -> Array:
-    rank = len(x.shape)
-    names = ["expand", "stack"] if rank == 0 else ["transpose", "reshape", "slice", "pad", "join", "rev", "roll", "stack"]
+    names = (
+        ["expand", "stack"] if rank == 0 else ["transpose", "reshape", "slice", "pad", "join", "rev", "roll", "stack"]
+    )
     f = _MOVEMENTS[p.draw(st.sampled_from(names))](p.draw, x.shape)
     partners = [a for a in p.arrays if a.shape == x.shape and a.dtype == x.dtype and f.__code__.co_argcount == 2]
     if f.__code__.co_argcount == 2:
@@ -225,7 +227,9 @@ def _slice(draw: Any, shape: Any) -> Callable[..., Any]:
 
 
 def _pad(draw: Any, shape: Any) -> Callable[..., Any]:
-    config = [(draw(st.integers(-1 if n > 2 else 0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 1))) for n in shape]
+    config = [
+        (draw(st.integers(-1 if n > 2 else 0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 1))) for n in shape
+    ]
     return lambda v: lax.pad(v, np.ones((), v.dtype), config)
 
 
@@ -381,7 +385,11 @@ def longest_tile_row(limit: int) -> Iterator[None]:
         yield
 
 
-relaxed = settings(deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+relaxed = settings(
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 
 def check_numpy(drawn: Drawn, seed: int) -> None:
