@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,7 @@ from jaxorch.codegen.body import emit
 from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
-from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Lookup, Mod
-from jaxorch.ir.simplify import linear_terms
+from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.frame import COLUMN, ROW
 from jaxorch.kernels.kernel import Kernel
@@ -37,16 +36,29 @@ _SLOW = frozenset(
 
 @dataclass(slots=True)
 class Counts:
-    """Bytes by buffer (`read`: from memory, `reread`: all reads, the cache's included), bytes written, operations."""
+    """What one launch moves and computes.
+
+    Attributes:
+        read: bytes from memory, by buffer: each element once, in whole sectors.
+        passes: bytes from the second-level cache, by buffer and loop.
+        written: bytes stored.
+        operations: weighted arithmetic, in operations of one cycle.
+    """
 
     read: dict[str, float] = field(default_factory=dict[str, float])
-    reread: float = 0.0
+    passes: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
     written: float = 0.0
     operations: float = 0.0
 
     @property
     def moved(self) -> float:
+        """Bytes to and from memory."""
         return sum(self.read.values()) + self.written
+
+    @property
+    def cached(self) -> float:
+        """Bytes through the second-level cache."""
+        return sum(self.passes.values()) + self.written
 
 
 class CountOps:
@@ -55,68 +67,78 @@ class CountOps:
     def __init__(self, tile: Tile, unroll: int) -> None:
         self.tile, self.unroll = tile, unroll
         self.counts = Counts()
+        self.scopes = 0  # loops entered
+        self.taken = 1.0  # which part of the tiles takes the branches being written
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
         outer, self.tile = self.tile, tile
+        self.scopes += 1 if tile.walk == "loop" else 0
         yield
         self.tile = outer
 
-    def points(self, dims: Dims) -> int:
-        return math.prod(self.tile.sizes[d] for d in dims)
+    def points(self, dims: Dims) -> float:
+        """How many coordinates vary along `dims`, those of branches not taken left out."""
+        return math.prod(self.tile.sizes[d] for d in dims) * self.taken
 
-    def waste(self, offset: Expr, itemsize: int) -> float:
-        """Bytes moved for each byte wanted, by how neighbouring columns (or rows, in a 2-D tile) lie in memory."""
-        best = max(1.0, SECTOR / itemsize)
-        for axis in (COLUMN, ROW):
-            if axis == ROW and self.tile.block_rows < 8:
-                continue
-            step = self.step(offset, axis)
-            if step is not None:
-                run, stride = step
-                apart = min(abs(stride) if stride else 1, SECTOR / itemsize)
-                best = min(best, max(float(apart), SECTOR / (itemsize * max(run, 1)) if stride == 1 else 1.0))
-        return best if ix.dims_of(offset) & {COLUMN, ROW} else 1.0
+    def share(self, guard: Guard) -> float:
+        """About which part of the points the guard lets through."""
+        share = 1.0
+        for b in guard:
+            low, high = ix.range_of(b.expr, self.tile.sizes)
+            share *= max(min(b.high, high + 1) - max(b.low, low), 0) / (high - low + 1)
+        return share
 
-    def step(self, offset: Expr, axis: int) -> tuple[int, int] | None:
-        """(length of a run of neighbours, stride within it) along `axis`; None if it does not vary along it."""
-        found: tuple[int, int] | None = None
-        for atom, factor in linear_terms(offset, self.tile.sizes)[0]:
-            if axis not in ix.dims_of(atom):
-                continue
-            match atom:
-                case Dim():
-                    run = (self.tile.sizes[axis], factor)
-                case Mod(Dim(), k):
-                    run = (k, factor)
-                case FloorDiv(_, k) | Mod(FloorDiv(_, k), _):
-                    run = (k, 0) if found is None else found
-                case _:
-                    run = (1, factor)
-            found = run if found is None or run[1] == 1 or found[1] == 0 else found
-        return found
+    def waste(self, offset: Expr, guard: Guard, itemsize: int) -> float:
+        """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
+        worst = 1.0
+        for part in (0, 0.5):
+            starts = [int(part * size) for size in self.tile.sizes]
+            blocks = (1, min(self.tile.block_rows, 64), min(self.tile.block_columns, 256))
+            coords: list[Any] = [
+                (start + np.arange(min(block, size - start))).reshape([-1 if a == axis else 1 for a in range(3)])
+                for axis, (start, block, size) in enumerate(zip(starts, blocks, self.tile.sizes, strict=True))
+            ]
+            at, inside = np.broadcast_arrays(
+                np.asarray(ix.evaluate(offset, coords, _look)), np.asarray(ix.holds(guard, coords, _look)).astype(bool)
+            )
+            wanted = np.unique(at[inside])
+            if wanted.size:
+                sectors = np.unique(wanted * itemsize // SECTOR).size
+                worst = max(worst, sectors * SECTOR / max(wanted.size * itemsize, SECTOR))
+        return worst
 
     def bind(self, lookup: Lookup, value: Dims, dtype: np.dtype[Any]) -> None:
         pass
 
+    def take(self, buffer: Buffer, moved: float) -> None:
+        """Counts a read: reads of different places add up, but no element comes from memory twice."""
+        before = self.counts.read.get(buffer.name, 0.0)
+        self.counts.read[buffer.name] = max(before, moved, min(before + moved, float(buffer.array.nbytes)))
+
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        points = self.points(ix.dims_of(offset))
-        itemsize = buffer.array.dtype.itemsize
-        moved = min(points, buffer.array.size) * itemsize * self.waste(offset, itemsize)
-        self.counts.read[buffer.name] = max(self.counts.read.get(buffer.name, 0.0), moved)
-        self.counts.reread += self.points(dims) * itemsize
+        self.read(buffer, ix.dims_of(offset), dims, guard, self.waste(offset, guard, buffer.array.dtype.itemsize))
         return dims
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Dims]:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        moved = min(self.points(dims) * copies, buffer.array.size) * buffer.array.dtype.itemsize
-        self.counts.read[buffer.name] = max(self.counts.read.get(buffer.name, 0.0), float(moved))
-        self.counts.reread += moved
+        self.read(buffer, dims, dims, guard, 1.0, copies)
         return [dims] * copies
 
+    def read(self, buffer: Buffer, own: Dims, dims: Dims, guard: Guard, waste: float, copies: int = 1) -> None:
+        itemsize, share = buffer.array.dtype.itemsize, self.share(guard)
+        size = buffer.array.nbytes * waste
+        moved = self.points(own) * share * copies * itemsize * waste
+        # several reads of one buffer: other parts of it, or lines still in the first-level cache
+        self.counts.read[buffer.name] = min(self.counts.read.get(buffer.name, 0.0) + moved, size)
+        key = (buffer.name, self.scopes)
+        passed = self.points(dims) * share * copies * itemsize * waste
+        known = self.counts.passes.get(key, 0.0)
+        self.counts.passes[key] = max(known, passed, min(known + passed, size))
+
     def store(self, buffer: Buffer, offset: Expr, value: Dims) -> None:
-        self.counts.written += buffer.array.nbytes * self.waste(offset, buffer.array.dtype.itemsize)
+        self.counts.written += buffer.array.nbytes * self.waste(offset, (), buffer.array.dtype.itemsize)
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Dims]) -> None:
         self.counts.written += buffer.array.nbytes
@@ -145,7 +167,7 @@ class CountOps:
         return then | otherwise | ix.guard_dims(guard)
 
     def branch(self, guard: Guard) -> _Branch:
-        return _Branch()
+        return _Branch(self, self.share(guard))
 
     def valid(self, value: Dims, otherwise: Dims) -> Dims:
         return value | otherwise | {COLUMN}
@@ -168,20 +190,37 @@ class CountOps:
 
 
 class _Branch:
-    def __init__(self) -> None:
+    # Each side counts for the part of the tiles that takes it.
+    def __init__(self, ops: CountOps, share: float) -> None:
+        self.ops, self.share = ops, share
         self.dims: Dims = frozenset()
 
+    @contextmanager
+    def side(self, share: float) -> Generator[None]:
+        outer = self.ops.taken
+        self.ops.taken = outer * share
+        yield
+        self.ops.taken = outer
+
     def then(self) -> AbstractContextManager[None]:
-        return nullcontext()
+        return self.side(self.share)
 
     def otherwise(self) -> AbstractContextManager[None]:
-        return nullcontext()
+        return self.side(1.0 - self.share)
 
     def set(self, value: Dims) -> None:
         self.dims |= value
 
     def result(self) -> Dims:
         return self.dims
+
+
+def _look(lookup: Lookup, index: tuple[Any, ...]) -> Any:
+    """Some value for a run-time index: scattered, but the same whenever asked."""
+    mixed: Any = 12345
+    for i in index:
+        mixed = mixed * 31 + np.asarray(i) * 40503
+    return lookup.low + mixed % (lookup.high - lookup.low + 1)
 
 
 def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:

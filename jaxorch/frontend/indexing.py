@@ -38,9 +38,7 @@ def _dynamic_slice(
     sizes = params["slice_sizes"]
     if len(values) != 1 + len(sizes):
         raise UnsupportedError("a dynamic_slice of sizes known at run time only")
-    starts = [
-        Lookup(start, (), 0, n - size) for start, n, size in zip(values[1:], arrays[0].shape, sizes, strict=True)
-    ]
+    starts = [Lookup(start, (), 0, n - size) for start, n, size in zip(values[1:], arrays[0].shape, sizes, strict=True)]
     index = tuple(ix.add(Dim(d), start) for d, start in enumerate(starts))
     return simplify_view(View(out.shape, (Piece((), values[0], index),)))
 

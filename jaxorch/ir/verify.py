@@ -120,7 +120,9 @@ def _lookup(lookup: Lookup, arrays: Sequence[Sequence[Array]], place: _Place) ->
         place.fail("value looked up", value_text(lookup.value), "an output of an earlier node")
     array = arrays[lookup.value.node][lookup.value.output]
     if array.dtype.kind not in "iu" or len(array.shape) != len(lookup.index):
-        place.fail("value looked up", f"{array.dtype.name}{list(array.shape)} at {len(lookup.index)} coordinates", "integers")
+        place.fail(
+            "value looked up", f"{array.dtype.name}{list(array.shape)} at {len(lookup.index)} coordinates", "integers"
+        )
     if lookup.low > lookup.high:
         place.fail("clamp of a lookup", (lookup.low, lookup.high), "low <= high")
 

@@ -110,9 +110,7 @@ def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
     return simplify_view(View(outer.domain, tuple(pieces)))
 
 
-def _look_through(
-    lookup: Lookup, sizes: tuple[int, ...], replacement: Callable[[Value], View | None]
-) -> Lookup:
+def _look_through(lookup: Lookup, sizes: tuple[int, ...], replacement: Callable[[Value], View | None]) -> Lookup:
     inner = replacement(lookup.value)
     if inner is None:
         return lookup
@@ -169,6 +167,7 @@ def _choose(guard: Guard, then: Expr, otherwise: Expr, sizes: tuple[int, ...]) -
 
 def evaluate_view(view: View, read: Callable[[Value], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     """The array a view stands for, by NumPy: the reference the other handlers are tested against."""
+
     def look(lookup: Lookup, index: tuple[Any, ...]) -> Any:
         source = read(lookup.value)
         inside = tuple(np.clip(i, 0, size - 1) for i, size in zip(index, source.shape, strict=True))

@@ -1,19 +1,23 @@
 """Runs kernels of small traced programs by the NumPy handler and the interpreter, beside lax."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
+import pytest
 
 from jaxorch.codegen import numpy_ops
 from jaxorch.codegen.source import generate
 from jaxorch.frontend.trace import Trace, flatten, replay
-from jaxorch.ir.dtypes import is_float
-from jaxorch.ir.graph import Const, Graph, Input, Map, Reduce, outputs_of
-from jaxorch.ir.view import Value
+from jaxorch.ir.dtypes import compute_dtype, is_float
+from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Reduce, operands_of, outputs_of
+from jaxorch.ir.scalars import SCALARS
+from jaxorch.ir.view import Value, evaluate_view
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.kernel import Kernel, build
 from jaxorch.options import Options
@@ -21,7 +25,17 @@ from jaxorch.orchestration.candidates import enumerate_candidates
 from jaxorch.pipeline import optimized_graph
 from jaxorch.runtime.interpret import StoreReport, run
 
-__all__ = ["Program", "agree", "interpreted", "kernels_of", "numpied", "program", "random_array", "whole_kernel"]
+__all__ = [
+    "Program",
+    "agree",
+    "interpreted",
+    "kernels_of",
+    "limits",
+    "numpied",
+    "program",
+    "random_array",
+    "whole_kernel",
+]
 
 type Data = np.ndarray[Any, Any]
 
@@ -56,7 +70,52 @@ def program(f: Callable[..., Any], *arrays: Data, x64: bool = False) -> Program:
             return [env[v] for v in held.values()]
 
         results = jax.jit(everything)(*arrays) if held else []
-        return Program(trace, graph, {v: np.asarray(r) for v, r in zip(held, results, strict=True)})
+    values = {v: np.asarray(r) for v, r in zip(held, results, strict=True)}
+    for k, node in enumerate(graph.nodes):
+        if Value(k) not in values:
+            values.update({Value(k, o): r for o, r in enumerate(_evaluated(node, values))})
+    return Program(trace, graph, values)
+
+
+def _evaluated(node: Node, values: dict[Value, Data]) -> list[Data]:
+    """The outputs of a node that no traced variable holds, by NumPy."""
+    operands = [evaluate_view(v, values.__getitem__) for v in operands_of(node)]
+    with np.errstate(all="ignore"):
+        match node:
+            case Const():
+                return [np.asarray(node.value).astype(node.array.dtype)]
+            case Map("copy"):
+                return operands
+            case Map():
+                dtypes = [x.dtype for x in operands]
+                held = [x.astype(compute_dtype(x.dtype)) for x in operands]
+                return [SCALARS[node.op](dict(node.params), held, dtypes, node.array.dtype).astype(node.array.dtype)]
+            case Reduce():
+                wide = operands[0].astype(compute_dtype(operands[0].dtype))
+                found = _FOLDS[node.op](wide, node.axes)
+                return [x.astype(a.dtype) for x, a in zip(found, node.arrays, strict=True)]
+            case _:
+                raise AssertionError(f"{type(node).__name__} without a variable")
+
+
+def _moments(x: Data, axes: tuple[int, ...]) -> list[Data]:
+    return [x.sum(axes), ((x - x.mean(axes, keepdims=True)) ** 2).sum(axes)]
+
+
+def _sumexp(x: Data, axes: tuple[int, ...]) -> list[Data]:
+    return [x.max(axes), np.exp(x - x.max(axes, keepdims=True)).sum(axes)]
+
+
+_FOLDS: dict[str, Callable[[Data, tuple[int, ...]], list[Data]]] = {
+    "sum": lambda x, axes: [np.add.reduce(x, axes)],
+    "prod": lambda x, axes: [np.multiply.reduce(x, axes)],
+    "max": lambda x, axes: [x.max(axes)],
+    "min": lambda x, axes: [x.min(axes)],
+    "and": lambda x, axes: [np.bitwise_and.reduce(x, axes)],
+    "or": lambda x, axes: [np.bitwise_or.reduce(x, axes)],
+    "moments": _moments,
+    "sumexp": _sumexp,
+}
 
 
 def whole_kernel(graph: Graph) -> Kernel | str:
@@ -114,3 +173,17 @@ def random_array(rng: np.random.Generator, shape: Iterable[int], dtype: Any) -> 
     info = ml_dtypes.iinfo(kind)
     wide = rng.integers(int(info.min), int(info.max), shape, kind, endpoint=True)
     return np.where(rng.random(shape) < 0.5, wide, rng.integers(0, 5, shape)).astype(kind)
+
+
+@contextlib.contextmanager
+def limits(*, row: int | None = None, part: int | None = None) -> Iterator[None]:
+    """Rows of more than `row` elements are long: read in loops, in one pass where a rule allows, in parts of `part`."""
+    wanted = {"LONGEST_TILE_ROW": row, "SHORTEST": part}
+    modules = [m for name, m in sorted(sys.modules.items()) if name.startswith("jaxorch.")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in wanted.items():
+            holders = [m for m in modules if name in vars(m)]
+            assert holders, f"no module of jaxorch has {name}"
+            for module in holders if value is not None else ():
+                patch.setattr(module, name, value)
+        yield

@@ -4,9 +4,8 @@ Floating-point steps are 1-Lipschitz on [-bound, bound], so an error of `ulps` u
 bound is all that a chain of them may gather; steps that look at equality or order are drawn on exact values alone.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +13,15 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.view import Value
-from jaxorch.kernels import kernel as kernel_module
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
-from jaxorch.passes.derive import moments, sumexp
-from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array
+from tests.codegen.drive import agree, interpreted, kernels_of, limits, numpied, program, random_array
 
 INTS = tuple(f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u"))
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -189,9 +185,7 @@ def _converted(p: Drawn, x: Array, to: str) -> Array:
 
 
 def movement(p: Drawn, x: Array) -> Array:
-    names = (
-        ["expand", "stack"] if rank == 0 else ["transpose", "reshape", "slice", "pad", "join", "rev", "roll", "stack"]
-    )
+    names = [n for n in _MOVEMENTS if n != "expand"] if x.shape else ["expand", "stack"]
     f = _MOVEMENTS[p.draw(st.sampled_from(names))](p.draw, x.shape)
     partners = [a for a in p.arrays if a.shape == x.shape and a.dtype == x.dtype and f.__code__.co_argcount == 2]
     if f.__code__.co_argcount == 2:
@@ -376,15 +370,7 @@ def configs_of(draw: Callable[..., Any], graph: Any, kernel: Kernel) -> list[Con
             return [configurations(graph, kernel)[0], Config(frame, rows, draw(blocks), 1)]
 
 
-@contextlib.contextmanager
-def longest_tile_row(limit: int) -> Iterator[None]:
-    """Rows of more elements than `limit` are read in loops, and one-pass rules apply to them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (moments, sumexp, kernel_module):
-            patch.setattr(module, "LONGEST_TILE_ROW", limit)
-        yield
-
-
+# Not shrunk: that would take minutes, and the programs are small.
 relaxed = settings(
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
@@ -409,7 +395,7 @@ def test_kernels_of_drawn_programs_equal_lax(drawn, seed):
 @settings(relaxed, max_examples=60)
 @given(programs(), st.integers(0, 99))
 def test_looped_kernels_of_drawn_programs_equal_lax(drawn, seed):
-    with longest_tile_row(3):
+    with limits(row=3, part=2):
         check_numpy(drawn, seed)
 
 
@@ -433,5 +419,5 @@ def test_generated_source_of_drawn_programs_equals_lax(data, drawn, seed):
 @settings(relaxed, max_examples=30)
 @given(st.data(), programs(), st.integers(0, 99))
 def test_generated_loops_of_drawn_programs_equal_lax(data, drawn, seed):
-    with longest_tile_row(3):
+    with limits(row=3, part=2):
         check_interpreted(data, drawn, seed)

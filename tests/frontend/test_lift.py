@@ -171,12 +171,6 @@ def test_tables_do_not_overlap_and_every_map_has_a_meaning():
         (lambda x: lax.exp(x, accuracy=lax.AccuracyMode.HIGHEST), [X], "exp", "it asks for an accuracy of its own"),
         (lambda x: lax.scan(lambda c, _: (c * 2, None), x, None, length=3)[0], [X], "scan", "scan is left to XLA"),
         (lambda x: lax.optimization_barrier(x), [X], "optimization_barrier", "optimization_barrier is left to XLA"),
-        (
-            lambda x: lax.dynamic_slice(x, (x[0, 0].astype(I32), 0), (1, 1)),
-            [X],
-            "dynamic_slice",
-            "dynamic_slice is",
-        ),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
