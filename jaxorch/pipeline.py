@@ -6,6 +6,7 @@ report.  Invariant: a program computes what the jaxpr does; what is not improved
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from jaxorch.codegen.source import generate
-from jaxorch.errors import CompileError
+from jaxorch.errors import CompileError, JaxorchWarning
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.trace import Trace, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
@@ -141,6 +142,8 @@ class _Planner:
         failures = tuple(self.failures)
         if failures and self.options.fallback == "error":
             raise CompileError("; ".join(failures))
+        for failure in failures:
+            warnings.warn(f"jaxorch leaves a part to XLA: {failure}", JaxorchWarning, stacklevel=2)
         report = describe(plan, self.target, choice.solution, choice.baselines, verdict, failures + self.store.problems)
         keeps = bool(plan.kernels) and verdict.keeps_plan
         return Program(planned if keeps else original, report)

@@ -55,7 +55,7 @@ def _gather(
     windows = iter(numbers.offset_dims)
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     inside: list[Bound] = []
-    fills = mode in (GatherScatterMode.FILL_OR_DROP, GatherScatterMode.ONE_HOT)
+    fills = mode == GatherScatterMode.FILL_OR_DROP
     if mode == GatherScatterMode.ONE_HOT:
         raise UnsupportedError("a gather by one-hot products")
     for d, n in enumerate(operand.shape):
@@ -66,7 +66,7 @@ def _gather(
             raw = Lookup(values[1], at, int(_INT32.min), int(_INT32.max))
             inside += [Bound(raw, 0, n - sizes[d] + 1)] if fills else []
         if d in numbers.operand_batching_dims:
-            which = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(d)]
+            which: int = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(d)]
             expr = ix.add(expr, batch[which])
         index.append(expr)
     if len(batch) != len(indices.shape) - 1:

@@ -88,8 +88,8 @@ class _Lifter:
             self.append(Opaque(equation.primitive, reason, views, outs, origin), equation.outputs)
 
     def unsupported(self, equation: Equation, arrays: list[Array]) -> str | None:
-        for array in arrays:
-            reason = unsupported_reason(array.dtype)
+        for variable in (*equation.inputs, *equation.outputs):
+            reason = unsupported_reason(getattr(self.trace.avals[variable], "dtype", "a value that is no array"))
             if reason is not None:
                 return reason
         if any(a.size == 0 for a in arrays):

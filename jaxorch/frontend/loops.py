@@ -29,7 +29,7 @@ _lax: Any = lax
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Equation `equation` of the step updates its input number `x` and gives its output number `y` (counted among xs, ys)."""
+    """Equation `equation` of the step updates its input `x` and gives its output `y` (numbers among xs and ys)."""
 
     x: int
     y: int

@@ -24,7 +24,8 @@ def render(report: Report) -> RenderableType:
 
 
 def _headline(report: Report) -> str:
-    parts = [f"{len(report.kernels)} kernels on {report.device}"]
+    count = len(report.kernels)
+    parts = [f"{count} {'kernel' if count == 1 else 'kernels'} on {report.device}"]
     if report.status:
         baselines = ", ".join(f"{name} {cost:.1f}" for name, cost in report.baselines)
         parts.append(f"estimated {report.estimated:.1f} µs ({report.status}, gap {report.gap:.1%}; {baselines})")
