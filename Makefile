@@ -4,6 +4,11 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= 2
 
+# Without a driver JAX would log at length that the CUDA plugin, installed for lowering, cannot start.
+ifeq ($(wildcard /dev/nvidia0 /proc/driver/nvidia/version),)
+export JAX_PLATFORMS ?= cpu
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow test-all test-gpu lint format bench clean
 

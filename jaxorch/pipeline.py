@@ -22,7 +22,6 @@ from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
-from jaxorch.kernels.kernel import Kernel
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
 from jaxorch.orchestration.candidates import Fused, Left, enumerate_candidates
@@ -124,8 +123,10 @@ class _Planner:
             self.device = replace(self.device, arch=local_arch())
         self.live = target.live and options.effort != "fast" and options.backend != "interpret"
         self.store = Store(cache_dir(options))
-        self.tuned: dict[Kernel, Tuned] = {}
-        self.failed: dict[Kernel, None] = {}
+        # by structure: equal kernels are priced, tuned and compiled once
+        self.costs: dict[str, float] = {}
+        self.tuned: dict[str, Tuned] = {}
+        self.failed: dict[str, None] = {}
         self.failures: list[str] = []
 
     def program(self, original: Callable[..., list[Any]]) -> Program:
@@ -151,7 +152,7 @@ class _Planner:
     def choose(self) -> _Choice:
         """The cheapest way to run the graph, by estimated times."""
         found = enumerate_candidates(self.graph)
-        options: list[Fused | Left] = [f for f in found.fused if f.kernel not in self.failed]
+        options: list[Fused | Left] = [f for f in found.fused if f.structure not in self.failed]
         options += found.left
         candidates = [self.candidate(o) for o in options]
         required = [
@@ -169,8 +170,9 @@ class _Planner:
                 option.nodes, option.inputs, option.outputs, left_time(self.graph, option, self.device)
             )
         outputs = tuple(o.value for o in option.kernel.outputs)
-        cost = kernel_time(self.graph, option.kernel, self.device)
-        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost)
+        if option.structure not in self.costs:
+            self.costs[option.structure] = kernel_time(self.graph, option.kernel, self.device)
+        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, self.costs[option.structure])
 
     def steps(self, choice: _Choice) -> tuple[KernelStep | LeftStep, ...] | None:
         """The chosen steps in order, every kernel tuned and compiled; None if one failed, which is recorded."""
@@ -181,20 +183,21 @@ class _Planner:
             if isinstance(option, Left):
                 steps.append(LeftStep(option, self.reason(option, choice), cost))
                 continue
-            step = self.kernel_step(option.kernel, cost)
+            step = self.kernel_step(option, cost)
             if step is None:
                 return None
             steps.append(step)
         return tuple(steps)
 
-    def kernel_step(self, kernel: Kernel, cost: float) -> KernelStep | None:
+    def kernel_step(self, option: Fused, cost: float) -> KernelStep | None:
+        kernel, structure = option.kernel, option.structure
         header = header_of(self.trace, self.graph, kernel)
         if self.options.backend == "interpret":
             config = configurations(self.graph, kernel)[0]
             return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), cost)
-        if kernel not in self.tuned:
+        if structure not in self.tuned:
             try:
-                self.tuned[kernel] = tune(
+                self.tuned[structure] = tune(
                     self.graph,
                     kernel,
                     self.device,
@@ -204,10 +207,10 @@ class _Planner:
                     header=header,
                 )
             except CompileError as error:
-                self.failed[kernel] = None
+                self.failed[structure] = None
                 self.failures.append(str(error))
                 return None
-        tuned = self.tuned[kernel]
+        tuned = self.tuned[structure]
         return KernelStep(kernel, tuned.source, cost, tuned.measured, tuned.compiled)
 
     def reason(self, left: Left, choice: _Choice) -> str:

@@ -69,6 +69,7 @@ class CountOps:
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.taken = 1.0  # which part of the tiles takes the branches being written
+        self.left = 1.0  # which part no earlier piece of the choice being written takes
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
@@ -110,11 +111,6 @@ class CountOps:
 
     def bind(self, lookup: Lookup, value: Dims, dtype: np.dtype[Any]) -> None:
         pass
-
-    def take(self, buffer: Buffer, moved: float) -> None:
-        """Counts a read: reads of different places add up, but no element comes from memory twice."""
-        before = self.counts.read.get(buffer.name, 0.0)
-        self.counts.read[buffer.name] = max(before, moved, min(before + moved, float(buffer.array.nbytes)))
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
@@ -190,23 +186,24 @@ class CountOps:
 
 
 class _Branch:
-    # Each side counts for the part of the tiles that takes it.
+    # Each side counts for the part of the tiles that takes it; the pieces of one choice exclude one another.
     def __init__(self, ops: CountOps, share: float) -> None:
-        self.ops, self.share = ops, share
+        self.ops, self.left = ops, max(ops.left, 1e-9)
+        self.share = min(share, self.left)
         self.dims: Dims = frozenset()
 
     @contextmanager
-    def side(self, share: float) -> Generator[None]:
-        outer = self.ops.taken
-        self.ops.taken = outer * share
+    def side(self, share: float, left: float) -> Generator[None]:
+        outer = self.ops.taken, self.ops.left
+        self.ops.taken, self.ops.left = outer[0] * share, left
         yield
-        self.ops.taken = outer
+        self.ops.taken, self.ops.left = outer
 
     def then(self) -> AbstractContextManager[None]:
-        return self.side(self.share)
+        return self.side(self.share / self.left, 1.0)
 
     def otherwise(self) -> AbstractContextManager[None]:
-        return self.side(1.0 - self.share)
+        return self.side(1.0 - self.share / self.left, self.left - self.share)
 
     def set(self, value: Dims) -> None:
         self.dims |= value

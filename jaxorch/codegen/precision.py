@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxorch.ir.dtypes import is_narrow_float
-from jaxorch.ir.graph import Graph, Map, Node, Reduce, outputs_of
+from jaxorch.ir.graph import Graph, Map, Node, Reduce, outputs_of, reads
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["relaxed_nodes"]
@@ -23,11 +23,10 @@ _NEVER_NEGATIVE = frozenset({"exp", "exp2", "logistic", "abs", "square", "sqrt",
 def relaxed_nodes(graph: Graph, kernel: Kernel) -> frozenset[int]:
     """Nodes of the kernel whose float32 results only 16-bit values depend on, through harmless operations."""
     stored = {o.value.node for o in kernel.outputs}
-    users = graph.users()
+    users = {n: [u for u in kernel.nodes if any(v.node == n for v in reads(graph.nodes[u]))] for n in kernel.nodes}
     relaxed: set[int] = set()
     for number in reversed(kernel.nodes):
-        outside = [u for u in users[number] if u not in kernel.nodes]
-        if number in stored or outside or not users[number]:
+        if number in stored or not users[number]:
             continue
         if all(_allows(graph, number, graph.nodes[u], u in relaxed) for u in users[number]):
             relaxed.add(number)

@@ -67,7 +67,7 @@ def _gather(
             inside += [Bound(raw, 0, n - sizes[d] + 1)] if fills else []
         if d in numbers.operand_batching_dims:
             which: int = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(d)]
-            expr = ix.add(expr, batch[which])
+            expr = ix.add(expr, batch[int(which)])
         index.append(expr)
     if len(batch) != len(indices.shape) - 1:
         raise UnsupportedError("a gather whose indices have no last axis of vectors")

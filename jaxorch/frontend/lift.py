@@ -32,7 +32,8 @@ def lift(trace: Trace) -> Graph:
         lifter.append(Input(position, lifter.array(variable), Origin((), ((variable,),))), (variable,))
     for k, equation in enumerate(trace.equations):
         lifter.equation(k, equation)
-    return Graph(tuple(lifter.nodes), tuple(lifter.value(v) for v in trace.outputs))
+    outputs = tuple(lifter.value(v) for v in trace.outputs)  # may append literals
+    return Graph(tuple(lifter.nodes), outputs)
 
 
 class _Lifter:

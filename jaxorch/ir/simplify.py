@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import assert_never
 
 from jaxorch.ir.index import (
@@ -42,6 +43,11 @@ _ROUNDS = 4  # one rule's result may, seldom, be another's start; more than two 
 
 def simplify(expr: Expr, sizes: Sizes) -> Expr:
     """An equal expression in normal form, shorter where the axes' ranges allow it."""
+    return _simplified(expr, tuple(sizes))
+
+
+@lru_cache(maxsize=1 << 17)  # the same index expressions come back in every candidate that holds a node
+def _simplified(expr: Expr, sizes: tuple[int, ...]) -> Expr:
     for _ in range(_ROUNDS):
         simple = _rebuild(*_normal(expr, sizes))
         if simple == expr:
@@ -52,6 +58,11 @@ def simplify(expr: Expr, sizes: Sizes) -> Expr:
 
 def linear_terms(expr: Expr, sizes: Sizes) -> tuple[tuple[tuple[Expr, int], ...], int]:
     """The normal form: ((atom, coefficient), ...) in a fixed order, and the constant."""
+    return _terms(expr, tuple(sizes))
+
+
+@lru_cache(maxsize=1 << 16)
+def _terms(expr: Expr, sizes: tuple[int, ...]) -> tuple[tuple[tuple[Expr, int], ...], int]:
     terms, const = _normal(expr, sizes)
     return tuple((a, terms[a]) for a in sorted(terms, key=_order)), const
 

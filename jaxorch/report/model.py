@@ -76,7 +76,7 @@ class Report:
 
         from jaxorch.report.text import render
 
-        Console().print(render(self))
+        Console(markup=False, emoji=False, highlight=False).print(render(self))
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -84,5 +84,5 @@ class Report:
         from jaxorch.report.text import render
 
         out = io.StringIO()
-        Console(file=out, width=140, color_system=None).print(render(self))
+        Console(file=out, width=140, color_system=None, markup=False, emoji=False).print(render(self))
         return out.getvalue().rstrip()

@@ -1,0 +1,165 @@
+"""Pieces: the nodes that are always computed together, and how pieces hang together.
+
+Input: a graph.  Output: `Pieces`.  Invariant: every Map and Reduce is in a piece, and a value that two
+pieces share is an output of one of them, an operand of the program, or cheap enough to be computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Reduce, outputs_of, reads
+from jaxorch.ir.view import Value
+
+__all__ = ["Piece", "Pieces", "internal"]
+
+# Redone by every reader rather than stored: casts, sums and comparisons cost less than reading their result would.
+_CHEAP = frozenset(
+    "copy iota convert_element_type neg add sub mul abs not and or eq ne lt le gt ge".split()  # noqa: SIM905
+)
+_MOST_SHARED = 16  # a value with more readers than this brings no two of them together
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A sink, and the maps that only it needs or that are cheaper to redo than to read.
+
+    inputs and outputs: the values it reads that another node makes, and those of its own that are read outside.
+    """
+
+    nodes: tuple[int, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+class Pieces:
+    """The pieces of a graph, and what can be asked about sets of them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.reads = [reads(n) for n in graph.nodes]
+        self.readers: dict[Value, list[int]] = {}
+        for number, values in enumerate(self.reads):
+            for value in values:
+                self.readers.setdefault(value, []).append(number)
+        self.users = graph.users()
+        self.returned = set(graph.outputs)
+        self.redone = self._redone()
+        self.all = self._pieces()
+        self.neighbours, self.after = self._relations()
+
+    # What the pieces are
+
+    def _pieces(self) -> list[Piece]:
+        nodes, returned = self.graph.nodes, {v.node for v in self.graph.outputs}
+        owner: dict[int, int] = {}  # the sink whose piece a map belongs to, if it has one user only
+        for number in reversed(range(len(nodes))):
+            if not _computes(nodes[number]) or number in self.redone:
+                continue
+            users = self.users[number]
+            alone = isinstance(nodes[number], Map) and len(users) == 1 and number not in returned
+            joins = alone and _computes(nodes[users[0]]) and users[0] not in self.redone
+            owner[number] = owner.get(users[0], users[0]) if joins else number
+        members: dict[int, list[int]] = {}
+        for number, sink in owner.items():
+            members.setdefault(sink, []).append(number)
+        return [self._piece(sorted(members[sink])) for sink in sorted(members)]
+
+    def _redone(self) -> frozenset[int]:
+        """Maps with several users that each computes anew: cheap ones that read no more than they would write."""
+        graph, returned = self.graph, {v.node for v in self.graph.outputs}
+        found: set[int] = set()
+        for number, node in enumerate(graph.nodes):
+            if not isinstance(node, Map) or node.op not in _CHEAP or number in returned or len(self.users[number]) < 2:
+                continue
+            if all(_computes(graph.nodes[u]) for u in self.users[number]):
+                sources = self._sources(number, found)
+                if sum(graph.array(v).nbytes for v in sources) <= node.array.nbytes:
+                    found.add(number)
+        return frozenset(found)
+
+    def _sources(self, number: int, redone: set[int]) -> set[Value]:
+        """The values a map reads, those of redone maps replaced by theirs."""
+        found: set[Value] = set()
+        for value in self.reads[number]:
+            if value.node in redone:
+                found |= self._sources(value.node, redone)
+            elif not isinstance(self.graph.nodes[value.node], Const):
+                found.add(value)
+        return found
+
+    def _piece(self, nodes: Sequence[int]) -> Piece:
+        every, pending = set(nodes), list(nodes)
+        while pending:
+            for value in self.reads[pending.pop()]:
+                if value.node in self.redone and value.node not in every:
+                    every.add(value.node)
+                    pending.append(value.node)
+        inside = tuple(sorted(every))
+        own = [Value(k, o) for k in nodes for o in range(len(outputs_of(self.graph.nodes[k])))]
+        inputs = sorted({v for k in inside for v in self.reads[k] if v.node not in every})
+        return Piece(inside, internal(self.graph, inputs), self.wanted(own, every))
+
+    def wanted(self, values: Iterable[Value], inside: set[int]) -> tuple[Value, ...]:
+        """Those of `values` that the program returns or a node outside `inside` reads."""
+        return tuple(v for v in values if v in self.returned or any(r not in inside for r in self.readers.get(v, ())))
+
+    # How they hang together
+
+    def joined(self, chosen: Iterable[int]) -> tuple[tuple[int, ...], tuple[Value, ...], tuple[Value, ...]]:
+        """Nodes, internal inputs and outputs of several pieces as one; what only the set needs is no output."""
+        pieces = [self.all[k] for k in chosen]
+        nodes = tuple(sorted({n for p in pieces for n in p.nodes}))
+        own = sorted({v for p in pieces for v in p.outputs})
+        inputs = tuple(sorted({v for p in pieces for v in p.inputs} - set(own)))
+        return nodes, inputs, self.wanted(own, set(nodes))
+
+    def saved(self, chosen: Iterable[int]) -> int:
+        """Bytes that one kernel for these pieces does not move: values made inside, and inputs read once for several."""
+        pieces = [self.all[k] for k in chosen]
+        made = {v for p in pieces for v in p.outputs}
+        counted: set[Value] = set()
+        saved = 0
+        for p in pieces:
+            for v in {v for n in p.nodes for v in self.reads[n]}:
+                if v in counted or (v in made and v not in p.outputs):
+                    saved += self.graph.array(v).nbytes
+                counted.add(v)
+        return saved
+
+    def is_convex(self, chosen: frozenset[int]) -> bool:
+        """Whether no piece outside lies on a path between two inside."""
+        below = set[int]().union(*(self.after[k] for k in chosen)) - chosen
+        return not any(self.after[k] & chosen for k in below)
+
+    def _relations(self) -> tuple[list[set[int]], list[set[int]]]:
+        """(pieces that share a value, pieces that come after through any path)."""
+        maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
+        sharing: dict[Value, set[int]] = {}
+        for k, p in enumerate(self.all):
+            for v in {v for n in p.nodes for v in self.reads[n]}:
+                if self.graph.array(v).shape:
+                    sharing.setdefault(v, {maker[v]} if v in maker else set()).add(k)
+        neighbours: list[set[int]] = [set() for _ in self.all]
+        for together in sharing.values():
+            for k in together if len(together) <= _MOST_SHARED else ():
+                neighbours[k] |= together - {k}
+        return neighbours, self._after()
+
+    def _after(self) -> list[set[int]]:
+        owner = {v.node: k for k, p in enumerate(self.all) for v in p.outputs}
+        reached: list[set[int]] = [set() for _ in self.graph.nodes]  # by node: the pieces its outputs lead to
+        for number in reversed(range(len(self.graph.nodes))):
+            for user in self.users[number]:
+                reached[number] |= reached[user] | ({owner[user]} if user in owner else set())
+        return [set[int]().union(*(reached[v.node] for v in p.outputs)) - {k} for k, p in enumerate(self.all)]
+
+
+def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
+    """The values that some candidate must produce: no inputs of the program, no constants."""
+    return tuple(v for v in values if not isinstance(graph.nodes[v.node], Input | Const))
+
+
+def _computes(node: Node) -> bool:
+    return isinstance(node, Map | Reduce)
