@@ -21,7 +21,7 @@ from jaxorch.ir.graph import Const, Graph, Map, Reduce
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
 from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.ir.view import Value, View
-from jaxorch.kernels.access import Accesses, Reduction, collect, known, operand_coords, pieces_at
+from jaxorch.kernels.access import Accesses, Reduction, collect, looked_up_at, operand_coords, pieces_at
 from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel, Output
@@ -174,7 +174,7 @@ class _Body[V]:
     def view(self, view: View, coords: Coords, guard: Guard) -> V:
         pieces = pieces_at(view, coords, self.sizes)
         for own, _, index in pieces:
-            self.bind((*(b.expr for b in own), *index), known(guard + own))
+            self.bind((*(b.expr for b in own), *index))
         if len(pieces) > 1 and all(self.uniform(g) for g, _, _ in pieces[:-1]):
             return self.choose_once(pieces, guard)
         own, value, index = pieces[-1]
@@ -183,11 +183,12 @@ class _Body[V]:
             result = self.ops.select(own, self.value(value, index, _and(guard, own)), result)
         return result
 
-    def bind(self, expressions: Iterable[Expr], guard: Guard) -> None:
+    def bind(self, expressions: Iterable[Expr]) -> None:
         """Computes the Lookups in `expressions` and tells the handler their values."""
         for lookup in dict.fromkeys(k for e in expressions for k in ix.lookups_in(e)):
-            value = self.value(lookup.value, lookup.index, guard)
-            self.ops.bind(lookup, value, self.graph.array(lookup.value).dtype)
+            array = self.graph.array(lookup.value)
+            value = self.value(lookup.value, looked_up_at(lookup, array, self.sizes), ())
+            self.ops.bind(lookup, value, array.dtype)
 
     def choose_once(self, pieces: Sequence[tuple[Guard, Value, Coords]], guard: Guard) -> V:
         """The source of the whole tile, chosen by a branch; the guards need not be applied again inside."""

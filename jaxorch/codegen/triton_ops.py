@@ -153,6 +153,9 @@ class TritonOps(Writer):
     # Memory
 
     def bind(self, lookup: Lookup, value: Text, dtype: np.dtype[Any]) -> None:
+        axes = self.axes()
+        if self.known(lookup, axes, axes.names) is not None:
+            return
         low = f"tl.full([], {lookup.low}, tl.int64)"
         high = f"tl.full([], {lookup.high}, tl.int64)"
         if dtype.kind == "u":  # nothing is below 0, and what int64 cannot hold is above `high`
@@ -161,7 +164,7 @@ class TritonOps(Writer):
         else:
             wide = f"{value.name}.to(tl.int64)"
         text = self.name(f"tl.minimum(tl.maximum({wide}, {low}), {high}).to(tl.int32)", value.dims, "i")
-        self.remember(lookup, text, self.axes())
+        self.remember(lookup, text, axes)
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:
         axes = self.axes()

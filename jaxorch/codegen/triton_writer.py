@@ -139,13 +139,19 @@ class Writer:
         key = (lookup, axes.names, axes.sizes) if ix.dims_of(lookup) & {ROW, COLUMN} else lookup
         self.blocks[-2 if hoisted else -1].names[key] = text.name
 
+    def known(self, atom: Expr, axes: Axes, names: Names) -> str | None:
+        """The name that an expression has already."""
+        for block in reversed(self.blocks):
+            for key in ((atom, names, axes.sizes), atom):
+                if key in block.names:
+                    return block.names[key]
+        return None
+
     def atom(self, atom: Expr, axes: Axes, names: Names) -> str:
         """The name of a div, mod or select, defined where first used."""
-        key = (atom, names, axes.sizes)
-        for block in reversed(self.blocks):
-            for known in (key, atom):
-                if known in block.names:
-                    return block.names[known]
+        name = self.known(atom, axes, names)
+        if name is not None:
+            return name
         start = names != axes.names
         match atom:
             case FloorDiv(e, k):
@@ -160,7 +166,7 @@ class Writer:
         dims = ix.dims_of(atom)
         hoisted = self.blocks[-1].kind == "loop" and COLUMN not in dims
         text = self.name(expr, dims, "i")
-        self.blocks[-2 if hoisted else -1].names[key] = text.name
+        self.blocks[-2 if hoisted else -1].names[atom, names, axes.sizes] = text.name
         return text.name
 
     def divided(self, expr: Expr, divisor: int, operator: str, axes: Axes, start: bool) -> str:

@@ -59,7 +59,12 @@ def own_updates(step: Trace, consts: int, carries: int) -> tuple[Update, ...]:
 def carry_form(
     params: Mapping[str, Any], avals: Sequence[Any], flatten: Callable[[Any], Trace], replay: Callable[..., None]
 ) -> jex_core.ClosedJaxpr | None:
-    """The scan with these params and operand types in carry form; None if no step updates its own input."""
+    """The scan with these params and operand types in carry form; None if no step updates its own input, or it may not.
+
+    Inside `shard_map` scans stay as traced.
+    """
+    if not params["length"] or any(not a.sharding.mesh.empty for a in avals):
+        return None  # no step writes anything; or in shard_map, whose types would be lost in tracing anew
     step = flatten(params["jaxpr"])
     consts, carries, _ = _counts(params)
     updates = own_updates(step, consts, carries)
@@ -120,8 +125,12 @@ class _Rewritten:
             equation = step.equations[update.equation]
             self.replay(step, env, equation.inputs[1:])
             value, *starts = (env[v] for v in equation.inputs[1:])
-            kind = starts[0].dtype if starts else jnp.int32
-            arrays[k] = _lax.dynamic_update_slice(arrays[k], value[None], (place.astype(kind), *starts))
-            env[equation.outputs[0]] = _lax.dynamic_index_in_dim(arrays[k], place, 0, keepdims=False)
+            # the starts share one type, which has to count the steps; a negative one means 0 here, and not from the end
+            kind = starts[0].dtype if starts and starts[0].dtype.itemsize >= 4 else jnp.int32
+            at = (place.astype(kind), *(s.astype(kind) for s in starts))
+            arrays[k] = _lax.dynamic_update_slice(arrays[k], value[None], at, allow_negative_indices=False)
+            env[equation.outputs[0]] = _lax.dynamic_index_in_dim(
+                arrays[k], place, 0, keepdims=False, allow_negative_indices=False
+            )
         self.replay(step, env, step.outputs)
         return env, arrays

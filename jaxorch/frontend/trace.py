@@ -30,6 +30,8 @@ _CALLS: Mapping[str, str] = {
     "jaxorch_call": "call_jaxpr",
 }
 
+_PLATFORMS = frozenset(("cpu", "cuda"))  # those that programs are planned for
+
 
 @dataclass(frozen=True, slots=True)
 class Equation:
@@ -78,8 +80,12 @@ class _Flattener:
             body = _CALLS.get(eqn.primitive.name)
             if body is not None and eqn.params.get(body) is not None:
                 results = self.inline(eqn.params[body], operands)
+            elif (branch := self.branch(eqn, operands)) is not None:
+                results = self.inline(branch, operands[1:])
             elif (inner := self.carried(eqn)) is not None:
                 results = self.inline(inner, operands)
+            elif (place := _default_branch(eqn)) is not None:
+                results = [self.literal(np.int32(place), eqn.outvars[0].aval)]
             else:
                 results = [self.fresh(v.aval) for v in eqn.outvars]
                 source = source_info_util.summarize(eqn.source_info)
@@ -92,6 +98,13 @@ class _Flattener:
             consts = [self.literal(c, v.aval) for c, v in zip(inner.consts, inner.jaxpr.constvars, strict=True)]
             return self.run(inner.jaxpr, operands, consts)
         return self.run(inner, operands, ())
+
+    def branch(self, eqn: Any, operands: Sequence[int]) -> jex_core.ClosedJaxpr | None:
+        """The branch that a `cond` takes, if it is known."""
+        if eqn.primitive.name != "cond" or operands[0] not in self.literals or eqn.effects:
+            return None
+        branches = eqn.params["branches"]
+        return branches[min(max(int(self.literals[operands[0]]), 0), len(branches) - 1)]
 
     def carried(self, eqn: Any) -> jex_core.ClosedJaxpr | None:
         """A scan in carry form, where that saves copies of what its steps update."""
@@ -108,6 +121,15 @@ class _Flattener:
         number = self.fresh(aval)
         self.literals[number] = value
         return number
+
+
+def _default_branch(eqn: Any) -> int | None:
+    """What `platform_index` gives on every platform that programs are planned for, if that is its default."""
+    if eqn.primitive.name != "platform_index":
+        return None
+    platforms = eqn.params["platforms"]
+    named = {name for group in platforms if group is not None for name in group}
+    return platforms.index(None) if None in platforms and not named & _PLATFORMS else None
 
 
 def flatten(jaxpr: jex_core.ClosedJaxpr) -> Trace:

@@ -34,7 +34,7 @@ from jaxorch.ir.index import (
     substitute,
 )
 
-__all__ = ["coefficient", "linear_terms", "simplify", "simplify_guard"]
+__all__ = ["clamp", "coefficient", "linear_terms", "simplify", "simplify_guard"]
 
 type _Linear = tuple[dict[Expr, int], int]
 
@@ -54,6 +54,16 @@ def _simplified(expr: Expr, sizes: tuple[int, ...]) -> Expr:
             break
         expr = simple
     return expr
+
+
+def clamp(expr: Expr, low: int, high: int, sizes: Sizes) -> Expr:
+    """`expr`, at least `low` and at most `high`, in normal form."""
+    least, most = range_of(expr, sizes)
+    if most > high:  # min(e, high) = select(e <= high, e, high)
+        expr = Select((Bound(expr, least, high + 1),), expr, Const(high))
+    if least < low:
+        expr = Select((Bound(expr, low, most + 1),), expr, Const(low))
+    return simplify(expr, sizes)
 
 
 def linear_terms(expr: Expr, sizes: Sizes) -> tuple[tuple[tuple[Expr, int], ...], int]:
@@ -176,7 +186,7 @@ def _normal_select(guard: Guard, then: Expr, otherwise: Expr, sizes: Sizes) -> _
     if a == _normal(substitute(otherwise, _pinned(simple, sizes)), sizes):  # select(x == c, b[x := c], b) = b
         return b
     if b == _normal(substitute(then, _pinned(_complement(simple, sizes), sizes)), sizes):
-        return a  # select(x != c, a, a[x := c]) = a
+        return _normal(then, sizes)  # select(x != c, a, a[x := c]) = a
     # select(g, a+c, b+c) = select(g, a, b) + c
     common = {atom: k for atom, k in a[0].items() if b[0].get(atom) == k}
     const = min(a[1], b[1])

@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Graph, Map, Reduce, operands_of
-from jaxorch.ir.index import Dim, Expr, Guard
-from jaxorch.ir.simplify import simplify, simplify_guard
+from jaxorch.ir.graph import Array, Const, Graph, Map, Reduce, operands_of
+from jaxorch.ir.index import Dim, Expr, Guard, Lookup
+from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 
-__all__ = ["Accesses", "Load", "Reduction", "collect", "known", "operand_coords", "pieces_at"]
+__all__ = ["Accesses", "Load", "Reduction", "collect", "looked_up_at", "operand_coords", "pieces_at"]
 
 type Coords = tuple[Expr, ...]
 
@@ -85,9 +85,12 @@ def operand_coords(node: Reduce, coords: Coords, reduced: Coords) -> Coords:
     return tuple(next(gone) if axis in node.axes else next(kept) for axis in range(len(node.domain)))
 
 
-def known(guard: Guard) -> Guard:
-    """The bounds that depend on the position alone: what protects the reads of Lookups."""
-    return tuple(dict.fromkeys(b for b in guard if not any(ix.lookups_in(b.expr))))
+def looked_up_at(lookup: Lookup, array: Array, sizes: tuple[int, ...]) -> Coords:
+    """Where a Lookup reads `array`: its index, moved to the edge where the piece that needs it is not selected.
+
+    Whatever guards its use, a Lookup so has one value at each point, and may be read anywhere.
+    """
+    return tuple(clamp(e, 0, size - 1, sizes) for e, size in zip(lookup.index, array.shape, strict=True))
 
 
 def collect(
@@ -129,13 +132,16 @@ class _Walk:
         for own, value, index in pieces_at(view, coords, sizes):
             if own:
                 self.into.guards[own, sizes] = None
-            level = max(level, self.lookups((*(b.expr for b in own), *index), known(guard + own), sizes))
+            level = max(level, self.lookups((*(b.expr for b in own), *index), sizes))
             level = max(level, self.value(value, index, tuple(dict.fromkeys(guard + own)), sizes))
         return level
 
-    def lookups(self, expressions: Iterable[Expr], guard: Guard, sizes: tuple[int, ...]) -> int:
-        found = dict.fromkeys(lookup for e in expressions for lookup in ix.lookups_in(e))
-        return max((self.value(k.value, k.index, guard, sizes) for k in found), default=0)
+    def lookups(self, expressions: Iterable[Expr], sizes: tuple[int, ...]) -> int:
+        level = 0
+        for lookup in dict.fromkeys(k for e in expressions for k in ix.lookups_in(e)):
+            index = looked_up_at(lookup, self.graph.array(lookup.value), sizes)
+            level = max(level, self.value(lookup.value, index, (), sizes))
+        return level
 
     def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
         # a guard is not applied inside a reduction, so it must not be what keeps the coordinates inside the array

@@ -15,7 +15,7 @@ from jaxorch.ir.value import Value
 from jaxorch.kernels.kernel import Kernel, Output
 from jaxorch.passes.rewrite import rename
 
-__all__ = ["Structure", "carry_over", "structure_of"]
+__all__ = ["Structure", "Structures", "carry_over"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +27,43 @@ class Structure:
     outside: tuple[Value, ...]
 
 
-def structure_of(graph: Graph, nodes: Sequence[int], outputs: Sequence[Value]) -> Structure:
-    """The structure of a set of nodes (ascending) that stores `outputs`."""
-    local = {number: k for k, number in enumerate(nodes)}
-    outside: dict[Value, int] = {}
+class Structures:
+    """Takes the structures of sets of nodes of one graph."""
 
-    def name(value: Value) -> Value:
-        if value.node in local:
-            return Value(local[value.node], value.output)
-        return Value(-1 - outside.setdefault(value, len(outside)), 0)
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.texts: dict[int, tuple[str, tuple[Value, ...]]] = {}
 
-    lines = [repr(rename(replace(graph.nodes[n], origin=Origin()), name)) for n in nodes]
-    lines += [repr(name(v)) for v in outputs]
-    for value in outside:
-        node = graph.nodes[value.node]
-        lines.append(repr((graph.array(value), node.value if isinstance(node, Const) else None)))
-    return Structure(hashlib.sha256("\n".join(lines).encode()).hexdigest(), tuple(nodes), tuple(outside))
+    def of(self, nodes: Sequence[int], outputs: Sequence[Value]) -> Structure:
+        """The structure of a set of nodes (ascending) that stores `outputs`."""
+        local = {number: k for k, number in enumerate(nodes)}
+        outside: dict[Value, int] = {}
+
+        def name(value: Value) -> str:
+            if value.node in local:
+                return f"{local[value.node]}.{value.output}"
+            return f"outside {outside.setdefault(value, len(outside))}"
+
+        lines: list[str] = []
+        for number in nodes:
+            text, values = self.text(number)
+            lines += (text, *map(name, values))
+        lines += map(name, outputs)
+        for value in outside:
+            node = self.graph.nodes[value.node]
+            lines.append(repr((self.graph.array(value), node.value if isinstance(node, Const) else None)))
+        return Structure(hashlib.sha256("\n".join(lines).encode()).hexdigest(), tuple(nodes), tuple(outside))
+
+    def text(self, number: int) -> tuple[str, tuple[Value, ...]]:
+        """A node with the values it reads numbered from 0, and those values in that order."""
+        if number not in self.texts:
+            values: dict[Value, Value] = {}
+            node = rename(
+                replace(self.graph.nodes[number], origin=Origin()),
+                lambda value: values.setdefault(value, Value(len(values))),
+            )
+            self.texts[number] = repr(node), tuple(values)
+        return self.texts[number]
 
 
 def carry_over(kernel: Kernel, known: Structure, to: Structure) -> Kernel:

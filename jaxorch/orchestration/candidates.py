@@ -7,20 +7,20 @@ sets are built once, so that a deep model costs what its distinct layers cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from jaxorch.ir.graph import Graph, Opaque, outputs_of, reads
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel, build
-from jaxorch.kernels.structure import Structure, carry_over, structure_of
+from jaxorch.kernels.structure import Structure, Structures, carry_over
 from jaxorch.orchestration.pieces import Pieces, internal
 
 __all__ = ["Enumeration", "Fused", "Left", "enumerate_candidates"]
 
 BEAM = 16  # sets kept at each size while growing from one piece
 LARGEST = 24  # pieces in one set
-BUDGET = 160  # sets grown from one piece
+BUDGET = 128  # sets grown from one piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +52,24 @@ class Enumeration:
 
 def enumerate_candidates(graph: Graph) -> Enumeration:
     """All candidates of a graph, in a fixed order."""
-    pieces = Pieces(graph)
+    pieces, structures = Pieces(graph), Structures(graph)
     fused: list[Fused] = []
     rejected: dict[tuple[int, ...], str] = {}
     known: dict[str, tuple[Structure, Kernel | str]] = {}
-    for chosen in _convex_sets(pieces):
-        nodes, inputs, outputs = pieces.joined(chosen)
-        structure = structure_of(graph, nodes, outputs)
+
+    def is_legal(chosen: frozenset[int]) -> bool:
+        nodes, inputs, outputs = pieces.joined(sorted(chosen))
+        structure = structures.of(nodes, outputs)
         if structure.digest not in known:
             known[structure.digest] = structure, build(graph, nodes, outputs)
         first, kernel = known[structure.digest]
         if isinstance(kernel, str):
             rejected[nodes] = kernel
-        else:
-            fused.append(Fused(carry_over(kernel, first, structure), inputs, structure.digest))
+            return False
+        fused.append(Fused(carry_over(kernel, first, structure), inputs, structure.digest))
+        return True
+
+    _try_convex_sets(pieces, is_legal)
     return Enumeration(tuple(fused), tuple(_left(pieces)), rejected)
 
 
@@ -88,8 +92,12 @@ def _left(pieces: Pieces) -> Iterator[Left]:
             yield Left((number,), internal(graph, reads(node)), outputs)
 
 
-def _convex_sets(pieces: Pieces) -> Iterator[tuple[int, ...]]:
-    """Convex sets of pieces, grown from each piece through the values they share, largest savings first."""
+def _try_convex_sets(pieces: Pieces, is_legal: Callable[[frozenset[int]], bool]) -> None:
+    """Tries convex sets of pieces, each once, grown from each piece through the values they share.
+
+    What grew from a legal set comes first, then what saves most bytes; a set that no schedule runs may still
+    grow into one that some schedule does.
+    """
     seen: set[frozenset[int]] = set()
     for start in range(len(pieces.all)):
         frontier = [frozenset((start,))]
@@ -97,17 +105,15 @@ def _convex_sets(pieces: Pieces) -> Iterator[tuple[int, ...]]:
         for _ in range(LARGEST):
             fresh = [s for s in frontier if s not in seen][:budget]
             budget -= len(fresh)
+            seen.update(fresh)
+            grown: dict[frozenset[int], bool] = {}  # whether a legal set grew into it
             for chosen in fresh:
-                seen.add(chosen)
-                yield tuple(sorted(chosen))
-            grown = {
-                chosen | {k}
-                for chosen in fresh
-                for j in chosen
-                for k in pieces.neighbours[j]
-                if k > start and k not in chosen
-            }
+                legal = is_legal(chosen)
+                for k in sorted({k for j in chosen for k in pieces.neighbours[j]} - chosen):
+                    if k > start:
+                        larger = chosen | {k}
+                        grown[larger] = grown.get(larger, False) or legal
             convex = [s for s in grown if s not in seen and pieces.is_convex(s)]
-            frontier = sorted(convex, key=lambda s: (-pieces.saved(s), tuple(sorted(s))))[:BEAM]
+            frontier = sorted(convex, key=lambda s: (not grown[s], -pieces.saved(s), tuple(sorted(s))))[:BEAM]
             if not frontier or not budget:
                 break

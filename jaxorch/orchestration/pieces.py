@@ -116,7 +116,7 @@ class Pieces:
         return nodes, inputs, self.wanted(own, set(nodes))
 
     def saved(self, chosen: Iterable[int]) -> int:
-        """Bytes that one kernel for these pieces does not move: values made inside, and inputs read once for several."""
+        """Bytes that one kernel for these pieces does not move: values made inside, inputs read once for several."""
         pieces = [self.all[k] for k in chosen]
         made = {v for p in pieces for v in p.outputs}
         counted: set[Value] = set()

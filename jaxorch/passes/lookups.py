@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Node, operands_of, with_operands
-from jaxorch.ir.index import Bound, Const, Expr, Lookup, Select
+from jaxorch.ir.index import Expr, Lookup
+from jaxorch.ir.simplify import clamp
 from jaxorch.ir.view import Piece, View, expressions, map_piece, simplify_view
 from jaxorch.options import Options
 from jaxorch.passes.predicates import index_values
@@ -48,15 +49,7 @@ def _folded(view: View, known: dict[int, Expr]) -> View:
     def new(lookup: Lookup) -> Expr:
         if lookup.value.node not in known:
             return lookup
-        return _clamped(ix.substitute(known[lookup.value.node], lookup.index), lookup, view.domain)
+        expr = ix.substitute(known[lookup.value.node], lookup.index)
+        return clamp(expr, lookup.low, lookup.high, view.domain)
 
     return simplify_view(View(view.domain, tuple(map_piece(p, new) for p in view.pieces)))
-
-
-def _clamped(expr: Expr, lookup: Lookup, sizes: tuple[int, ...]) -> Expr:
-    low, high = ix.range_of(expr, sizes)
-    if high > lookup.high:  # min(e, high) = select(e <= high, e, high)
-        expr = Select((Bound(expr, low, lookup.high + 1),), expr, Const(lookup.high))
-    if low < lookup.low:
-        expr = Select((Bound(expr, lookup.low, high + 1),), expr, Const(lookup.low))
-    return expr

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxorch.ir.dtypes import compute_dtype, is_float, unsupported_reason
-from jaxorch.ir.scalars import SCALARS
 from jaxorch.codegen.triton_scalars import TRITON, triton_cast, triton_literal, triton_load_cast, triton_store_cast
 from jaxorch.errors import UnsupportedError
+from jaxorch.ir.dtypes import compute_dtype, is_float, unsupported_reason
+from jaxorch.ir.scalars import SCALARS
 from jaxorch.runtime.compile import compile_for
 from jaxorch.runtime.interpret import run
 from tests.codegen.scalar_cases import (

@@ -575,9 +575,10 @@ def test_a_new_position_does_not_retrace(monkeypatch):
     rng = np.random.default_rng(0)
     x, table, cache = (random_array(rng, s, np.float32) for s in ((8,), (5, 8), (1, 5, 8)))
     optimised = jaxorch.optimize(counted, options=INTERPRET, donate_argnums=1)
+    first = None
     for position in (0, 3, 4, -1, 9):
         found = optimised(x, jnp.asarray(cache), table, position)
         jax.tree.map(np.testing.assert_array_equal, found, jax.jit(decode_step)(x, cache, table, position))
-        first = len(traces) if position == 0 else first
+        first = first or len(traces)
     assert len(builds) == 1
     assert len(traces) == first

@@ -220,6 +220,7 @@ IDENTITIES = {
     ),
     "select(x == c, c, x) = x": ((5, 5), Select((Bound(x, 2, 3),), Const(2), x), x),
     "select(x != c, x, c) = x": ((5, 5), Select((Bound(x, 1, 5),), x, Const(0)), x),
+    "select(x == 0, x, 1) = x if x < 2": ((2, 5), Select((Bound(x, 0, 1),), x, Const(1)), x),
     "select(g, a + c, b + c) = select(g, a, b) + c": (
         (5, 5, 5),
         Select((Bound(x, 0, 2),), Add(x, z), Add(y, z)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Const, Graph, Map, Reduce
 from jaxorch.ir.index import Dim
 from jaxorch.options import Options
@@ -27,6 +28,8 @@ def one_pass_moments(graph: Graph, options: Options) -> Graph:
 
 def _mean_reduction(graph: Graph, square_sum: Reduce) -> int | None:
     """The number of the sum whose mean is subtracted under the square, if the rule matches."""
+    if not is_float(square_sum.arrays[0].dtype):
+        return None  # an integer mean is rounded
     sizes = square_sum.domain
     here = tuple(Dim(a) for a in range(len(sizes)))
     square = map_at(graph, source_at(graph, square_sum.operands[0], here, sizes), "square", "integer_pow", "mul")
