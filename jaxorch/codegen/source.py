@@ -27,16 +27,16 @@ from triton.language.extra import libdevice
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A generated kernel: pass the inputs, then the outputs, to `name` over a 1-D grid of `grid` programs."""
+    """A generated kernel: pass the inputs, then the outputs, to `name` over a 1-D grid of `grid` programs.
+
+    `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
+    """
 
     name: str
     text: str
     grid: int
     config: Config
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(f"{self.text}{self.grid}{self.config}".encode()).hexdigest()
+    digest: str
 
 
 def generate(
@@ -61,7 +61,11 @@ def generate(
     arguments = ", ".join(b.name for b in (*ins, *outs))
     body = "\n".join("    " + line for line in ops.blocks[0].lines)
     rest = f"({arguments}):\n{body}\n"
-    name = f"jaxorch_{kernel.schedule.replace('-', '_')}_{hashlib.sha256((helpers + rest).encode()).hexdigest()[:8]}"
+    code = hashlib.sha256((helpers + rest).encode()).hexdigest()
+    name = f"jaxorch_{kernel.schedule.replace('-', '_')}_{code[:8]}"
     comments = "".join(f"# {line}\n" for line in header)
     text = f"{comments}{_IMPORTS}{helpers}\n\n@triton.jit\ndef {name}{rest}"
-    return Source(name, text, grid_size(kernel, config), config)
+    grid = grid_size(kernel, config)
+    types = [(b.array.shape, b.array.dtype.name) for b in (*ins, *outs)]
+    digest = hashlib.sha256(repr((code, grid, config, types)).encode()).hexdigest()
+    return Source(name, text, grid, config, digest)

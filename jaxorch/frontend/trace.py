@@ -6,6 +6,7 @@ Invariant: equations are in execution order and each variable is defined once.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from jax.extend import source_info_util
 
 from jaxorch.frontend.loops import carry_form
 
-__all__ = ["Equation", "Trace", "flatten", "replay"]
+__all__ = ["Equation", "Trace", "digest", "flatten", "replay"]
 
 # Calls whose body is the program itself once derivatives are taken: parameter that holds the body.
 _CALLS: Mapping[str, str] = {
@@ -139,6 +140,16 @@ def flatten(jaxpr: jex_core.ClosedJaxpr) -> Trace:
     consts = [flattener.literal(c, v.aval) for c, v in zip(jaxpr.consts, jaxpr.jaxpr.constvars, strict=True)]
     outputs = tuple(flattener.run(jaxpr.jaxpr, inputs, consts))
     return Trace(tuple(flattener.equations), inputs, outputs, tuple(flattener.avals), flattener.literals)
+
+
+def digest(trace: Trace, more: Iterable[str] = ()) -> str:
+    """A digest of the program and `more`, the same in every process for programs whose parameters print alike."""
+    lines = [str(trace.avals[v]) for v in trace.inputs]
+    for equation in trace.equations:
+        params = sorted((name, str(value)) for name, value in equation.params.items())
+        lines.append(repr((equation.primitive, params, equation.inputs, equation.outputs)))
+    lines += (repr((v, str(value))) for v, value in sorted(trace.literals.items()))
+    return hashlib.sha256("\n".join([*lines, repr(trace.outputs), *more]).encode()).hexdigest()
 
 
 def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int]) -> None:

@@ -96,11 +96,11 @@ def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> 
     size = graph.array(anchor).size
     full = tuple(v for v in outputs if graph.array(v).size == size)
     rest = tuple(v for v in outputs if graph.array(v).size != size)
-    # Reductions of one size say how many rows there are; most sets tried fail here, before any walk.
+    # A kernel that stores per-row values has one kind of rows; most sets tried fail here, before any walk.
     rows = {n.arrays[0].size for n in map(graph.nodes.__getitem__, members) if isinstance(n, Reduce)}
-    for value in rest if len(rows) == 1 else ():
-        if graph.array(value).size not in rows:
-            return f"an output of {graph.array(value).size} elements beside {min(rows)} rows"
+    for value in rest:
+        if rows != {graph.array(value).size}:
+            return f"an output of {graph.array(value).size} elements beside {', '.join(map(str, sorted(rows)))} rows"
     domain, accesses = _refined(graph, members, full, graph.array(anchor).shape)
     if accesses.outside:
         return "a reduction at rows that its operand does not have"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, check
 from jaxorch.runtime.store import Store
 
-__all__ = ["Tuned", "random_arguments", "tune"]
+__all__ = ["Tuned", "place", "random_arguments", "tune"]
 
 _jax: Any = jax  # what is used of it carries few types
 
@@ -58,7 +59,7 @@ def tune(
     configs = configurations(graph, kernel)[: _TRIES[effort]]
     sources = [generate(graph, kernel, c, header=header) for c in configs]
     arrays = arguments(graph, kernel)
-    key = f"{device.name}-{sources[0].digest}"
+    key = f"{place(device)}-{len(sources)}-{sources[0].digest}"
     known = store.get("config", key)
     if known is not None and (live is False or known.get("measured") is not None):
         for source in sources:
@@ -73,6 +74,20 @@ def tune(
     best, measured = _fastest(kernel, [s for s, _ in usable], arrays, device, failures)
     store.put("config", key, {"config": _record(best.config), "measured": measured})
     return Tuned(best, next(c for s, c in usable if s is best), measured, tuple(failures))
+
+
+def place(device: Device) -> str:
+    """What a measured time holds for, as part of a key: the device and the versions that compile for it."""
+    versions = "-".join(f"{name}{version(name)}" for name in ("jaxlib", "triton") if _is_installed(name))
+    return f"{device.name}-sm{device.arch}-{versions}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _record(config: Config) -> list[int]:

@@ -1,0 +1,161 @@
+"""Estimates rank candidates: more bytes, broken rows and idle processors cost more; a faster device less."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxorch.frontend.trace import flatten
+from jaxorch.ir.graph import Map, Opaque
+from jaxorch.kernels.configs import configurations
+from jaxorch.options import Options
+from jaxorch.orchestration.candidates import Left, enumerate_candidates
+from jaxorch.orchestration.cost import config_time, kernel_time, left_time, minimum_bytes
+from jaxorch.orchestration.devices import DEVICES
+from jaxorch.pipeline import optimized_graph
+from tests.codegen.drive import whole_kernel
+
+H200 = DEVICES["h200"]
+BF16, F32 = jnp.bfloat16, np.float32
+M = 1 << 20
+
+
+def kernel_of(f, *specs):
+    """The graph and its one kernel; nothing is evaluated, so that shapes may be large."""
+    specs = [jax.ShapeDtypeStruct(s[:-1], s[-1]) for s in specs]
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    kernel = whole_kernel(graph)
+    assert not isinstance(kernel, str), kernel
+    return graph, kernel
+
+
+def time_of(f, *specs, device=H200):
+    return kernel_time(*kernel_of(f, *specs), device)
+
+
+def launch(device=H200):
+    return device.launch_s * 1e6
+
+
+ELEMENTWISE = lambda x: x * 2  # noqa: E731
+
+
+def test_an_estimate_is_bytes_over_bandwidth_and_a_launch():
+    bytes_moved = 2 * 64 * M * 4
+    expected = bytes_moved / H200.memory_bandwidth * 1e6 + launch()
+    assert time_of(ELEMENTWISE, (64 * M, F32)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("f", [ELEMENTWISE, jax.nn.softmax, lambda x: x.T + 1, lambda x: x.sum(-1)])
+def test_more_bytes_take_longer(f):
+    times = [time_of(f, (n, 1024, F32)) for n in (1024, 4096, 16384, 65536)]
+    assert times == sorted(times)
+    assert times[-1] > 8 * times[1]
+
+
+def test_a_wider_type_takes_longer():
+    assert time_of(ELEMENTWISE, (4096, 4096, F32)) > 1.6 * time_of(ELEMENTWISE, (4096, 4096, BF16))
+
+
+def test_strided_reads_cost_more():
+    contiguous = time_of(lambda x: x * 2, (8192, 512, F32))
+    strided = time_of(lambda x: x[:, ::16] * 2, (8192, 8192, F32))  # as many elements, each in a sector of its own
+    assert strided > 2 * contiguous
+
+
+def test_a_part_of_a_row_costs_its_part():
+    whole = time_of(lambda x: x * 2, (8192, 8192, F32))
+    half = time_of(lambda x: x[:, :4096] * 2, (8192, 8192, F32))
+    assert 0.4 * whole < half < 0.6 * whole
+
+
+def test_a_two_dimensional_tile_makes_a_transpose_cheap():
+    graph, kernel = kernel_of(lambda x: jnp.tanh(x).T, (8192, 8192, BF16))
+    found = {}
+    for config in configurations(graph, kernel):
+        found.setdefault(config.frame, config_time(graph, kernel, config, H200))
+    assert found[0] == min(found.values())
+    assert found[len(kernel.frames) - 1] > 2 * found[0]
+    assert found[0] < 1.3 * time_of(jnp.tanh, (8192, 8192, BF16))
+
+
+def test_few_programs_cost_more():
+    many = time_of(jax.nn.softmax, (4096, 1024, F32))
+    few = time_of(jax.nn.softmax, (129, 32768, F32))  # as many bytes
+    fewest = time_of(lambda x: jnp.argmax(x, -1), (8, 524288, F32))
+    assert few > 0.9 * many
+    assert fewest > 4 * time_of(lambda x: jnp.argmax(x, -1), (4096, 1024, F32))
+
+
+def test_repeated_reads_of_one_buffer_are_not_moved_twice():
+    once = time_of(lambda x, y: x * y, (8192, 8192, BF16), (8192, BF16))
+    assert once < 1.05 * time_of(ELEMENTWISE, (8192, 8192, BF16))
+
+
+def test_one_kernel_is_cheaper_than_two():
+    graph, kernel = kernel_of(lambda x: (jax.nn.softmax(x), x.sum(-1)), (4096, 4096, F32))
+    parts = [f.kernel for f in enumerate_candidates(graph).fused if len(f.kernel.outputs) == 1 and not f.inputs]
+    by_output = {}
+    for part in parts:
+        value = part.outputs[0].value
+        by_output[value] = min(by_output.get(value, 1e9), kernel_time(graph, part, H200))
+    assert set(by_output) >= set(graph.outputs)
+    assert kernel_time(graph, kernel, H200) < sum(by_output[v] for v in graph.outputs)
+
+
+def test_devices_are_ordered():
+    times = [time_of(ELEMENTWISE, (64 * M, F32), device=DEVICES[d]) for d in ("h200", "h100", "a100", "generic")]
+    assert times == sorted(times)
+    assert len(set(times)) == 4
+
+
+def test_minimum_bytes_counts_each_array_once():
+    graph, kernel = kernel_of(lambda x, y: (x + y + x.T, x.sum(-1)), (64, 64, F32), (64, 64, BF16))
+    if isinstance(kernel, str):
+        pytest.skip(kernel)
+    assert minimum_bytes(graph, kernel) == 64 * 64 * 4 + 64 * 64 * 2 + 64 * 64 * 4 + 64 * 4
+
+
+# What XLA runs
+
+
+def left_of(f, *specs):
+    specs = [jax.ShapeDtypeStruct(s[:-1], s[-1]) for s in specs]
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    return graph, enumerate_candidates(graph).left
+
+
+def test_xla_never_reaches_the_copy_rate():
+    graph, (left,) = left_of(ELEMENTWISE, (64 * M, F32))
+    assert left_time(graph, left, H200) > time_of(ELEMENTWISE, (64 * M, F32))
+
+
+def test_small_programs_are_xlas():
+    graph, (left,) = left_of(ELEMENTWISE, (1024, F32))
+    assert left_time(graph, left, H200) < time_of(ELEMENTWISE, (1024, F32))
+
+
+def test_a_reshape_costs_nothing():
+    graph, (left,) = left_of(lambda x: x.reshape(-1), (4096, 4096, F32))
+    assert left_time(graph, left, H200) == 0
+    graph, (left,) = left_of(lambda x: x.T, (4096, 4096, F32))
+    assert left_time(graph, left, H200) > 0
+
+
+def test_what_only_xla_can_do_costs_a_launch():
+    graph, found = left_of(jnp.sort, (4096, F32))
+    (left,) = (c for c in found if isinstance(graph.nodes[c.nodes[0]], Opaque))
+    assert left_time(graph, left, H200) == H200.xla_launch_s * 1e6
+
+
+def test_xlas_time_grows_with_bytes():
+    graph, found = left_of(lambda x, y: (jnp.exp(x), jnp.exp(y)), (M, F32), (4 * M, F32))
+    small, large = (left_time(graph, c, H200) for c in sorted(found, key=lambda c: graph.array(c.outputs[0]).size))
+    assert large > 2 * small
+
+
+def test_values_inside_are_not_read():
+    graph, (left,) = left_of(lambda x: jnp.exp(jnp.sin(x)), (M, F32))
+    assert sum(isinstance(graph.nodes[n], Map) for n in left.nodes) == 2
+    split = [Left((n,), (), ()) for n in left.nodes]
+    assert left_time(graph, left, H200) < sum(left_time(graph, s, H200) for s in split) + 2 * M * 4

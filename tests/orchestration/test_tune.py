@@ -1,0 +1,205 @@
+"""The tuner with fakes for compiler, launch and clock: what fails is recorded, the fastest is chosen and remembered."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxorch.errors import CompileError, LaunchError
+from jaxorch.ir.graph import Array
+from jaxorch.kernels.configs import configurations
+from jaxorch.orchestration import tune as module
+from jaxorch.orchestration.devices import DEVICES
+from jaxorch.orchestration.measure import Timing
+from jaxorch.orchestration.tune import random_arguments, tune
+from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.store import Store
+from tests.codegen.drive import program, whole_kernel
+
+H200 = DEVICES["h200"]
+
+
+@pytest.fixture(scope="module")
+def made():
+    graph = program(lambda x: jnp.tanh(x) + 1, np.zeros((64, 128), np.float32)).graph
+    return graph, whole_kernel(graph)
+
+
+class Machine:
+    """Compiles, launches and times configurations as told; remembers what it was asked."""
+
+    def __init__(self, monkeypatch, microseconds=lambda config: 10.0):
+        self.microseconds = microseconds
+        self.compiled, self.launched, self.timed = [], [], 0
+        self.spills = lambda config: 0
+        self.compile_fails = self.launch_fails = lambda config: False
+        monkeypatch.setattr(module, "check", self.check)
+        monkeypatch.setattr(module, "call", self.call)
+        monkeypatch.setattr(module, "device_times", self.device_times)
+
+    def check(self, source, arguments, *, arch, shared_limit):
+        self.compiled.append(source.config)
+        assert (arch, shared_limit) == (H200.arch, H200.shared_per_block)
+        if self.compile_fails(source.config):
+            raise CompileError(f"{source.name}: too much shared memory")
+        return Compiled("", 32, self.spills(source.config), 0, 0.0)
+
+    def call(self, source, operands, outputs):
+        self.launched.append(source.config)
+        if self.launch_fails(source.config):
+            raise LaunchError("illegal address")
+        return [jnp.zeros(a.shape, a.dtype) for a in outputs]
+
+    def device_times(self, versions, sets, *, repeats):
+        self.timed += 1
+        running = [c for c in self.launched if not self.launch_fails(c)][-len(versions) :]
+        return [Timing(self.microseconds(c), 0, 0, repeats, (), "clock") for c in running]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    return Machine(monkeypatch)
+
+
+def tuned(made, store, effort="default", live=True, device=H200):
+    return tune(*made, device, effort=effort, live=live, store=store, header=["a header"])
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def test_without_a_device_the_first_that_compiles_is_taken(made, machine, store):
+    found = tuned(made, store, live=False)
+    configs = configurations(*made)
+    assert found.source.config == configs[0]
+    assert found.measured is None
+    assert found.failures == ()
+    assert machine.compiled == [configs[0]]
+    assert not machine.launched
+    assert found.source.text.startswith("# a header\n")
+
+
+def test_without_a_device_a_failure_moves_on(made, machine, store):
+    configs = configurations(*made)
+    machine.compile_fails = lambda config: config in configs[:2]
+    found = tuned(made, store, live=False)
+    assert found.source.config == configs[2]
+    assert len(found.failures) == 2
+    assert all("shared memory" in f for f in found.failures)
+
+
+def test_the_fastest_is_chosen(made, machine, store):
+    wanted = configurations(*made)[3]
+    machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
+    found = tuned(made, store)
+    assert (found.source.config, found.measured) == (wanted, 5.0)
+
+
+def test_equally_fast_ones_go_by_order(made, machine, store):
+    assert tuned(made, store).source.config == configurations(*made)[0]
+
+
+def test_a_configuration_that_does_not_compile_is_recorded_and_not_launched(made, machine, store):
+    bad = configurations(*made)[0]
+    machine.compile_fails = lambda config: config == bad
+    found = tuned(made, store)
+    assert bad not in machine.launched
+    assert found.source.config != bad
+    assert any("shared memory" in f for f in found.failures)
+
+
+def test_a_configuration_that_does_not_launch_is_recorded_and_not_timed(made, machine, store):
+    bad = configurations(*made)[1]
+    machine.launch_fails = lambda config: config == bad
+    machine.microseconds = lambda config: 1.0 if config == bad else 10.0
+    found = tuned(made, store)
+    assert found.source.config == configurations(*made)[0]
+    assert any("illegal address" in f and str(bad) in f for f in found.failures)
+
+
+def test_spilling_configurations_are_left_out_where_others_do_not(made, machine, store):
+    machine.spills = lambda config: 0 if config == configurations(*made)[2] else 8
+    assert tuned(made, store).source.config == configurations(*made)[2]
+    machine.spills = lambda config: 8
+    assert tuned(made, Store(store.folder / "other")).compiled.spill_bytes == 8
+
+
+def test_nothing_compiles(made, machine, store):
+    machine.compile_fails = lambda config: True
+    for live in (True, False):
+        with pytest.raises(CompileError, match="no configuration compiles: .*shared memory"):
+            tuned(made, store, live=live)
+
+
+def test_nothing_launches(made, machine, store):
+    machine.launch_fails = lambda config: True
+    with pytest.raises(CompileError, match="no configuration launches: .*illegal address"):
+        tuned(made, store)
+
+
+def test_a_choice_is_remembered(made, machine, store):
+    wanted = configurations(*made)[3]
+    machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
+    first = tuned(made, store)
+    machine.compiled.clear()
+    again = tuned(made, Store(store.folder))
+    assert machine.timed == 1
+    assert machine.compiled == [wanted]  # what is launched is always checked
+    assert (again.source, again.measured) == (first.source, 5.0)
+
+
+def test_a_choice_holds_for_its_device_and_kernel(made, machine, store, monkeypatch):
+    tuned(made, store)
+    graph = program(lambda x: jnp.tanh(x) + 2, np.zeros((64, 128), np.float32)).graph
+    tuned((graph, whole_kernel(graph)), store)
+    assert machine.timed == 2
+    other = DEVICES["h100"]
+    tuned(made, store, device=other)
+    assert machine.timed == 3
+
+
+def test_what_was_not_timed_is_timed_when_a_device_is_there(made, machine, store):
+    tuned(made, store, live=False)
+    assert tuned(made, store).measured == 10.0
+    assert machine.timed == 1
+
+
+def test_a_timed_choice_serves_where_no_device_is(made, machine, store):
+    wanted = configurations(*made)[2]
+    machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
+    tuned(made, store)
+    found = tuned(made, store, live=False)
+    assert (found.source.config, found.measured) == (wanted, 5.0)
+
+
+def test_a_record_of_a_configuration_that_is_gone_is_not_used(made, machine, store):
+    tuned(made, store)
+    (path,) = (store.folder / "config").glob("*/*.json")
+    store.put("config", path.stem, {"config": [0, 1, 3, 5, 7], "measured": 1.0})
+    assert tuned(made, store).measured == 10.0
+    assert machine.timed == 2
+
+
+@pytest.mark.parametrize(("effort", "most"), [("fast", 1), ("default", 10), ("max", 32)])
+def test_effort_bounds_the_tries(made, machine, store, effort, most):
+    tuned(made, store, effort=effort)
+    assert len(machine.compiled) == min(most, len(configurations(*made)))
+
+
+def test_random_arguments_rotate_past_the_cache():
+    arrays = [Array((256, 1024), np.dtype(np.float32)), Array((1024,), np.dtype(np.int32)), Array((3,), np.dtype(bool))]
+    sets = random_arguments(arrays, l2_bytes=4 << 20)
+    size = sum(a.nbytes for a in arrays)
+    assert len(sets) * size > 2 * (4 << 20)
+    for arguments in sets:
+        assert [(x.shape, x.dtype) for x in arguments] == [(a.shape, a.dtype) for a in arrays]
+    first, second = (np.asarray(s[0]) for s in sets[:2])
+    assert not np.array_equal(first, second)
+    assert 0.9 < first.std() < 1.1
+    assert set(np.unique(sets[0][1])) <= {0, 1}
+
+
+def test_random_arguments_are_bounded():
+    assert len(random_arguments([Array((4,), np.dtype(np.float32))], 60 << 20)) <= 16
+    assert random_arguments([], 1 << 20)

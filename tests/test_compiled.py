@@ -1,0 +1,139 @@
+"""What XLA makes of planned programs for an H200: the kernels that were planned, no copies, no memory beside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxorch
+from benchmarks.cases import CASES
+from jaxorch import Options, pipeline, primitive
+from tests.aot import compile_case, compile_program, tools
+
+MIB = 1 << 20
+
+SPINE = (
+    "groupnorm_silu",
+    "instancenorm_relu_reflect_pad",
+    "layernorm_shift_window",
+    "rope_half_heads",
+    "rope_interleaved_heads",
+    "softmax_bias_mask",
+    "rmsnorm_residual",
+    "log_softmax",
+    "transpose_gelu",
+    "concat_of_elementwise",
+    "channel_shuffle",
+    "upsample_concat",
+)
+
+
+@pytest.fixture(scope="module")
+def h200(tmp_path_factory):
+    return tools(tmp_path_factory.mktemp("cuda"))
+
+
+def nbytes(spec):
+    return spec.size * spec.dtype.itemsize
+
+
+@pytest.mark.parametrize("name", SPINE)
+def test_a_spine_case_is_one_kernel_and_nothing_else(name, h200):
+    compiled = compile_case(name, h200)
+    assert len(compiled.report.kernels) == len(compiled.calls) == 1
+    assert not compiled.report.left
+    assert {i.opcode for i in compiled.entry} <= {"parameter", "custom-call", "bitcast", "get-tuple-element", "tuple"}
+    assert compiled.memory.temp_size_in_bytes == 0
+    assert not compiled.copies(0)
+
+
+def test_growing_caches_are_written_once_each(h200):
+    compiled = compile_case("kv_concat", h200)
+    assert len(compiled.calls) == len(compiled.report.kernels)
+    assert not compiled.of("concatenate")
+    written = [t for call in compiled.calls for t in call.type.split("bf16") if t.startswith("[16,8,4096,128]")]
+    assert len(written) == 2
+    assert not compiled.copies(MIB)
+    assert compiled.memory.temp_size_in_bytes < 16 * MIB
+
+
+@pytest.mark.parametrize("name", ["cache_row_dus", "cache_row_at"])
+def test_a_row_is_written_into_a_donated_cache_in_place(name, h200):
+    compiled = compile_case(name, h200)
+    _, (cache, *_), donate = CASES[name]()
+    assert donate == (0,)
+    assert compiled.memory.alias_size_in_bytes == nbytes(cache)
+    assert compiled.memory.temp_size_in_bytes < MIB
+    assert not compiled.copies(MIB)
+
+
+def test_a_cache_that_is_not_donated_is_copied_once(h200):
+    """The counterpart, which also shows that copies would be found."""
+    f, specs, _ = CASES["cache_row_dus"]()
+    compiled = compile_program(f, specs, h200)
+    assert compiled.memory.alias_size_in_bytes == 0
+    assert [c.nbytes for c in compiled.copies(MIB)] == [nbytes(specs[0])]
+
+
+def test_a_donated_cache_whose_old_value_is_read_is_copied_no_more_than_by_xla(h200):
+    def f(cache, row, position):
+        new = lax.dynamic_update_slice(cache, row, (0, position, 0, 0))
+        return new, cache[:, 0] + new[:, 1]
+
+    _, specs, _ = CASES["cache_row_dus"]()
+    planned, plain = (compile_program(f, specs, h200, donate=(0,), optimised=o) for o in (True, False))
+    assert planned.memory.alias_size_in_bytes == nbytes(specs[0])
+    assert planned.memory.temp_size_in_bytes <= plain.memory.temp_size_in_bytes
+    assert len(planned.copies(MIB)) <= len(plain.copies(MIB))
+
+
+def test_a_scan_over_caches_takes_the_memory_of_one_that_carries_them(h200):
+    carried, given = (compile_case(name, h200) for name in ("scan4_carry_B16", "scan4_xs_ys_B16"))
+    _, specs, donate = CASES["scan4_xs_ys_B16"]()
+    assert given.memory.temp_size_in_bytes <= 1.01 * carried.memory.temp_size_in_bytes
+    assert given.memory.alias_size_in_bytes == sum(nbytes(specs[k]) for k in donate)
+    assert not given.copies(MIB)
+
+
+def test_a_scan_over_caches_takes_a_quarter_of_the_memory_it_takes_xla(h200):
+    planned, plain = (compile_case("scan4_xs_ys_B16", h200, optimised=o) for o in (True, False))
+    _, specs, donate = CASES["scan4_xs_ys_B16"]()
+    assert 4 * planned.memory.temp_size_in_bytes < plain.memory.temp_size_in_bytes
+    assert {c.nbytes for c in plain.copies(MIB)} == {nbytes(specs[donate[0]])}
+
+
+# Donation where it is run
+
+
+def step(cache, row, position):
+    new = lax.dynamic_update_slice(cache, row, (0, position, 0))
+    return new, jnp.tanh(cache[:, position]) + new.sum(1)
+
+
+def scanned(caches, row, position):
+    def layer(x, cache):
+        cache = lax.dynamic_update_slice(cache, x[:, None], (0, position, 0))
+        return x + cache[:, 0], cache
+
+    x, new = lax.scan(layer, row[:, 0], caches)
+    return new, x, caches[0, 0] + new[-1, 0]
+
+
+@pytest.mark.parametrize("backend", ["auto", "interpret"])
+@pytest.mark.parametrize(("f", "shape"), [(step, (2, 5, 8)), (scanned, (3, 2, 5, 8))], ids=["step", "scan"])
+def test_the_old_value_is_what_it_was(f, shape, backend, monkeypatch):
+    """Used inside after the update, and by a caller who did not give it away."""
+    monkeypatch.setattr(pipeline, "left_time", lambda *_: 1e6)
+    primitive.clear()
+    cache, row = (jnp.asarray(np.random.default_rng(0).normal(size=s), jnp.float32) for s in (shape, (2, 1, 8)))
+    before = np.array(cache)
+    options = Options(backend=backend, fallback="error")
+    expected = jax.jit(f)(cache, row, 3)
+    for keywords in ({}, {"donate_argnums": 0}):
+        given = jnp.array(before) if keywords else cache
+        found = jaxorch.optimize(f, options=options, **keywords)(given, row, 3)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+        assert given.is_deleted() == bool(keywords)
+    np.testing.assert_array_equal(cache, before)
+    primitive.clear()
