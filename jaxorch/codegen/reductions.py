@@ -107,7 +107,9 @@ def step[V](ops: Ops[V], op: str, item: Item[V], carried: Sequence[V]) -> None:
             mean, m2 = carried
             delta = x("sub", item.value, mean)
             share = x("div", x.const(1.0), _counts_as(ops, ops.step_count(), item.dtype))
-            new = x("add", mean, x("mul", delta, share))
+            # a mean that is infinite stays so unless x is its opposite or nan: inf + (x - inf)/n would be nan
+            endless = x.test("eq", ops.scalar("abs", {}, [mean], [item.dtype], item.dtype), x.const(np.inf))
+            new = x("add", mean, x("mul", x.pick(endless, item.value, delta), share))
             square = x("mul", delta, x("sub", item.value, new))
             ops.assign(m2, x("add", m2, ops.valid(square, x.const(0.0))))
             ops.assign(mean, ops.valid(new, mean))

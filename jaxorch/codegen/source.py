@@ -7,13 +7,14 @@ Invariant: the same kernel and configuration give the same bytes in any process.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxorch.codegen.body import buffers, emit, grid_size
 from jaxorch.codegen.ops import Tile
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
-from jaxorch.ir.graph import Graph
+from jaxorch.ir.graph import Graph, Reduce
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel
 
@@ -46,7 +47,9 @@ def generate(
     ins, outs = buffers(graph, kernel)
     frame = kernel.frames[config.frame]
     columns = -(-frame.sizes[2] // config.block_columns) if kernel.schedule == "pointwise" else 1
-    wide = any(b.array.size >= 2**31 for b in (*ins, *outs))
+    nodes = [graph.nodes[n] for n in kernel.nodes]
+    counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
+    wide = max([*counted, *(b.array.size for b in (*ins, *outs))]) >= 2**31
     tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid")
     ops = TritonOps(
         tile,

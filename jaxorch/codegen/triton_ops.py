@@ -43,6 +43,7 @@ class TritonOps(Writer):
         """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits."""
         super().__init__(tile)
         self.tile, self.unroll, self.num_stages, self.interpret = tile, unroll, num_stages, interpret
+        self.lane_type = ".to(tl.int64)" if wide else ""
         self.helpers: dict[str, None] = {}
         self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
         self.column_blocks = column_blocks
@@ -76,7 +77,7 @@ class TritonOps(Writer):
         if self.row_blocks > 1:
             self.put(f"row_start = row_block * {block}")
             self.row_start = "row_start"
-        self.put(f"row_lane = tl.arange(0, {block})[:, None]")
+        self.put(f"row_lane = tl.arange(0, {block})[:, None]{self.lane_type}")
         self.put("row = row_start + row_lane" if self.row_start else "row = row_lane")
         if size % block:
             self.put(f"row_mask = row < {size}")
@@ -107,13 +108,16 @@ class TritonOps(Writer):
         self.count += 1
         self.arange(tile.block_columns)
         self.blocks.append(Block("loop"))
-        start = self.axes().column_start
+        start = counter = self.axes().column_start
+        if self.lane_type:
+            counter = f"{start}_narrow"
+            self.put(f"{start} = {counter} + tl.full([], 0, tl.int64)")
         self.column_of(self.column, start, tile, tile.sizes[COLUMN])
         yield
         body = self.blocks.pop()
         stages = "" if self.num_stages < 2 else f", num_stages={self.num_stages}"
         function = "tl.range" if stages else "range"
-        self.indented(f"for {start} in {function}(0, {tile.sizes[COLUMN]}, {tile.block_columns}{stages}):", body)
+        self.indented(f"for {counter} in {function}(0, {tile.sizes[COLUMN]}, {tile.block_columns}{stages}):", body)
         self.tile, self.column = outer
 
     def axes(self) -> Axes:
@@ -163,7 +167,8 @@ class TritonOps(Writer):
             wide = f"tl.minimum({value.name}.to(tl.uint64), {top}).to(tl.int64)"
         else:
             wide = f"{value.name}.to(tl.int64)"
-        text = self.name(f"tl.minimum(tl.maximum({wide}, {low}), {high}).to(tl.int32)", value.dims, "i")
+        narrow = "" if self.lane_type else ".to(tl.int32)"
+        text = self.name(f"tl.minimum(tl.maximum({wide}, {low}), {high}){narrow}", value.dims, "i")
         self.remember(lookup, text, axes)
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:

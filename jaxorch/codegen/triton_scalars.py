@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from jaxorch.codegen.site import Site, TritonRule, Write, rule
 from jaxorch.codegen.triton_bits import BITS, bitcast
-from jaxorch.codegen.triton_casts import triton_cast, triton_literal, triton_load_cast, triton_store_cast
+from jaxorch.codegen.triton_casts import triton_cast, triton_literal, triton_load_cast, triton_round, triton_store_cast
 from jaxorch.codegen.triton_float import FLOAT
 from jaxorch.codegen.triton_integer import BOOLEAN, INTEGER
 from jaxorch.errors import UnsupportedError
@@ -22,6 +22,16 @@ __all__ = ["TRITON", "triton_cast", "triton_literal", "triton_load_cast", "trito
 
 def _infix(symbol: str) -> Write:
     return lambda site: f"({site.args[0]} {symbol} {site.args[1]})"
+
+
+def _comparison(symbol: str) -> Write:
+    """Of values as stored: one that another kernel rounded must equal the same one computed anew."""
+
+    def write(site: Site) -> str:
+        x, y = (triton_round(arg, dtype) for arg, dtype in zip(site.args, site.dtypes, strict=True))
+        return f"({x} {symbol} {y})"
+
+    return write
 
 
 def _neg(site: Site) -> str:
@@ -95,19 +105,19 @@ _ANY: dict[str, Write] = {
     "convert_element_type": lambda site: triton_cast(site.x, site.dtype, site.out),
     "copy": _identity,
     "copy_p": _identity,
-    "eq": _infix("=="),
+    "eq": _comparison("=="),
     "eq_to": _infix("=="),
-    "ge": _infix(">="),
-    "gt": _infix(">"),
+    "ge": _comparison(">="),
+    "gt": _comparison(">"),
     "integer_pow": _integer_pow,
-    "le": _infix("<="),
+    "le": _comparison("<="),
     "le_to": _infix("<="),
-    "lt": _infix("<"),
+    "lt": _comparison("<"),
     "lt_to": _infix("<"),
     "max": _float_extremum("maximum"),
     "min": _float_extremum("minimum"),
     "mul": _mul,
-    "ne": _infix("!="),
+    "ne": _comparison("!="),
     "neg": _neg,
     "one_minus_square": lambda site: f"((1 + {site.x}) * (1 - {site.x}))",
     "select_n": _select_n,

@@ -65,6 +65,7 @@ class Writer:
         self.frame = frame
         self.blocks = [Block("function")]
         self.count = 0
+        self.lane_type = ""  # how lanes are cast where offsets need 64 bits
 
     @property
     def flat(self) -> bool:
@@ -92,7 +93,8 @@ class Writer:
 
     def arange(self, size: int) -> str:
         """The lanes of `size` columns."""
-        return self.once(f"lane{size}", f"tl.arange(0, {size})" + ("" if self.flat else "[None, :]"))
+        lanes = f"tl.arange(0, {size})" + ("" if self.flat else "[None, :]") + self.lane_type
+        return self.once(f"lane{size}", lanes)
 
     def indented(self, head: str, block: Block) -> None:
         self.put(head)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core as jex_core
 from jax.extend import source_info_util
@@ -18,6 +19,8 @@ from jax.extend import source_info_util
 from jaxorch.frontend.loops import carry_form
 
 __all__ = ["Equation", "Trace", "digest", "flatten", "replay"]
+
+_jax: Any = jax  # what is used of it carries few types
 
 # Calls whose body is the program itself once derivatives are taken: parameter that holds the body.
 _CALLS: Mapping[str, str] = {
@@ -78,6 +81,7 @@ class _Flattener:
         env.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
             operands = [self.read(env, v) for v in eqn.invars]
+            operands = self.guarded(eqn, operands)
             body = _CALLS.get(eqn.primitive.name)
             if body is not None and eqn.params.get(body) is not None:
                 results = self.inline(eqn.params[body], operands)
@@ -99,6 +103,19 @@ class _Flattener:
             consts = [self.literal(c, v.aval) for c, v in zip(inner.consts, inner.jaxpr.constvars, strict=True)]
             return self.run(inner.jaxpr, operands, consts)
         return self.run(inner, operands, ())
+
+    def guarded(self, eqn: Any, operands: list[int]) -> list[int]:
+        """The operands of a checkpoint that recomputes, behind the barrier that keeps XLA from merging the two."""
+        if eqn.primitive.name not in ("checkpoint", "remat2") or not eqn.params["differentiated"]:
+            return operands
+        apart: bool | tuple[bool, ...] = eqn.params["prevent_cse"]
+        held = [apart] * len(operands) if isinstance(apart, bool) else apart
+        places = [k for k, hold in enumerate(held) if hold]
+        if not places:
+            return operands
+        barrier = _jax.make_jaxpr(lambda *x: _jax.lax.optimization_barrier(x))(*(eqn.invars[k].aval for k in places))
+        results = dict(zip(places, self.inline(barrier, [operands[k] for k in places]), strict=True))
+        return [results.get(k, v) for k, v in enumerate(operands)]
 
     def branch(self, eqn: Any, operands: Sequence[int]) -> jex_core.ClosedJaxpr | None:
         """The branch that a `cond` takes, if it is known."""

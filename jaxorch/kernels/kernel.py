@@ -16,7 +16,7 @@ from jaxorch.ir.graph import Graph, Map, Reduce
 from jaxorch.ir.index import Const, Dim, Expr
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value
-from jaxorch.kernels.access import Accesses, collect
+from jaxorch.kernels.access import Accesses, Reduction, collect
 from jaxorch.kernels.frame import Frame, flat_frames, refine
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 
@@ -138,11 +138,12 @@ def _row_axes(accesses: Accesses, rank: int) -> tuple[int, ...] | None:
 def _check_per_row(
     graph: Graph, members: frozenset[int], values: Sequence[Value], frame: Frame, accesses: Accesses
 ) -> str | None:
-    """Values with one element a row must have as many elements as there are rows, and need no other reductions."""
+    """Values with one element a row must have as many elements as there are rows, and reduce the same rows."""
     rows = math.prod(frame.domain[a] for a in frame.rows)
     flat: Expr = Const(0)
     for axis in frame.rows:
         flat = ix.add(ix.mul(flat, frame.domain[axis]), Dim(axis))
+    met = {_rows_of(graph, r) for r in accesses.reductions}
     for value in values:
         array = graph.array(value)
         if array.size != rows:
@@ -151,13 +152,19 @@ def _check_per_row(
         collect(graph, members, value, _at_flat(flat, array.shape, frame.domain), frame.domain, own)
         if own.outside:
             return "a reduction at rows that its operand does not have"
-        if accesses.reductions and not set(own.reductions) <= set(accesses.reductions):
+        if met and not {_rows_of(graph, r) for r in own.reductions} <= met:
             return "outputs over different rows"
         if any(not ix.dims_of(e) <= set(frame.rows) for r in own.reductions for e in r.coords):
             return "a reduction inside a reduction that depends on the inner one's axes"
         accesses.loads.update(own.loads)
         accesses.reductions.update(own.reductions)
     return None
+
+
+def _rows_of(graph: Graph, reduction: Reduction) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Expr, ...]]:
+    """What two reductions of the same rows agree in: the kept sizes, the axes reduced, and the place."""
+    node = _reduce(graph, reduction.node)
+    return tuple(n for a, n in enumerate(node.domain) if a not in node.axes), node.axes, reduction.coords
 
 
 def _leading(domain: tuple[int, ...], graph: Graph, rest: Sequence[Value]) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Reduce, outputs_of, reads
+from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, outputs_of, reads
 from jaxorch.ir.view import Value
 
 __all__ = ["Piece", "Pieces", "internal"]
@@ -129,7 +129,7 @@ class Pieces:
         return saved
 
     def is_convex(self, chosen: frozenset[int]) -> bool:
-        """Whether no piece outside lies on a path between two inside."""
+        """Whether neither a piece outside nor an opaque node lies on a path between two inside."""
         below = set[int]().union(*(self.after[k] for k in chosen)) - chosen
         return not any(self.after[k] & chosen for k in below)
 
@@ -148,12 +148,16 @@ class Pieces:
         return neighbours, self._after()
 
     def _after(self) -> list[set[int]]:
+        """By piece, and after the pieces by opaque node: a path may lead through what XLA runs."""
         owner = {v.node: k for k, p in enumerate(self.all) for v in p.outputs}
+        opaque = [number for number, node in enumerate(self.graph.nodes) if isinstance(node, Opaque)]
+        owner |= {number: len(self.all) + k for k, number in enumerate(opaque)}
         reached: list[set[int]] = [set() for _ in self.graph.nodes]  # by node: the pieces its outputs lead to
         for number in reversed(range(len(self.graph.nodes))):
             for user in self.users[number]:
                 reached[number] |= reached[user] | ({owner[user]} if user in owner else set())
-        return [set[int]().union(*(reached[v.node] for v in p.outputs)) - {k} for k, p in enumerate(self.all)]
+        after = [set[int]().union(*(reached[v.node] for v in p.outputs)) - {k} for k, p in enumerate(self.all)]
+        return after + [reached[number] for number in opaque]
 
 
 def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -151,11 +152,12 @@ def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Ar
 
 
 def _random(array: Array, seed: int) -> jax.Array:
+    return _drawn(_jax.random.key(seed), array)
 
-    def draw(key: Any) -> jax.Array:
-        if not is_float(array.dtype):
-            return _jax.random.randint(key, array.shape, 0, 2, jnp.int32).astype(array.dtype)
-        wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
-        return _jax.random.normal(key, array.shape, wide).astype(array.dtype)
 
-    return _jax.jit(draw)(_jax.random.key(seed))
+@partial(_jax.jit, static_argnums=1)
+def _drawn(key: Any, array: Array) -> jax.Array:
+    if not is_float(array.dtype):
+        return _jax.random.randint(key, array.shape, 0, 2, jnp.int32).astype(array.dtype)
+    wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
+    return _jax.random.normal(key, array.shape, wide).astype(array.dtype)

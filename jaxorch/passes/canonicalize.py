@@ -79,8 +79,8 @@ def _copy(node: Map, view: View) -> Map:
 def _simpler(nodes: Sequence[Node], node: Map) -> Map:
     values = [c.value if c is not None else None for c in (_constant(nodes, v) for v in node.operands)]
     match node.op, values:
-        case "select_n", [bool(case) | int(case), *_]:  # select_n(k, x0, x1, ...) = xk
-            return _copy(node, node.operands[1 + int(case)])
+        case "select_n", [bool(case) | int(case), *cases]:  # select_n(k, x0, ..., xn) = x(clamp(0, k, n))
+            return _copy(node, node.operands[1 + min(max(int(case), 0), len(cases) - 1)])
         case "max", [float(c), None] if c == -np.inf:  # max(-inf, x) = x
             return _copy(node, node.operands[1])
         case "max", [None, float(c)] if c == -np.inf:  # max(x, -inf) = x

@@ -485,6 +485,17 @@ I = np.asarray([1, -2, 5, 9, 0, -9, 3], np.int32)  # noqa: E741 - an index
 L = np.random.default_rng(1).integers(-50, 50, (6, 9)).astype(np.int32)
 
 
+def beside_itself(x, i):
+    """Both sources are one array: a choice of indices, each looked up where the other may be outside."""
+    return -jnp.concatenate([jnp.take(x[0], i, mode="clip"), jnp.take(x[0], i[:1], mode="clip")])
+
+
+def padded_twice(x, i):
+    """One index, looked up under two guards."""
+    rows = jax.vmap(lambda row, k: lax.dynamic_slice_in_dim(row, k, 3))(jnp.pad(x[:5, :5], ((2, 0), (2, 0))), i)
+    return -(-jnp.stack([rows, rows], 2))[None, :, :, None] * jnp.ones((1, 1, 1, 2, 1))
+
+
 def rotary(x, i):
     """Position-dependent tables read at a run-time position, as a decode step does."""
     row = lax.dynamic_slice_in_dim(x, i[2], 1)
@@ -512,6 +523,8 @@ END_TO_END: dict[str, tuple[Callable[..., Any], Any]] = {
     "index of an index": (lambda x, i: x[i[jnp.abs(i) % 7] % 6] * 2, I),
     "table position": (rotary, I),
     "computed index": (lambda x, i: x[i] + x[jnp.argmax(x, 1)[i]], I),
+    "beside itself": (beside_itself, I),
+    "padded twice": (padded_twice, I),
     "uint8": (lambda x, i: x[:, i.astype(jnp.uint8)] * 2, I),
     "int8": (lambda x, i: x[i.astype(jnp.int8)] * 2, I),
     "bfloat16": (lambda x, i: (x.astype(jnp.bfloat16)[i] * 2, i), I),

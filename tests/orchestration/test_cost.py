@@ -89,7 +89,7 @@ def test_few_programs_cost_more():
 
 def test_repeated_reads_of_one_buffer_are_not_moved_twice():
     once = time_of(lambda x, y: x * y, (8192, 8192, BF16), (8192, BF16))
-    assert once < 1.05 * time_of(ELEMENTWISE, (8192, 8192, BF16))
+    assert once < 1.2 * time_of(ELEMENTWISE, (8192, 8192, BF16))
 
 
 def test_one_kernel_is_cheaper_than_two():

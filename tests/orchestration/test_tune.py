@@ -128,13 +128,13 @@ def test_spilling_configurations_are_left_out_where_others_do_not(made, machine,
 def test_nothing_compiles(made, machine, store):
     machine.compile_fails = lambda config: True
     for live in (True, False):
-        with pytest.raises(CompileError, match="no configuration compiles: .*shared memory"):
+        with pytest.raises(CompileError, match=r"no configuration compiles: .*shared memory"):
             tuned(made, store, live=live)
 
 
 def test_nothing_launches(made, machine, store):
     machine.launch_fails = lambda config: True
-    with pytest.raises(CompileError, match="no configuration launches: .*illegal address"):
+    with pytest.raises(CompileError, match=r"no configuration launches: .*illegal address"):
         tuned(made, store)
 
 

@@ -145,7 +145,7 @@ def test_folding_is_idempotent():
     assert fold_lookups(once, Options()) is once
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(-3, 3),
     st.integers(-12, 12),
@@ -155,14 +155,14 @@ def test_folding_is_idempotent():
     st.sampled_from([np.int16, np.int32, np.int64]),
 )
 def test_lines_of_indices(a, b, c, count, mode, dtype):
-    """(a*i + b)//c in any mode, inside the axis or not: known, hence no Lookup, and what lax gives."""
+    """(a*i + b)//c in any mode, inside the axis or not: what lax gives; no Lookup where nothing changes its sign."""
 
     def f(x):
-        i = jnp.arange(count, dtype=dtype)
-        return -jnp.take(x, (i * a + b) // c, axis=0, mode=mode)
+        i = jnp.arange(count, dtype=dtype) * a + b
+        return -jnp.take(x, i // c if c > 1 else i, axis=0, mode=mode)
 
     graph = optimised(f, X, x64=True)
-    if c == 1 and mode != "wrap":  # a floor division or modulo of what may be negative is a table, fitted or not
+    if (mode == "clip" and c == 1) or (mode != "wrap" and min(a, b) >= 0):
         assert not lookups(graph)
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from jaxorch.ir import index as ix
+from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.graph import Array, Const, Graph, Map, Node, Origin, Reduce, outputs_of
 from jaxorch.ir.index import Bound, Dim
 from jaxorch.ir.monoid import neutral
@@ -78,13 +80,21 @@ class _Builder:
         self.nodes.append(node)
         return Value(len(self.nodes) - 1)
 
-    def scalar(self, value: float, dtype: np.dtype[np.generic]) -> Value:
+    def scalar(self, value: float, dtype: np.dtype[Any]) -> Value:
         return self.add(Const(value, Array((), dtype)))
 
     def map(
-        self, op: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], *operands: View, origin: Origin = _NOWHERE
+        self, op: str, shape: tuple[int, ...], dtype: np.dtype[Any], *operands: View, origin: Origin = _NOWHERE
     ) -> Value:
         return self.add(Map(op, operands, Array(shape, dtype), (), origin))
+
+    def cast(self, value: Value, shape: tuple[int, ...], dtype: np.dtype[Any], origin: Origin = _NOWHERE) -> Value:
+        """`value` in another dtype; itself if it has that one."""
+        if outputs_of(self.nodes[value.node])[value.output].dtype == dtype:
+            return value
+        params = (("new_dtype", dtype.name),)
+        view = identity(value, shape)
+        return self.add(Map("convert_element_type", (view,), Array(shape, dtype), params, origin))
 
 
 def _everywhere(value: Value, shape: tuple[int, ...]) -> View:
@@ -96,7 +106,7 @@ def _split(builder: _Builder, node: Reduce, parts: int) -> list[Value]:
     length = -(-node.count // parts)
     inner = (*kept, parts)
     view = _in_parts(builder, node, kept, parts, length)
-    arrays = tuple(Array(inner, a.dtype) for a in node.arrays)
+    arrays = tuple(Array(inner, _held(a.dtype)) for a in node.arrays)
     partial = builder.add(Reduce(node.op, (view,), (len(inner),), arrays, node.params, Origin(node.origin.equations)))
     outs = [Value(partial.node, k) for k in range(len(arrays))]
     match node.op:
@@ -110,6 +120,11 @@ def _split(builder: _Builder, node: Reduce, parts: int) -> list[Value]:
                     Reduce(node.op, (identity(outs[0], inner),), (len(kept),), node.arrays, node.params, node.origin)
                 )
             ]
+
+
+def _held(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a part's result: 16-bit sums stay float32 until the whole is known."""
+    return compute_dtype(dtype)
 
 
 def _in_parts(builder: _Builder, node: Reduce, kept: tuple[int, ...], parts: int, length: int) -> View:
@@ -132,7 +147,7 @@ def _in_parts(builder: _Builder, node: Reduce, kept: tuple[int, ...], parts: int
     return compose(View(domain, tuple(pieces)), lambda _: None)
 
 
-def _dtype(builder: _Builder, view: View) -> np.dtype[np.generic]:
+def _dtype(builder: _Builder, view: View) -> np.dtype[Any]:
     value = view.values[0]
     return outputs_of(builder.nodes[value.node])[value.output].dtype
 
@@ -141,12 +156,13 @@ def _combine_moments(
     builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int, length: int
 ) -> list[Value]:
     """The total, sum(t_s), and m2 = sum(m2_s + n_s * (t_s/n_s - total/n)^2)."""
-    dtype, shape, axis = node.arrays[0].dtype, (*kept, parts), (len(kept),)
+    dtype, shape, axis = _held(node.arrays[0].dtype), (*kept, parts), (len(kept),)
     first, second = _origins(node)
     total = builder.add(Reduce("sum", (identity(partial[0], shape),), axis, (node.arrays[0],), (), first))
     share = builder.scalar(1.0 / length, dtype)
     whole = builder.scalar(1.0 / node.count, dtype)
-    mean = builder.map("mul", kept, dtype, identity(total, kept), _everywhere(whole, kept))
+    held = identity(builder.cast(total, kept, dtype), kept)
+    mean = builder.map("mul", kept, dtype, held, _everywhere(whole, kept))
     part = builder.map("mul", shape, dtype, identity(partial[0], shape), _everywhere(share, shape))
     spread = View(shape, (Piece((), mean, tuple(Dim(a) for a in range(len(kept)))),))
     shift = builder.map("sub", shape, dtype, identity(part, shape), spread)
@@ -162,11 +178,12 @@ def _combine_sumexp(
     builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int
 ) -> list[Value]:
     """The peak, max(m_s), and sum(s_s * exp(m_s - peak)), where a part of -inf alone adds nothing unless all are."""
-    dtype, shape, axis = node.arrays[0].dtype, (*kept, parts), (len(kept),)
+    dtype, shape, axis = _held(node.arrays[0].dtype), (*kept, parts), (len(kept),)
     first, second = _origins(node)
     peak = builder.add(Reduce("max", (identity(partial[0], shape),), axis, (node.arrays[0],), (), first))
     low, zero, nan = (builder.scalar(v, dtype) for v in (-np.inf, 0.0, np.nan))
-    spread = View(shape, (Piece((), peak, tuple(Dim(a) for a in range(len(kept)))),))
+    held = builder.cast(peak, kept, dtype)
+    spread = View(shape, (Piece((), held, tuple(Dim(a) for a in range(len(kept)))),))
     shift = builder.map("sub", shape, dtype, identity(partial[0], shape), spread)
     scale = builder.map("exp", shape, dtype, identity(shift, shape))
     scaled = builder.map("mul", shape, dtype, identity(partial[1], shape), identity(scale, shape))
@@ -175,9 +192,12 @@ def _combine_sumexp(
         "select_n", shape, dtype, identity(empty, shape), identity(scaled, shape), _everywhere(zero, shape)
     )
     total = builder.add(Reduce("sum", (identity(term, shape),), axis, (Array(kept, dtype),)))
-    none = builder.map("eq", kept, _BOOL, identity(peak, kept), _everywhere(low, kept))
+    none = builder.map("eq", kept, _BOOL, identity(held, kept), _everywhere(low, kept))
     operands = (identity(none, kept), identity(total, kept), _everywhere(nan, kept))
-    return [peak, builder.map("select_n", kept, dtype, *operands, origin=second)]
+    result = node.arrays[1].dtype
+    if result == dtype:
+        return [peak, builder.map("select_n", kept, dtype, *operands, origin=second)]
+    return [peak, builder.cast(builder.map("select_n", kept, dtype, *operands), kept, result, second)]
 
 
 def _origins(node: Reduce) -> tuple[Origin, Origin]:

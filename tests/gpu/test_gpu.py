@@ -1,0 +1,280 @@
+"""On a CUDA device: kernels against XLA and float64, every operation, transformations, tuning and the guard."""
+
+import functools
+import json
+from collections import defaultdict
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxorch
+from benchmarks.cases import CASES as MEASURED
+from benchmarks.correctness import judge, poison
+from benchmarks.inputs import drawer
+from benchmarks.reference import float64_reference
+from benchmarks.suites import SPINE_BARS
+from jaxorch import Options, pipeline, primitive
+from jaxorch.codegen.source import Source
+from jaxorch.codegen.triton_scalars import TRITON, triton_load_cast, triton_store_cast
+from jaxorch.ir.dtypes import is_float
+from jaxorch.ir.graph import Array, Opaque
+from jaxorch.kernels.configs import Config
+from jaxorch.orchestration import tune
+from jaxorch.orchestration.guard import Verdict
+from jaxorch.runtime.launch import call
+from jaxorch.target import local_gpu
+from tests.codegen import scalar_cases as scalars
+
+pytestmark = pytest.mark.gpu
+
+FAST = Options(effort="fast", fallback="error")
+TUNED = Options(fallback="error")
+F32, BF16 = jnp.float32, jnp.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    """A store of its own for each test, nothing remembered."""
+    monkeypatch.setenv("JAXORCH_CACHE_DIR", str(tmp_path / "cache"))
+    primitive.clear()
+    yield
+    primitive.clear()
+
+
+@pytest.fixture
+def kernels_win(monkeypatch):
+    """What a kernel can do is done by kernels, however small the arrays."""
+    left_time = pipeline.left_time
+
+    def slow(graph, left, device):
+        time = left_time(graph, left, device)
+        return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
+
+    monkeypatch.setattr(pipeline, "left_time", slow)
+
+
+# The measured cases
+
+
+@pytest.mark.parametrize("name", SPINE_BARS)
+def test_a_spine_case_is_as_exact_as_xla(name):
+    f, specs, _ = MEASURED[name]()
+    arguments = drawer(name, specs)(jax.random.key(7))
+    ours = jax.jit(jaxorch.optimize(f, options=FAST)).lower(*specs).compile()
+    assert "triton" in ours.as_text()
+    theirs = jax.tree.leaves(jax.jit(f)(*arguments))
+    reference = float64_reference(f, arguments, jax.devices()[0])
+    poison(theirs)
+    verdict = judge(jax.tree.leaves(ours(*arguments)), theirs, reference)
+    assert verdict.passed, verdict.reason
+
+
+# Every operation
+
+
+def groups():
+    """The scalar cases by their operands' dtypes: one kernel computes all operations of a group."""
+    found = defaultdict(list)
+    for op, names in scalars.CASES:
+        found[names].append(op)
+    return dict(found)
+
+
+def kernel_of(names, ops):
+    """A kernel that loads one operand of each dtype and stores the result of every operation."""
+    pointers = [f"x{k}" for k in range(len(names))] + [f"o{k}" for k in range(len(ops))]
+    lines = [f"i = tl.arange(0, {scalars.SIZE})"]
+    for k, name in enumerate(names):
+        lines.append(f"v{k} = {triton_load_cast(f'tl.load(x{k} + i)', scalars.DTYPES[name])}")
+    outs = []
+    dtypes = [scalars.DTYPES[n] for n in names]
+    for k, op in enumerate(ops):
+        primitive_name, params, out = scalars.equation(op, names)
+        text = TRITON[primitive_name](params, [f"v{j}" for j in range(len(names))], dtypes, out, interpret=False)
+        lines.append(f"tl.store(o{k} + i, {triton_store_cast(text, out)})")
+        outs.append(Array((scalars.SIZE,), out))
+    body = "".join(f"    {line}\n" for line in lines)
+    head = "import triton\nimport triton.language as tl\nfrom triton.language.extra import libdevice\n\n\n@triton.jit\n"
+    text = f"{head}def operations({', '.join(pointers)}):\n{body}"
+    source = Source("operations", text, 1, Config(0, 1, 1024, 4), digest="")
+    return source, outs
+
+
+@functools.cache
+def computed(names):
+    """The results of every operation on operands of these dtypes."""
+    source, outs = kernel_of(names, groups()[names])
+    with jax.enable_x64(True):
+        operands = [jax.device_put(x) for x in scalars.inputs(names)]
+        results = jax.jit(lambda *operands: call(source, operands, outs))(*operands)
+        return [np.asarray(r) for r in results]
+
+
+@pytest.mark.parametrize("names", groups(), ids=scalars.identify)
+def test_operations_on_the_device_equal_lax(names):
+    capability = int(str(jax.local_devices(backend="cuda")[0].compute_capability).replace(".", ""))
+    if capability < 89 and any("float8_e4m3" in f"{op}{names}" for op in groups()[names]):
+        pytest.skip("no conversion to float8_e4m3fn before sm_89")
+    with jax.default_device(jax.devices("cpu")[0]):
+        for op, got in zip(groups()[names], computed(names), strict=True):
+            ulp = scalars.tolerance(op, names[0])
+            approximate = is_float(got.dtype) and op.ulp > 0 and names[0] in ("float32", "float64")
+            # the fast forms of float32 functions give 0 for a denormal
+            scalars.check(replace(op, flushes=not op.exact), names, got, max(ulp, 4 * approximate), op.loose)
+
+
+# Whole programs
+
+
+def layer_norm(x, g, b):
+    mean = x.mean(-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) * lax.rsqrt(variance + 1e-5) * g + b
+
+
+def arguments(*shapes):
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(k, s, F32) for k, s in zip(keys, shapes, strict=True)]
+
+
+def close(found, expected, tolerance=2e-5):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (got.shape, got.dtype) == (want.shape, want.dtype)
+        wide = [np.asarray(x).astype(np.float64) for x in (got, want)]
+        np.testing.assert_allclose(*wide, rtol=tolerance, atol=tolerance)
+
+
+TRANSFORMED = {
+    "plain": lambda f: f,
+    "jit": jax.jit,
+    "grad": lambda f: jax.grad(lambda *a: (f(*a) ** 2).sum(), argnums=(0, 1, 2)),
+    "jit of grad": lambda f: jax.jit(jax.grad(lambda *a: (f(*a) ** 2).sum())),
+    "vmap": lambda f: lambda x, g, b: jax.vmap(f, (0, None, None))(x.reshape(4, -1, x.shape[-1]), g, b),
+    "scan": lambda f: lambda x, g, b: lax.scan(lambda c, _: (f(c, g, b), c.sum(0)), x, None, length=4),
+    "while": lambda f: lambda x, g, b: lax.fori_loop(0, 3, lambda _, c: f(c, g, b), x),
+    "checkpoint": lambda f: jax.grad(lambda *a: jax.checkpoint(f)(*a).sum()),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transformed_programs(name, kernels_win):
+    args = arguments((64, 512), (512,), (512,))
+    f = lambda x, g, b: jax.nn.softmax(layer_norm(x, g, b), -1)  # noqa: E731
+    transform = TRANSFORMED[name]
+    close(transform(jaxorch.optimize(f, options=FAST))(*args), transform(f)(*args))
+
+
+PROGRAMS = {
+    "reductions": lambda x: (
+        x.sum(-1),
+        x.max(0),
+        x.min(),
+        x.var(0),
+        (x > 0).any(1),
+        jnp.argmax(x, -1),
+        jnp.argmin(x, 0),
+    ),
+    "movement": lambda x: jnp.pad(jnp.roll(jnp.exp(x).T, 3, 0), ((1, 2), (0, 3)))[::2, ::-1],
+    "pad of a softmax": lambda x: jnp.pad(jax.nn.softmax(x), ((1, 2), (0, 3))),
+    "concatenation": lambda x: jnp.concatenate([jnp.tanh(x), x * x, jax.nn.softmax(x)], -1),
+    "interleaving": lambda x: jnp.stack([x * 2, x + 1, -x, jnp.sin(x)], -1).reshape(x.shape[0], -1),
+    "causal": lambda x: jnp.where(
+        lax.broadcasted_iota(np.int32, x.shape, 0) >= lax.broadcasted_iota(np.int32, x.shape, 1), x, 0.0
+    ),
+    "half": lambda x: jax.nn.gelu(x.astype(BF16)).T.astype(F32).sum(0),
+    "with a product": lambda x: jax.nn.softmax(x @ x.T / 16, -1) @ x,
+}
+
+
+@pytest.mark.parametrize("shape", [(64, 512), (33, 517), (7, 9)])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs(name, shape, kernels_win):
+    (x,) = arguments(shape)
+    with jax.default_matmul_precision("highest"):
+        found, expected = jaxorch.optimize(PROGRAMS[name], options=FAST)(x), jax.jit(PROGRAMS[name])(x)
+    close(found, expected, 2e-2 if name == "half" else 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 300001), (300, 70001)])
+def test_long_rows(shape, kernels_win):
+    """Looped rows, one-pass statistics and, where rows are few, parts."""
+    (x,) = arguments(shape)
+    x = x * 3 + 100
+    f = lambda x: (jax.nn.softmax(x), jax.nn.log_softmax(x), x.mean(-1), x.var(-1), jnp.argmax(x, -1))  # noqa: E731
+    close(jaxorch.optimize(f, options=FAST)(x), jax.jit(f)(x), 1e-4)
+
+
+def test_nan_and_infinities(kernels_win):
+    x = np.random.default_rng(0).normal(size=(8, 200)).astype(np.float32)
+    x[0, 3], x[1, 5], x[2, 7] = np.nan, np.inf, -np.inf
+    x[3], x[4], x[5, 10:] = -np.inf, np.inf, -np.inf
+    x[6, 0], x[6, 1] = np.inf, -np.inf
+    f = lambda x: (jax.nn.softmax(x), x.max(-1), x.min(-1), x.sum(-1), jnp.argmax(x, -1), jax.nn.relu(x))  # noqa: E731
+    close(jaxorch.optimize(f, options=FAST)(x), jax.jit(f)(x))
+
+
+# Tuning and the guard
+
+
+def norm(x):
+    return jax.nn.softmax(x.astype(F32), -1).astype(x.dtype)
+
+
+SPEC = jax.ShapeDtypeStruct((4096, 4096), BF16)
+
+
+def records(folder, kind):
+    return [json.loads(json.loads(p.read_text())["record"]) for p in sorted((folder / kind).glob("*/*.json"))]
+
+
+def test_tuning_chooses_stores_and_reuses(tmp_path, monkeypatch):
+    report = jaxorch.explain(jaxorch.optimize(norm, options=TUNED), SPEC)
+    (kernel,) = report.kernels
+    assert 0 < kernel.measured < 10_000
+    assert not report.problems
+    (record,) = records(tmp_path / "cache", "config")
+    assert record["measured"] == kernel.measured
+
+    def fail(*_, **__):
+        raise AssertionError("timed again")
+
+    monkeypatch.setattr(tune, "device_times", fail)
+    primitive.clear()
+    (again,) = jaxorch.explain(jaxorch.optimize(norm, options=TUNED), SPEC).kernels
+    assert (again.code, again.measured) == (kernel.code, kernel.measured)
+
+
+def test_the_fast_effort_times_nothing(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(tune, "device_times", fail)
+    (kernel,) = jaxorch.explain(jaxorch.optimize(norm, options=FAST), SPEC).kernels
+    assert kernel.measured is None
+
+
+def test_the_guard_compares_with_xla():
+    report = jaxorch.explain(jaxorch.optimize(norm, options=TUNED), SPEC)
+    assert report.planned > 0
+    assert report.xla > 0
+    assert report.kept == (report.planned <= report.xla)
+
+
+@pytest.mark.parametrize(("planned", "kept"), [(5.0, True), (20.0, False)])
+def test_the_guard_keeps_what_is_faster(planned, kept, monkeypatch):
+    monkeypatch.setattr(pipeline, "compare", lambda *_: Verdict(planned, 10.0))
+    compiled = jax.jit(jaxorch.optimize(norm, options=TUNED)).lower(SPEC).compile()
+    assert ("triton" in compiled.as_text()) == kept
+    (x,) = arguments(SPEC.shape)
+    close(compiled(x.astype(BF16)), jax.jit(norm)(x.astype(BF16)), 1e-2)
+
+
+def test_plans_for_another_device_are_not_timed():
+    other = "a100" if local_gpu() != "a100" else "h100"
+    (kernel,) = jaxorch.explain(jaxorch.optimize(norm, options=Options(device=other)), SPEC).kernels
+    assert kernel.measured is None
