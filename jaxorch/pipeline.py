@@ -6,6 +6,7 @@ report.  Invariant: a program computes what the jaxpr does; what is not improved
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from jaxorch.codegen.source import generate
-from jaxorch.errors import CompileError, JaxorchWarning
+from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.trace import Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
@@ -41,7 +42,7 @@ from jaxorch.passes.virtualize import virtualize
 from jaxorch.report import Report, describe, header_of
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
-from jaxorch.target import Target, local_arch
+from jaxorch.target import Target, local_arch, timing_device
 
 __all__ = ["PASSES", "Program", "build", "optimized_graph"]
 
@@ -96,8 +97,8 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
     graph = optimized_graph(trace, options)
     if target.platform == "cpu" and options.backend != "interpret":
         return Program(original, describe(Plan(trace, graph, ()), target, note="compiled by XLA for the CPU"))
-    planner = _Planner(trace, graph, options, target)
-    return planner.program(original)
+    with timing_device(target):
+        return _Planner(trace, graph, options, target).program(original)
 
 
 def _original(trace: Trace, *operands: Any) -> list[Any]:
@@ -171,8 +172,16 @@ class _Planner:
             )
         outputs = tuple(o.value for o in option.kernel.outputs)
         if option.structure not in self.costs:
-            self.costs[option.structure] = kernel_time(self.graph, option.kernel, self.device)
+            self.costs[option.structure] = self.priced(option)
         return blp.Candidate(option.kernel.nodes, option.inputs, outputs, self.costs[option.structure])
+
+    def priced(self, option: Fused) -> float:
+        """The estimated time, infinite for a kernel that cannot be written; that is recorded."""
+        try:
+            return kernel_time(self.graph, option.kernel, self.device)
+        except (CompileError, UnsupportedError) as error:
+            self.failures.append(str(error))
+            return math.inf
 
     def steps(self, choice: _Choice) -> tuple[KernelStep | LeftStep, ...] | None:
         """The chosen steps in order, every kernel tuned and compiled; None if one failed, which is recorded."""
@@ -206,7 +215,7 @@ class _Planner:
                     store=self.store,
                     header=header,
                 )
-            except CompileError as error:
+            except (CompileError, UnsupportedError) as error:
                 self.failed[structure] = None
                 self.failures.append(str(error))
                 return None

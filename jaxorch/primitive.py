@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # JAX's extension interface carries few types.
 _core: Any = jex_core
+_jax: Any = jax
 _mlir: Any = mlir
 _xla: Any = xla
 
@@ -127,6 +128,7 @@ def _planning(jaxpr: jex_core.ClosedJaxpr) -> Generator[None]:
         jax.sharding.use_abstract_mesh(_NO_MESH),
         jax.debug_nans(False),
         jax.debug_infs(False),
+        _jax.transfer_guard("allow"),
         jax.enable_x64(_is_wide(jaxpr)),
     ):
         yield

@@ -5,6 +5,7 @@ Invariant: a target holds no device object, so that plans made for one may be st
 """
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,11 @@ def local_gpu() -> str | None:
     except RuntimeError:  # how jax says that a backend is unknown, or has no device
         return None
     return device_table(devices[0].device_kind) if devices else None
+
+
+def timing_device(target: Target) -> AbstractContextManager[object]:
+    """A context in which new arrays and jitted calls are on the GPU that the target is; none where it is not here."""
+    return _jax.default_device(_jax.local_devices(backend="cuda")[0]) if target.live else nullcontext()
 
 
 def local_arch() -> int:

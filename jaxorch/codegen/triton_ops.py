@@ -221,9 +221,13 @@ class TritonOps(Writer):
 
     def store(self, buffer: Buffer, offset: Expr, value: Text) -> None:
         axes = self.axes()
-        mask = self.mask(ix.dims_of(offset), (), axes)
+        dims = ix.dims_of(offset)
+        missing = value.dims - dims - ({GRID, ROW} if self.flat else {GRID})
+        pointer = self.pointer(buffer, offset, axes)
+        if missing:  # a block of one element has a constant offset
+            pointer = f"{pointer} + {self.zeros(missing)}"
         stored = triton_store_cast(value.name, buffer.array.dtype)
-        self.put(f"tl.store({self.pointer(buffer, offset, axes)}, {stored}{mask})")
+        self.put(f"tl.store({pointer}, {stored}{self.mask(dims | missing, (), axes)})")
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Text]) -> None:
         pointer, mask = self.wide_access(buffer, offset, ())

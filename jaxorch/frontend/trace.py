@@ -113,7 +113,7 @@ class _Flattener:
         places = [k for k, hold in enumerate(held) if hold]
         if not places:
             return operands
-        barrier = _jax.make_jaxpr(lambda *x: _jax.lax.optimization_barrier(x))(*(eqn.invars[k].aval for k in places))
+        barrier = _jax.make_jaxpr(_held)(*(eqn.invars[k].aval for k in places))
         results = dict(zip(places, self.inline(barrier, [operands[k] for k in places]), strict=True))
         return [results.get(k, v) for k, v in enumerate(operands)]
 
@@ -139,6 +139,10 @@ class _Flattener:
         number = self.fresh(aval)
         self.literals[number] = value
         return number
+
+
+def _held(*values: Any) -> Any:
+    return _jax.lax.optimization_barrier(values)
 
 
 def _default_branch(eqn: Any) -> int | None:

@@ -67,7 +67,9 @@ def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
     derived: dict[Value, Any] = {}  # values that no traced variable holds
     for step in plan.steps:
         if isinstance(step, LeftStep):
-            replay(plan.trace, env, [plan.graph.variables(v)[0] for v in step.left.outputs])
+            for names in map(plan.graph.variables, step.left.outputs):
+                replay(plan.trace, env, names[:1])
+                env.update((name, env[names[0]]) for name in names)
             continue
         ins = [_read(plan, env, derived, v) for v in step.kernel.inputs]
         outs = [plan.graph.array(o.value) for o in step.kernel.outputs]

@@ -31,7 +31,7 @@ from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, check
 from jaxorch.runtime.store import Store
 
-__all__ = ["Tuned", "place", "random_arguments", "tune"]
+__all__ = ["Tuned", "is_out_of_memory", "place", "random_arguments", "tune"]
 
 _jax: Any = jax  # what is used of it carries few types
 
@@ -72,7 +72,13 @@ def tune(
     if not live:
         source, compiled = usable[0]
         return Tuned(source, compiled, None, tuple(failures))
-    best, measured = _fastest(kernel, [s for s, _ in usable], arrays, device, failures)
+    try:
+        best, measured = _fastest(kernel, [s for s, _ in usable], arrays, device, failures)
+    except _jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise CompileError(f"no configuration could be timed: {error}") from error
+        source, compiled = usable[0]
+        return Tuned(source, compiled, None, (*failures, "not timed: too little device memory free"))
     store.put("config", key, {"config": _record(best.config), "measured": measured})
     return Tuned(best, next(c for s, c in usable if s is best), measured, tuple(failures))
 
@@ -89,6 +95,11 @@ def _is_installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device ran out of memory, which says nothing about the program that was running."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _record(config: Config) -> list[int]:

@@ -130,6 +130,17 @@ def test_indices_that_overflow_are_not_taken_for_lines(dtype):
     assert len(lookups(optimised(f, x))) == 1
 
 
+@pytest.mark.parametrize(("n", "m"), [(10, 25), (6, 8), (7, 64), (64, 7), (3, 1)])
+def test_resizing_takes_the_pixel_that_real_numbers_give(n, m):
+    """Also where XLA, which divides by way of a reciprocal, falls just short of an integer, as from 10 to 25."""
+    x = np.arange(n, dtype=np.int32)
+    made = program(lambda x: -jax.image.resize(x, (m,), "nearest"), x)
+    assert not lookups(made.graph)
+    (view,) = operands_of(made.graph.nodes[-1])
+    found = evaluate_view(view, made.values.__getitem__)
+    np.testing.assert_array_equal(found, (2 * np.arange(m) + 1) * n // (2 * m))
+
+
 def test_nothing_to_fold_is_the_graph_itself():
     for f, args in ((lambda x: -x.T, (X,)), (lambda x, i: -x[i], (X, I))):
         graph = virtualize(lift(flatten(jax.make_jaxpr(f)(*args))), Options())

@@ -65,6 +65,6 @@ def _mean_of(graph: Graph, mean: Point | None, x: Point, like: Reduce) -> int | 
     if not isinstance(factor, Const):
         return None
     wanted = float(like.count) if node.op == "div" else 1.0 / like.count
-    if not math.isclose(float(factor.value), wanted, rel_tol=1e-6):
+    if not math.isclose(float(factor.value), wanted, rel_tol=2e-7):
         return None
     return total[0].node if same_rows(graph, total, x, like) else None
