@@ -258,7 +258,7 @@ class TritonOps(Writer):
 
     def index(self, expr: Expr, dtype: np.dtype[Any]) -> Text:
         dims = ix.dims_of(expr)
-        if not dims:
+        if not dims and not any(ix.lookups_in(expr)):
             return self.const(int(ix.evaluate(expr, ())), dtype)
         kind = TRITON_NAME[compute_dtype(dtype).name]
         return self.name(f"({self.text(expr, self.axes())}).to({kind})", dims)

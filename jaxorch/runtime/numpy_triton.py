@@ -89,6 +89,10 @@ class Builder(_stock.InterpreterBuilder):  # pyright: ignore[reportUntypedBaseCl
     def cast_impl(self, src: Any, dst_type: Any) -> Any:
         return _Handle(convert(src.data, numpy_dtype(dst_type)), dst_type.scalar)
 
+    def create_splat(self, ret_ty: Any, arg: Any) -> Any:
+        # as its data are: the stock handle of a scalar comparison has the type of what was compared
+        return _Handle(np.full(ret_ty.shape, np.ravel(arg.data)[0]), arg.dtype.scalar)
+
     def create_fp_to_fp(self, src: Any, dst_type: Any, rounding: Any) -> Any:
         if rounding is not None and rounding != _stock._ir.ROUNDING_MODE.RTNE:
             raise NotImplementedError("only rounding to nearest even is interpreted")

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.view import Value
 from jaxorch.kernels.configs import Config, configurations
@@ -351,7 +352,13 @@ def tolerance_of(drawn: Drawn, graph: Graph, value: Value) -> float:
     """An output's own tolerance; of another value, the largest of the program's arrays of its dtype."""
     if value in graph.outputs:
         return drawn.outputs[graph.outputs.index(value)].tolerance
-    return max([a.tolerance for a in drawn.arrays if a.dtype == graph.array(value).dtype.name], default=0.0)
+    dtype = graph.array(value).dtype
+    same = [a.tolerance for a in drawn.arrays if a.dtype == dtype.name]
+    if same or not is_float(dtype):
+        return max(same, default=0.0)
+    # only jnp's own intermediate values have this dtype: what it sums and multiplies 16-bit floats in
+    ulps, bound = (max(getattr(a, field) for a in drawn.arrays) for field in ("ulps", "bound"))
+    return 2 * (ulps + 1) * float(ml_dtypes.finfo(dtype).eps) * bound
 
 
 def configs_of(draw: Callable[..., Any], graph: Any, kernel: Kernel) -> list[Config]:
@@ -386,13 +393,13 @@ def check_numpy(drawn: Drawn, seed: int) -> None:
                 agree(got, made.values[value], tolerance_of(drawn, made.graph, value))
 
 
-@settings(relaxed, max_examples=150)
+@settings(relaxed, max_examples=100)
 @given(programs(), st.integers(0, 99))
 def test_kernels_of_drawn_programs_equal_lax(drawn, seed):
     check_numpy(drawn, seed)
 
 
-@settings(relaxed, max_examples=60)
+@settings(relaxed, max_examples=40)
 @given(programs(), st.integers(0, 99))
 def test_looped_kernels_of_drawn_programs_equal_lax(drawn, seed):
     with limits(row=3, part=2):
