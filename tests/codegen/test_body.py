@@ -4,6 +4,7 @@ Floating-point steps are 1-Lipschitz on [-bound, bound], so an error of `ulps` u
 bound is all that a chain of them may gather; steps that look at equality or order are drawn on exact values alone.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +14,22 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen.source import generate
+from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Graph
-from jaxorch.ir.view import Value
+from jaxorch.ir.index import Const, Dim
+from jaxorch.ir.view import Piece, Value, View
 from jaxorch.kernels.configs import Config, configurations
+from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel
-from tests.codegen.drive import agree, interpreted, kernels_of, limits, numpied, program, random_array
+from tests.codegen.drive import agree, interpreted, kernels_of, limits, numpied, program, random_array, whole_kernel
+from tests.ir.build import Builder
 
 INTS = tuple(f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u"))
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -428,3 +435,81 @@ def test_generated_source_of_drawn_programs_equals_lax(data, drawn, seed):
 def test_generated_loops_of_drawn_programs_equal_lax(data, drawn, seed):
     with limits(row=3, part=2):
         check_interpreted(data, drawn, seed)
+
+
+# Corners that draws seldom reach
+
+
+def check_configs(f, *shapes, configs):
+    """The whole program as one kernel, in these configurations; loads outside an array raise."""
+    rng = np.random.default_rng(0)
+    arrays = [random_array(rng, s, np.float32) for s in shapes]
+    made = program(f, *arrays)
+    kernel = whole_kernel(made.graph)
+    assert isinstance(kernel, Kernel), kernel
+    for config in configs:
+        for value, got in interpreted(made.graph, kernel, config, made.inputs(kernel)).items():
+            agree(got, made.values[value], 1e-5)
+    return made.graph, kernel
+
+
+def test_a_branch_keeps_the_guards_around_it():
+    """Blocks of 16 see one of x and y, chosen once; the padding around both masks their loads."""
+    f = lambda x, y: jnp.pad(jnp.exp(jnp.concatenate([x, y], 0)), ((0, 0), (3, 5)))  # noqa: E731
+    graph, kernel = check_configs(f, (2, 8), (2, 8), configs=[Config(0, 1, 16, 1), Config(0, 1, 8, 1)])
+    assert "if " in generate(graph, kernel, Config(0, 1, 16, 1)).text
+
+
+def test_a_source_chosen_once_a_block():
+    f = lambda x, y, z: jnp.concatenate([jnp.tanh(x), y * 2, -z], -1)  # noqa: E731
+    graph, kernel = check_configs(f, (3, 16), (3, 16), (3, 32), configs=[Config(0, 2, 16, 1), Config(0, 4, 8, 1)])
+    text = generate(graph, kernel, Config(0, 2, 16, 1)).text
+    assert text.count("if ") == 2
+    assert "if " not in generate(graph, kernel, Config(0, 2, 64, 1)).text
+
+
+@pytest.mark.parametrize("pad", [(1, 0), (0, 1), (2, 3)])
+def test_rows_around_a_softmax(pad):
+    f = lambda x: jnp.pad(jax.nn.softmax(x), (pad, (0, 0))) * 2  # noqa: E731
+    rng = np.random.default_rng(0)
+    made = program(f, random_array(rng, (4, 6), np.float32))
+    kernels = kernels_of(made.graph)
+    assert kernels
+    for kernel in kernels:
+        for value, got in interpreted(
+            made.graph, kernel, configurations(made.graph, kernel)[0], made.inputs(kernel)
+        ).items():
+            agree(got, made.values[value], 1e-6)
+
+
+EXPRESSIONS = st.recursive(
+    st.one_of(st.just(Dim(0)), st.just(Dim(1)), st.integers(-9, 9).map(Const)),
+    lambda inner: st.one_of(
+        st.builds(ix.add, inner, inner),
+        st.builds(ix.mul, inner, st.integers(-3, 3)),
+        st.builds(ix.floordiv, inner, st.integers(1, 5)),
+        st.builds(ix.mod, inner, st.integers(1, 5)),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(relaxed, max_examples=60)
+@given(EXPRESSIONS, st.sampled_from((2, 8)), st.sampled_from((4, 16)))
+def test_index_expressions_in_generated_source(expr, block_rows, block_columns):
+    """Floor division and modulo of negative numbers too: Triton's own round towards zero."""
+    shape = (5, 7)
+    low, high = ix.range_of(expr, shape)
+    build = Builder()
+    numbers = build.iota((high - low + 1,), 0)
+    view = View(shape, (Piece((), numbers, (ix.sub(expr, Const(low)),)),))
+    graph = build.graph(build.map("add", view, build.const(low, "int32"), shape=shape, dtype="int32"))
+    kernel = whole_kernel(graph)
+    assert isinstance(kernel, Kernel)
+    frames = (Frame(shape, (), (0,), (1,)), Frame(shape, (), (), (0, 1)))
+    kernel = dataclasses.replace(kernel, frames=frames)
+    rows, columns = np.indices(shape)
+    want = np.broadcast_to(ix.evaluate(expr, (rows, columns)), shape).astype(np.int32)
+    for config in (Config(0, block_rows, block_columns, 1), Config(1, 1, block_columns, 1)):
+        (got,) = interpreted(graph, kernel, config, []).values()
+        np.testing.assert_array_equal(got, want)

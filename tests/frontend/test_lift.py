@@ -317,3 +317,8 @@ def test_nodes_know_their_equations_and_variables():
         node = graph.nodes[1 + k]
         assert node.origin.equations == (k,)
         assert node.origin.variables == (equation.outputs,)
+
+
+def test_outputs_may_be_operands_and_literals():
+    graph = lifted(lambda x: (x, 3.0, jnp.sin(x), 2, x), X)
+    assert [type(graph.nodes[v.node]).__name__ for v in graph.outputs] == ["Input", "Const", "Map", "Const", "Input"]
