@@ -150,6 +150,6 @@ def _write(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.replace(name, path)
-    except BaseException:
+    except BaseException:  # also on ctrl-C: no half-written file stays behind
         Path(name).unlink(missing_ok=True)
         raise
