@@ -19,7 +19,7 @@ from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Reduce
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
-from jaxorch.ir.simplify import linear_terms, simplify
+from jaxorch.ir.simplify import coords_of, linear_terms, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import Accesses, Reduction, collect, looked_up_at, operand_coords, pieces_at
 from jaxorch.kernels.configs import Config, power_of_two
@@ -110,29 +110,25 @@ class _Body[V]:
 
     def store(self, outputs: Sequence[int]) -> None:
         for k in outputs:
-            value = self.kernel.outputs[k].value
-            copies = [self.output(value, copy) for copy in range(self.frame.unroll)]
-            offset = self.offset(copies[0][0], self.graph.array(value).shape)
-            values = [v for _, v in copies]
+            output = self.kernel.outputs[k]
+            coords = [self.coords(output, copy) for copy in range(self.frame.unroll)]
+            values = [self.value(output.value, c, ()) for c in coords]
+            offset = self.offset(coords[0], self.graph.array(output.value).shape)
             if self.frame.unroll > 1:
                 self.ops.store_unrolled(self.outs[k], offset, values)
             else:
                 self.ops.store(self.outs[k], offset, values[0])
 
-    def output(self, value: Value, copy: int) -> tuple[Coords, V]:
-        domain = self.frame.domain
-        flat = ix.linearize(self.frame.coords(copy), domain)
-        coords = tuple(simplify(e, self.sizes) for e in ix.delinearize(flat, self.graph.array(value).shape))
-        return coords, self.value(value, coords, ())
-
     def store_row(self, k: int, output: Output) -> None:
-        shape = self.graph.array(output.value).shape
-        coords = self.row_coords(shape)
+        coords = self.coords(output)
         with self.scope(self.scope_of(1, "tile")):
-            self.ops.store(self.outs[k], self.offset(coords, shape), self.value(output.value, coords, ()))
+            offset = self.offset(coords, self.graph.array(output.value).shape)
+            self.ops.store(self.outs[k], offset, self.value(output.value, coords, ()))
 
-    def row_coords(self, shape: tuple[int, ...]) -> Coords:
-        return tuple(simplify(e, self.sizes) for e in ix.delinearize(Dim(ROW), shape))
+    def coords(self, output: Output, copy: int = 0) -> Coords:
+        """Where in an output the tile's points (or its rows) are, for one unrolled copy."""
+        flat = Dim(ROW) if output.per_row else ix.linearize(self.frame.coords(copy), self.frame.domain)
+        return coords_of(flat, self.graph.array(output.value).shape, self.frame.sizes)
 
     def offset(self, coords: Coords, shape: tuple[int, ...]) -> Expr:
         return simplify(ix.linearize(coords, shape), self.sizes)
@@ -178,9 +174,9 @@ class _Body[V]:
         if len(pieces) > 1 and all(self.uniform(g) for g, _, _ in pieces[:-1]):
             return self.choose_once(pieces, guard)
         own, value, index = pieces[-1]
-        result = self.value(value, index, _and(guard, own))
+        result = self.value(value, index, ix.both(guard, own))
         for own, value, index in reversed(pieces[:-1]):
-            result = self.ops.select(own, self.value(value, index, _and(guard, own)), result)
+            result = self.ops.select(own, self.value(value, index, ix.both(guard, own)), result)
         return result
 
     def bind(self, expressions: Iterable[Expr]) -> None:
@@ -266,9 +262,7 @@ class _Body[V]:
                     self.reduced[key] = reductions.direct(self.ops, node.op, self.item(key, node), node.count, outs)
 
     def item(self, key: Reduction, node: Reduce) -> reductions.Item[V]:
-        reduced = tuple(
-            simplify(e, self.sizes) for e in ix.delinearize(Dim(COLUMN), [node.domain[a] for a in node.axes])
-        )
+        reduced = coords_of(Dim(COLUMN), [node.domain[a] for a in node.axes], self.sizes)
         (view,) = node.operands
         value = self.view(view, operand_coords(node, key.coords, reduced), ())
         index = self.ops.index(reduced[0], np.dtype(np.int32)) if node.op.startswith("arg") else None
@@ -281,12 +275,8 @@ class _Body[V]:
 
     def needed(self) -> dict[Reduction, int]:
         accesses = Accesses()
-        sizes = self.frame.sizes
         for output in self.kernel.outputs:
-            shape = self.graph.array(output.value).shape
-            flat = Dim(ROW) if output.per_row else ix.linearize(self.frame.coords(), self.frame.domain)
-            coords = tuple(simplify(e, sizes) for e in ix.delinearize(flat, shape))
-            collect(self.graph, self.members, output.value, coords, sizes, accesses)
+            collect(self.graph, self.members, output.value, self.coords(output), self.frame.sizes, accesses)
         return accesses.reductions
 
     def reduce_in_loop(self, count: int, keys: Sequence[Reduction]) -> None:
@@ -300,7 +290,3 @@ class _Body[V]:
         for key, node, dtype, state in zip(keys, nodes, dtypes, carried, strict=True):
             outs = [a.dtype for a in node.arrays]
             self.reduced[key] = reductions.finish(self.ops, node.op, dtype, state, count, tile, outs)
-
-
-def _and(guard: Guard, own: Guard) -> Guard:
-    return tuple(dict.fromkeys(guard + own))

@@ -28,6 +28,7 @@ __all__ = [
     "Select",
     "Sizes",
     "add",
+    "both",
     "decide",
     "delinearize",
     "dims_of",
@@ -244,6 +245,11 @@ def substitute(expr: Expr, coords: Sequence[Expr]) -> Expr:
 def substitute_guard(guard: Guard, coords: Sequence[Expr]) -> Guard:
     """`guard` with Dim(a) replaced by coords[a]."""
     return tuple(Bound(substitute(b.expr, coords), b.low, b.high) for b in guard)
+
+
+def both(guard: Guard, other: Guard) -> Guard:
+    """Where both guards hold; a bound they share stands once."""
+    return tuple(dict.fromkeys(guard + other))
 
 
 def dims_of(expr: Expr) -> frozenset[int]:

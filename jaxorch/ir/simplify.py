@@ -28,13 +28,14 @@ from jaxorch.ir.index import (
     Sizes,
     add,
     decide,
+    delinearize,
     dims_of,
     mul,
     range_of,
     substitute,
 )
 
-__all__ = ["clamp", "coefficient", "linear_terms", "simplify", "simplify_guard"]
+__all__ = ["clamp", "coefficient", "coords_of", "linear_terms", "simplify", "simplify_guard"]
 
 type _Linear = tuple[dict[Expr, int], int]
 
@@ -64,6 +65,11 @@ def clamp(expr: Expr, low: int, high: int, sizes: Sizes) -> Expr:
     if least < low:
         expr = Select((Bound(expr, low, most + 1),), expr, Const(low))
     return simplify(expr, sizes)
+
+
+def coords_of(flat: Expr, shape: Sizes, sizes: Sizes) -> tuple[Expr, ...]:
+    """The coordinates in an array of `shape` of the row-major index `flat`, in normal form over axes of `sizes`."""
+    return tuple(simplify(e, sizes) for e in delinearize(flat, shape))
 
 
 def linear_terms(expr: Expr, sizes: Sizes) -> tuple[tuple[tuple[Expr, int], ...], int]:

@@ -20,7 +20,7 @@ from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Redu
 from jaxorch.ir.index import Bound, Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.text import expr_text, node_text, value_text
-from jaxorch.ir.view import Piece, Value, View, expressions
+from jaxorch.ir.view import Piece, Value, View, lookups
 
 __all__ = ["EVALUATED", "verify"]
 
@@ -105,7 +105,7 @@ def _view(view: View, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
 def _piece(view: View, piece: Piece, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
     if not _exists(piece.value, arrays):
         place.fail("value read", value_text(piece.value), "an output of an earlier node")
-    for lookup in (k for e in expressions(piece) for k in ix.lookups_in(e)):
+    for lookup in lookups(piece):
         _lookup(lookup, arrays, place)
     rank = len(arrays[piece.value.node][piece.value.output].shape)
     if len(piece.index) != rank:

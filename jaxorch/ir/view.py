@@ -30,6 +30,7 @@ __all__ = [
     "identity",
     "is_identity",
     "is_reshape",
+    "lookups",
     "map_piece",
     "simplify_view",
 ]
@@ -54,7 +55,7 @@ class View:
     @property
     def values(self) -> tuple[Value, ...]:
         """The values read, in order of their first piece, then those looked up as indices; without repeats."""
-        looked_up = (lookup.value for p in self.pieces for e in expressions(p) for lookup in ix.lookups_in(e))
+        looked_up = (lookup.value for p in self.pieces for lookup in lookups(p))
         return tuple(dict.fromkeys((*(p.value for p in self.pieces), *looked_up)))
 
 
@@ -62,6 +63,12 @@ def expressions(piece: Piece) -> Iterator[Expr]:
     """The index expressions of a piece, its guard's included."""
     yield from (b.expr for b in piece.guard)
     yield from piece.index
+
+
+def lookups(piece: Piece) -> Iterator[Lookup]:
+    """Every Lookup in a piece, inner ones before those that need them."""
+    for expr in expressions(piece):
+        yield from ix.lookups_in(expr)
 
 
 def map_piece(piece: Piece, new: Callable[[Lookup], Expr]) -> Piece:

@@ -133,7 +133,7 @@ class _Walk:
             if own:
                 self.into.guards[own, sizes] = None
             level = max(level, self.lookups((*(b.expr for b in own), *index), sizes))
-            level = max(level, self.value(value, index, tuple(dict.fromkeys(guard + own)), sizes))
+            level = max(level, self.value(value, index, ix.both(guard, own), sizes))
         return level
 
     def lookups(self, expressions: Iterable[Expr], sizes: tuple[int, ...]) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Map, Reduce
 from jaxorch.ir.index import Const, Dim, Expr
-from jaxorch.ir.simplify import simplify
+from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, collect
 from jaxorch.kernels.frame import Frame, flat_frames, refine
@@ -56,15 +56,11 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
     return _pointwise(graph, members, tuple(outputs))
 
 
-def _at_flat(flat: Expr, shape: Sequence[int], sizes: tuple[int, ...]) -> tuple[Expr, ...]:
-    return tuple(simplify(e, sizes) for e in ix.delinearize(flat, shape))
-
-
 def _walk(graph: Graph, members: frozenset[int], values: Sequence[Value], domain: tuple[int, ...]) -> Accesses:
     accesses = Accesses()
     flat = ix.linearize([Dim(a) for a in range(len(domain))], domain)
     for value in values:
-        collect(graph, members, value, _at_flat(flat, graph.array(value).shape, domain), domain, accesses)
+        collect(graph, members, value, coords_of(flat, graph.array(value).shape, domain), domain, accesses)
     return accesses
 
 
@@ -149,7 +145,7 @@ def _check_per_row(
         if array.size != rows:
             return f"an output of {array.size} elements beside {rows} rows"
         own = Accesses()
-        collect(graph, members, value, _at_flat(flat, array.shape, frame.domain), frame.domain, own)
+        collect(graph, members, value, coords_of(flat, array.shape, frame.domain), frame.domain, own)
         if own.outside:
             return "a reduction at rows that its operand does not have"
         if met and not {_rows_of(graph, r) for r in own.reductions} <= met:

@@ -6,13 +6,11 @@ lose their run-time index here.  Invariant: the clamp of a Lookup is kept where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Node, operands_of, with_operands
 from jaxorch.ir.index import Expr, Lookup
 from jaxorch.ir.simplify import clamp
-from jaxorch.ir.view import Piece, View, expressions, map_piece, simplify_view
+from jaxorch.ir.view import View, lookups, map_piece, simplify_view
 from jaxorch.options import Options
 from jaxorch.passes.predicates import index_values
 from jaxorch.passes.rewrite import drop_unused
@@ -25,7 +23,7 @@ def fold_lookups(graph: Graph, options: Options) -> Graph:
     """The graph with each Lookup of an index-only value replaced by that value's expression."""
     del options
     known = index_values(graph)
-    looked_up = [k.value for n in graph.nodes for v in operands_of(n) for p in v.pieces for k in _lookups(p)]
+    looked_up = [k.value for n in graph.nodes for v in operands_of(n) for p in v.pieces for k in lookups(p)]
     known |= tabulated(graph, (v for v in looked_up if v.node not in known))
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -37,13 +35,8 @@ def fold_lookups(graph: Graph, options: Options) -> Graph:
     return drop_unused(Graph(tuple(nodes), graph.outputs))
 
 
-def _lookups(piece: Piece) -> Iterator[Lookup]:
-    for expr in expressions(piece):
-        yield from ix.lookups_in(expr)
-
-
 def _folded(view: View, known: dict[int, Expr]) -> View:
-    if not any(k.value.node in known for p in view.pieces for k in _lookups(p)):
+    if not any(k.value.node in known for p in view.pieces for k in lookups(p)):
         return view
 
     def new(lookup: Lookup) -> Expr:
