@@ -25,7 +25,7 @@ from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
-from jaxorch.orchestration.candidates import Fused, Left, enumerate_candidates
+from jaxorch.orchestration.candidates import Enumeration, Fused, Left, enumerate_candidates
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.guard import Verdict, compare
@@ -131,11 +131,10 @@ class _Planner:
         self.failures: list[str] = []
 
     def program(self, original: Callable[..., list[Any]]) -> Program:
-        choice = self.choose()
-        steps = self.steps(choice)
-        while steps is None:  # a chosen kernel failed: choose again without it
-            choice = self.choose()
-            steps = self.steps(choice)
+        found = enumerate_candidates(self.graph)
+        choice = self.choose(found)
+        while (steps := self.steps(choice)) is None:  # a chosen kernel failed: choose again without it
+            choice = self.choose(found)
         plan = Plan(self.trace, self.graph, steps)
         interpreted = self.options.backend == "interpret"
         launch = interpreted_call if interpreted else partial(call, arch=None if self.target.live else self.device.arch)
@@ -150,9 +149,8 @@ class _Planner:
         keeps = bool(plan.kernels) and verdict.keeps_plan
         return Program(planned if keeps else original, report)
 
-    def choose(self) -> _Choice:
-        """The cheapest way to run the graph, by estimated times."""
-        found = enumerate_candidates(self.graph)
+    def choose(self, found: Enumeration) -> _Choice:
+        """The cheapest way to run the graph, by estimated times, without the kernels that have failed."""
         options: list[Fused | Left] = [f for f in found.fused if f.structure not in self.failed]
         options += found.left
         candidates = [self.candidate(o) for o in options]

@@ -18,7 +18,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
-from jaxorch.ir.scalars import SCALARS
+from jaxorch.ir.scalars import apply, constant
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel
 
@@ -93,7 +93,7 @@ class NumpyOps:
             self.store(buffer, ix.add(offset, ix.Const(k)), value)
 
     def const(self, value: bool | int | float, dtype: np.dtype[Any]) -> Data:
-        return np.full((1, 1, 1), value, dtype).astype(compute_dtype(dtype))
+        return constant(value, dtype).reshape(1, 1, 1)
 
     def index(self, expr: Expr, dtype: np.dtype[Any]) -> Data:
         return np.asarray(ix.evaluate(expr, self.coords(), self.look)).astype(dtype).astype(compute_dtype(dtype))
@@ -108,8 +108,7 @@ class NumpyOps:
         *,
         relaxed: bool = False,
     ) -> Data:
-        with np.errstate(all="ignore"):
-            return SCALARS[op](params, args, dtypes, out)
+        return apply(op, params, args, dtypes, out)
 
     def select(self, guard: Guard, then: Data, otherwise: Data) -> Data:
         return np.where(self.holds(guard), then, otherwise)

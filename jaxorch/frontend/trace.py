@@ -57,13 +57,18 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A flat program. `avals[v]` is variable v's abstract value, `literals[v]` its value if it is one."""
+    """A flat program.
+
+    Of variable v, `avals[v]` is the abstract value, `literals[v]` the value if it is a literal, and `makers[v]` the
+    equation that defines it if one does.
+    """
 
     equations: tuple[Equation, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     avals: tuple[Any, ...]
     literals: Mapping[int, Any]
+    makers: Mapping[int, int]
 
 
 class _Flattener:
@@ -160,7 +165,8 @@ def flatten(jaxpr: jex_core.ClosedJaxpr) -> Trace:
     inputs = tuple(flattener.fresh(v.aval) for v in jaxpr.jaxpr.invars)
     consts = [flattener.literal(c, v.aval) for c, v in zip(jaxpr.consts, jaxpr.jaxpr.constvars, strict=True)]
     outputs = tuple(flattener.run(jaxpr.jaxpr, inputs, consts))
-    return Trace(tuple(flattener.equations), inputs, outputs, tuple(flattener.avals), flattener.literals)
+    makers = {v: k for k, equation in enumerate(flattener.equations) for v in equation.outputs}
+    return Trace(tuple(flattener.equations), inputs, outputs, tuple(flattener.avals), flattener.literals, makers)
 
 
 def digest(trace: Trace, more: Iterable[str] = ()) -> str:
@@ -176,12 +182,11 @@ def digest(trace: Trace, more: Iterable[str] = ()) -> str:
 def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int]) -> None:
     """Computes the `wanted` variables from those in `env`, with the equations as traced; extends `env`."""
     needed, pending = set[int](), [v for v in wanted if v not in env]
-    producer = {v: k for k, e in enumerate(trace.equations) for v in e.outputs}
     while pending:
         variable = pending.pop()
         if variable in env or variable in trace.literals:
             continue
-        k = producer[variable]
+        k = trace.makers[variable]
         if k not in needed:
             needed.add(k)
             pending.extend(trace.equations[k].inputs)

@@ -18,7 +18,7 @@ from scipy import special
 from jaxorch.errors import UnsupportedError
 from jaxorch.ir.dtypes import compute_dtype, float_layout, is_float
 
-__all__ = ["SCALARS", "NumpyRule", "numpy_cast", "numpy_round"]
+__all__ = ["SCALARS", "NumpyRule", "apply", "constant", "numpy_cast", "numpy_round"]
 
 type Array = np.ndarray[Any, np.dtype[Any]]
 type DType = np.dtype[Any]
@@ -373,3 +373,14 @@ def _rule(name: str) -> NumpyRule:
 
 SCALARS: dict[str, NumpyRule] = {name: _rule(name) for name in sorted({*_ANY, *_FLOAT, *_INTEGER, *_BITWISE})}
 """lax primitive name to its rule. A rule raises UnsupportedError for operands its operation is not defined on."""
+
+
+def constant(value: bool | int | float, dtype: np.dtype[Any]) -> Array:
+    """A rank-0 array of logical `dtype`, held in its compute dtype."""
+    return np.full((), value, dtype).astype(compute_dtype(dtype))
+
+
+def apply(op: str, params: Mapping[str, Any], args: Sequence[Array], dtypes: Sequence[DType], out: DType) -> Array:
+    """`SCALARS[op]` on arrays, silent where lax is: overflow, division by zero and NaN are values."""
+    with np.errstate(all="ignore"):
+        return np.asarray(SCALARS[op](params, args, dtypes, out))

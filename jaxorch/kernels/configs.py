@@ -34,7 +34,7 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
         case "rows":
             found = _persistent(kernel.frames[0], _longest(graph, kernel))
         case "rows-looped":
-            found = _looped(kernel.frames[0], _longest(graph, kernel))
+            found = _looped(_longest(graph, kernel))
         case _:
             found = _interleave([list(_pointwise(k, f)) for k, f in enumerate(kernel.frames)])
     return tuple(dict.fromkeys(found))
@@ -92,13 +92,12 @@ def _persistent(frame: Frame, longest: int) -> list[Config]:
             continue
         if 4 <= per_thread <= 32 or (block_rows == 1 and warps == 1) or (tile >= 32768 and warps == 32):
             # eight elements a thread (a 16-byte load of bfloat16), four warps: near enough to be the first guess
-            distance = abs(per_thread.__rtruediv__(8) - 1) if per_thread < 8 else per_thread / 8 - 1
+            distance = max(8 / per_thread, per_thread / 8) - 1
             found.append((distance + abs(warps.bit_length() - 3) * 0.5, Config(0, block_rows, columns, warps)))
     return [config for _, config in sorted(found)]
 
 
-def _looped(frame: Frame, longest: int) -> list[Config]:
-    del frame
+def _looped(longest: int) -> list[Config]:
     blocks = (
         (4096, 8, 1),
         (4096, 16, 1),

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxorch.codegen.source import Source
 from jaxorch.frontend.trace import Trace, replay
-from jaxorch.ir.graph import Array, Graph, Input
+from jaxorch.ir.graph import Array, Graph
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import Left
@@ -64,28 +64,25 @@ def arguments(graph: Graph, kernel: Kernel) -> list[Array]:
 def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
     """The program's outputs; traceable."""
     env: dict[int, Any] = dict(zip(plan.trace.inputs, operands, strict=True))
-    derived: dict[Value, Any] = {}  # values that no traced variable holds
+    made: dict[Value, Any] = {}  # by kernels; not all of it is a traced variable
     for step in plan.steps:
         if isinstance(step, LeftStep):
             for names in map(plan.graph.variables, step.left.outputs):
                 replay(plan.trace, env, names[:1])
                 env.update((name, env[names[0]]) for name in names)
             continue
-        ins = [_read(plan, env, derived, v) for v in step.kernel.inputs]
+        ins = [_read(plan, env, made, v) for v in step.kernel.inputs]
         outs = [plan.graph.array(o.value) for o in step.kernel.outputs]
         for output, result in zip(step.kernel.outputs, launch(step.source, ins, outs), strict=True):
-            derived[output.value] = result
+            made[output.value] = result
             env.update((variable, result) for variable in plan.graph.variables(output.value))
     replay(plan.trace, env, plan.trace.outputs)
     return [env[v] for v in plan.trace.outputs]
 
 
-def _read(plan: Plan, env: dict[int, Any], derived: dict[Value, Any], value: Value) -> Any:
-    if value in derived:
-        return derived[value]
-    node = plan.graph.nodes[value.node]
-    if isinstance(node, Input):
-        return env[plan.trace.inputs[node.position]]
+def _read(plan: Plan, env: dict[int, Any], made: dict[Value, Any], value: Value) -> Any:
+    if value in made:
+        return made[value]
     (variable, *_) = plan.graph.variables(value)
     replay(plan.trace, env, [variable])
     return env[variable]

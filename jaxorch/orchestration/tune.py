@@ -8,10 +8,11 @@ on the choice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from typing import Any
 
 import jax
@@ -58,13 +59,15 @@ def tune(
         CompileError: no configuration compiles for the device, or none launches on it.
     """
     configs = configurations(graph, kernel)[: _TRIES[effort]]
-    sources = [generate(graph, kernel, c, header=header) for c in configs]
+    first = generate(graph, kernel, configs[0], header=header)
+    sources = chain([first], (generate(graph, kernel, c, header=header) for c in configs[1:]))
     arrays = arguments(graph, kernel)
-    key = f"{place(device)}-{len(sources)}-{sources[0].digest}"
+    key = f"{place(device)}-{len(configs)}-{first.digest}"
     known = store.get("config", key)
     if known is not None and (live is False or known.get("measured") is not None):
-        for source in sources:
-            if _record(source.config) == known.get("config"):
+        for config in configs:
+            if _record(config) == known.get("config"):
+                source = generate(graph, kernel, config, header=header)
                 compiled = check(source, arrays, arch=device.arch, shared_limit=device.shared_per_block)
                 return Tuned(source, compiled, _number(known.get("measured")), ())
     failures: list[str] = []
@@ -111,9 +114,9 @@ def _number(value: object) -> float | None:
 
 
 def _compile(
-    sources: Sequence[Source], arrays: Sequence[Array], device: Device, failures: list[str], *, first: bool
+    sources: Iterable[Source], arrays: Sequence[Array], device: Device, failures: list[str], *, first: bool
 ) -> list[tuple[Source, Compiled]]:
-    """The sources that compile; only the first one if that is enough."""
+    """The sources that compile; only the first one, with no more generated than it takes, if that is enough."""
     usable: list[tuple[Source, Compiled]] = []
     for source in sources:
         try:
@@ -159,15 +162,11 @@ def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Ar
     """Sets of arguments to rotate through, together past the device's last-level cache."""
     size = max(sum(a.nbytes for a in arrays), 1)
     count = max(1, min(math.ceil(2 * l2_bytes / size) + 1, _SETS_BYTES // size, 16))
-    return [[_random(a, 1000 * s + k) for k, a in enumerate(arrays)] for s in range(count)]
-
-
-def _random(array: Array, seed: int) -> jax.Array:
-    return _drawn(_jax.random.key(seed), array)
+    return [[_random(_jax.random.key(1000 * s + k), a) for k, a in enumerate(arrays)] for s in range(count)]
 
 
 @partial(_jax.jit, static_argnums=1)
-def _drawn(key: Any, array: Array) -> jax.Array:
+def _random(key: Any, array: Array) -> jax.Array:
     if not is_float(array.dtype):
         return _jax.random.randint(key, array.shape, 0, 2, jnp.int32).astype(array.dtype)
     wide = jnp.float64 if array.dtype == np.float64 else jnp.float32

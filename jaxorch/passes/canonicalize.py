@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.graph import Array, Const, Graph, Map, Node, outputs_of
-from jaxorch.ir.scalars import SCALARS
+from jaxorch.ir.scalars import apply, constant
 from jaxorch.ir.view import Piece, Value, View
 from jaxorch.options import Options
 from jaxorch.passes.rewrite import drop_unused, rename
@@ -66,10 +65,9 @@ def _fold(nodes: Sequence[Node], node: Map) -> Const | None:
     if len(constants) != len(operands):
         return None
     dtypes = [c.array.dtype for c in constants]
-    args = [np.full((), c.value, c.array.dtype).astype(compute_dtype(c.array.dtype)) for c in constants]
-    with np.errstate(all="ignore"):
-        result = SCALARS[node.op](dict(node.params), args, dtypes, node.array.dtype)
-    return Const(np.asarray(result).astype(node.array.dtype).item(), Array((), node.array.dtype))
+    args = [constant(c.value, c.array.dtype) for c in constants]
+    result = apply(node.op, dict(node.params), args, dtypes, node.array.dtype)
+    return Const(result.astype(node.array.dtype).item(), Array((), node.array.dtype))
 
 
 def _copy(node: Map, view: View) -> Map:

@@ -16,7 +16,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.graph import Const, Graph, Map
 from jaxorch.ir.index import Dim, Expr
-from jaxorch.ir.scalars import SCALARS
+from jaxorch.ir.scalars import apply, constant
 from jaxorch.ir.view import Value, evaluate_view
 
 __all__ = ["fit", "tabulated"]
@@ -48,7 +48,7 @@ def _table(graph: Graph, number: int, tables: dict[int, Table | None]) -> Table 
 def _compute(graph: Graph, number: int, tables: dict[int, Table | None]) -> Table | None:
     node = graph.nodes[number]
     if isinstance(node, Const):
-        return np.full((), node.value, node.array.dtype).astype(compute_dtype(node.array.dtype))
+        return constant(node.value, node.array.dtype)
     if not isinstance(node, Map) or node.array.size > LARGEST_TABLE or 0 in node.array.shape:
         return None
     if node.op == "iota":
@@ -63,8 +63,7 @@ def _compute(graph: Graph, number: int, tables: dict[int, Table | None]) -> Tabl
     if node.op == "copy":
         return args[0]
     dtypes = [graph.array(view.pieces[0].value).dtype for view in node.operands]
-    with np.errstate(all="ignore"):
-        return np.asarray(SCALARS[node.op](dict(node.params), args, dtypes, node.array.dtype))
+    return apply(node.op, dict(node.params), args, dtypes, node.array.dtype)
 
 
 def _along_one_axis(table: Table) -> Expr | None:
