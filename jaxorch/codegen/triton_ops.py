@@ -87,18 +87,20 @@ class TritonOps(Writer):
     def scope(self, tile: Tile) -> AbstractContextManager[None]:
         return self.loop(tile) if tile.walk == "loop" else self.straight(tile)
 
-    def column_of(self, name: str, start: str, tile: Tile, size: int) -> None:
-        lane = self.arange(tile.block_columns)
-        self.put(f"{name} = {start} + {lane}" if start else f"{name} = {lane}")
-        if size % tile.block_columns:
-            self.put(f"{name}_mask = {name} < {size}")
+    def write_column(self) -> None:
+        """Defines the scope's column coordinate, and its mask where the last block overruns."""
+        axes, size = self.axes(), self.tile.sizes[COLUMN]
+        start, lane = axes.column_start, axes.column_lane
+        self.put(f"{self.column} = {start} + {lane}" if start else f"{self.column} = {lane}")
+        if size % self.tile.block_columns:
+            self.put(f"{self.column}_mask = {self.column} < {size}")
 
     @contextmanager
     def straight(self, tile: Tile) -> Generator[None]:
         outer, self.tile, self.column = (self.tile, self.column), tile, f"column{tile.sizes[COLUMN]}"
         if self.column not in self.blocks[0].names:
             self.blocks[0].names[self.column] = self.column
-            self.column_of(self.column, self.axes().column_start, tile, tile.sizes[COLUMN])
+            self.write_column()
         yield
         self.tile, self.column = outer
 
@@ -112,7 +114,7 @@ class TritonOps(Writer):
         if self.lane_type:
             counter = f"{start}_narrow"
             self.put(f"{start} = {counter} + tl.full([], 0, tl.int64)")
-        self.column_of(self.column, start, tile, tile.sizes[COLUMN])
+        self.write_column()
         yield
         body = self.blocks.pop()
         stages = "" if self.num_stages < 2 else f", num_stages={self.num_stages}"
@@ -142,6 +144,15 @@ class TritonOps(Writer):
             self.once(f"{name}_mask", f"{name} < {columns * self.unroll}")
         row_lane = "" if self.flat else "row_lane"
         return Axes(("grid", "row", name), (grid, rows, columns * self.unroll), self.row_start, row_lane, start, lane)
+
+    @property
+    def whole(self) -> frozenset[int]:
+        """The axes that a whole tile varies along."""
+        return frozenset((COLUMN,)) if self.flat else frozenset((ROW, COLUMN))
+
+    def shape(self, columns: int, rows: int | None = None) -> list[int]:
+        """The shape of a tile of so many columns; its rows are the frame's unless given."""
+        return [columns] if self.flat else [self.frame.block_rows if rows is None else rows, columns]
 
     def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
         """The mask argument of a load or store that varies along `dims` (empty if none is needed)."""
@@ -183,8 +194,8 @@ class TritonOps(Writer):
         return self.name(triton_load_cast(raw, buffer.array.dtype), dims)
 
     def zeros(self, dims: frozenset[int]) -> str:
-        shape = [self.frame.block_rows if ROW in dims else 1, self.tile.block_columns if COLUMN in dims else 1]
-        return f"tl.zeros({shape[1:] if self.flat else shape}, tl.int32)"
+        shape = self.shape(self.tile.block_columns if COLUMN in dims else 1, None if ROW in dims else 1)
+        return f"tl.zeros({shape}, tl.int32)"
 
     def wide(self, expr: Expr, add_copy: bool) -> Expr:
         """`expr` over the wide column: column = wide // unroll, plus the copy number wide % unroll if asked."""
@@ -203,20 +214,19 @@ class TritonOps(Writer):
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Text]:
         pointer, mask = self.wide_access(buffer, offset, guard)
-        dims = frozenset((COLUMN,)) if self.flat else frozenset((ROW, COLUMN))
-        loaded = self.name(f"tl.load({pointer}{mask}{', other=0' if mask else ''})", dims, "wide")
-        parts = self.split(loaded.name, copies, dims)
-        return [self.name(triton_load_cast(p, buffer.array.dtype), dims) for p in parts]
+        loaded = self.name(f"tl.load({pointer}{mask}{', other=0' if mask else ''})", self.whole, "wide")
+        parts = self.split(loaded.name, copies)
+        return [self.name(triton_load_cast(p, buffer.array.dtype), self.whole) for p in parts]
 
-    def split(self, name: str, copies: int, dims: frozenset[int]) -> list[str]:
+    def split(self, name: str, copies: int) -> list[str]:
         """The names of elements k, k + copies, k + 2*copies, ... of a wide tile, for each k."""
         if copies == 1:
             return [name]
-        shape = [*([] if self.flat else [self.frame.block_rows]), self.tile.block_columns * copies // 2, 2]
+        shape = [*self.shape(self.tile.block_columns * copies // 2), 2]
         pair = [f"half{self.count}", f"half{self.count + 1}"]
         self.count += 2
-        self.put(f"{pair[0]}, {pair[1]} = tl.split(tl.reshape({name}, {shape}))", dims)
-        halves = [self.split(half, copies // 2, dims) for half in pair]
+        self.put(f"{pair[0]}, {pair[1]} = tl.split(tl.reshape({name}, {shape}))", self.whole)
+        halves = [self.split(half, copies // 2) for half in pair]
         return [halves[k % 2][k // 2] for k in range(copies)]
 
     def store(self, buffer: Buffer, offset: Expr, value: Text) -> None:
@@ -239,19 +249,17 @@ class TritonOps(Writer):
     def join(self, names: list[str]) -> str:
         if len(names) == 1:
             return names[0]
-        count = self.tile.block_columns * len(names)
-        shape = [count] if self.flat else [self.frame.block_rows, count]
+        shape = self.shape(self.tile.block_columns * len(names))
         return f"tl.reshape(tl.join({self.join(names[0::2])}, {self.join(names[1::2])}), {shape})"
 
     # Values
 
     def spread(self, value: Text) -> Text:
         """The value as a whole tile."""
-        whole = frozenset((COLUMN,)) if self.flat else frozenset((ROW, COLUMN))
-        if whole <= value.dims:
+        if self.whole <= value.dims:
             return value
-        shape = [self.tile.block_columns] if self.flat else [self.frame.block_rows, self.tile.block_columns]
-        return self.name(f"tl.broadcast_to({value.name}, {shape})", whole | value.dims)
+        shape = self.shape(self.tile.block_columns)
+        return self.name(f"tl.broadcast_to({value.name}, {shape})", self.whole | value.dims)
 
     def const(self, value: bool | int | float, dtype: np.dtype[Any]) -> Text:
         return Text(triton_literal(value, dtype), frozenset())

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxorch.errors import UnsupportedError
 from jaxorch.ir.graph import Params
 
 _np: Any = np  # its classes' type parameters would be unknown after isinstance
@@ -106,10 +107,14 @@ REDUCTIONS: Mapping[str, str] = {
 }
 
 
-def map_params(primitive: str, params: Mapping[str, Any]) -> Params | str:
-    """The kept parameters, or the reason why this use of the primitive stays with XLA."""
+def map_params(primitive: str, params: Mapping[str, Any]) -> Params:
+    """The kept parameters.
+
+    Raises:
+        UnsupportedError: this use of the primitive stays with XLA.
+    """
     if params.get("accuracy") is not None:
-        return "it asks for an accuracy of its own"
+        raise UnsupportedError("it asks for an accuracy of its own")
     return tuple((name, _hashable(params[name])) for name in ELEMENTWISE[primitive])
 
 

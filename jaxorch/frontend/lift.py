@@ -70,75 +70,70 @@ class _Lifter:
     def equation(self, k: int, equation: Equation) -> None:
         arrays = [self.array(v) for v in equation.inputs]
         outs = tuple(self.array(v) for v in equation.outputs)
-        reason = self.unsupported(equation, [*arrays, *outs])
-        if reason is None and equation.primitive in VIEWS:
-            reason = self.movement(k, equation, arrays, outs)
-        elif reason is None and equation.primitive in INDEXED:
-            reason = self.indexed(k, equation, arrays, outs)
-        elif reason is None and equation.primitive in ELEMENTWISE:
-            reason = self.elementwise(k, equation, arrays, outs)
-        elif reason is None and equation.primitive in REDUCTIONS:
+        try:
+            self.planned(k, equation, arrays, outs)
+        except UnsupportedError as refused:
+            views = tuple(identity(self.value(v), a.shape) for v, a in zip(equation.inputs, arrays, strict=True))
+            opaque = Opaque(equation.primitive, str(refused), views, outs, _origin(k, equation))
+            self.append(opaque, equation.outputs)
+
+    def planned(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
+        """Appends the equation's nodes.
+
+        Raises:
+            UnsupportedError: it stays with XLA, for the reason that the message is.
+        """
+        self.check_supported(equation, [*arrays, *outs])
+        if equation.primitive in VIEWS:
+            self.movement(k, equation, arrays, outs)
+        elif equation.primitive in INDEXED:
+            self.indexed(k, equation, arrays, outs)
+        elif equation.primitive in ELEMENTWISE:
+            self.elementwise(k, equation, arrays, outs)
+        elif equation.primitive in REDUCTIONS:
             op, axes = reduce_params(equation.primitive, equation.params)
             view = identity(self.value(equation.inputs[0]), arrays[0].shape)
             self.append(Reduce(op, (view,), axes, outs, (), _origin(k, equation)), equation.outputs)
-        elif reason is None:
-            reason = f"{equation.primitive} is left to XLA"
-        if reason is not None:
-            views = tuple(identity(self.value(v), a.shape) for v, a in zip(equation.inputs, arrays, strict=True))
-            origin = _origin(k, equation)
-            self.append(Opaque(equation.primitive, reason, views, outs, origin), equation.outputs)
+        else:
+            raise UnsupportedError(f"{equation.primitive} is left to XLA")
 
-    def unsupported(self, equation: Equation, arrays: list[Array]) -> str | None:
+    def check_supported(self, equation: Equation, arrays: list[Array]) -> None:
         for variable in (*equation.inputs, *equation.outputs):
             reason = unsupported_reason(getattr(self.trace.avals[variable], "dtype", "a value that is no array"))
             if reason is not None:
-                return reason
+                raise UnsupportedError(reason)
         if any(a.size == 0 for a in arrays):
-            return "a zero-size array"
+            raise UnsupportedError("a zero-size array")
         if equation.jaxpr_eqn.effects:
-            return f"{equation.primitive} has effects"
-        return None
+            raise UnsupportedError(f"{equation.primitive} has effects")
 
-    def movement(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> str | None:
+    def movement(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
         values = [self.value(v) for v in equation.inputs]
-        try:
-            views = VIEWS[equation.primitive](
-                equation.params, values, [a.shape for a in arrays], [o.shape for o in outs]
-            )
-        except UnsupportedError as error:
-            return str(error)
+        views = VIEWS[equation.primitive](equation.params, values, [a.shape for a in arrays], [o.shape for o in outs])
         for variable, view, out in zip(equation.outputs, views, outs, strict=True):
             self.append(Map("copy", (view,), out, (), Origin((k,), ((variable,),))), (variable,))
-        return None
 
-    def indexed(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> str | None:
+    def indexed(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
         values = [self.value(v) for v in equation.inputs]
         (out,) = outs
-        try:
-            view = INDEXED[equation.primitive](equation.params, values, arrays, out, self.constant)
-        except UnsupportedError as error:
-            return str(error)
+        view = INDEXED[equation.primitive](equation.params, values, arrays, out, self.constant)
         self.append(Map("copy", (view,), out, (), _origin(k, equation)), equation.outputs)
-        return None
 
     def constant(self, value: bool | int | float, dtype: np.dtype[Any]) -> Value:
         self.nodes.append(Const(value, Array((), dtype)))
         return Value(len(self.nodes) - 1)
 
-    def elementwise(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> str | None:
+    def elementwise(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
         (out,) = outs
         op = equation.primitive
         params = map_params(op, equation.params)
-        if isinstance(params, str):
-            return params
         if op == "bitcast_convert_type" and arrays[0].dtype.itemsize != out.dtype.itemsize:
-            return "a bitcast that changes the element's width"
+            raise UnsupportedError("a bitcast that changes the element's width")
         views: list[View] = []
         for variable, array in zip(equation.inputs, arrays, strict=True):
             views.append(broadcast(self.value(variable), array.shape, out.shape))
         operands = () if op == "iota" else tuple(views)
         self.append(Map(op, operands, out, params, _origin(k, equation)), equation.outputs)
-        return None
 
 
 def _origin(k: int, equation: Equation) -> Origin:
