@@ -334,17 +334,9 @@ class TritonOps(Writer):
         return name
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Text:
-        shape = [tile.block_columns] if self.flat else [self.frame.block_rows, tile.block_columns]
-        kind = TRITON_NAME[compute_dtype(dtype).name]
-        dims = frozenset((COLUMN,)) if self.flat else frozenset((ROW, COLUMN))
-        literal = triton_literal(value, dtype)
-        return self.name(
-            f"tl.broadcast_to(({literal}).to({kind}), {shape})"
-            if "tl." in literal
-            else f"tl.full({shape}, {literal}, {kind})",
-            dims,
-            "carry",
-        )
+        # held, so written, in the compute dtype: float32's least number rounds to -inf in bfloat16
+        literal = triton_literal(value, compute_dtype(dtype))
+        return self.name(f"tl.broadcast_to({literal}, {self.shape(tile.block_columns)})", self.whole, "carry")
 
     def assign(self, carried: Text, value: Text) -> None:
         self.put(f"{carried.name} = {value.name}")

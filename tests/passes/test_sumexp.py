@@ -165,3 +165,23 @@ def test_softmax_of_adversarial_rows(f):
         with np.errstate(all="ignore"):
             found = interpreted(made.graph, whole_kernel(made.graph), Config(0, 1, 16, 1), [x])
     np.testing.assert_allclose(found[made.graph.outputs[0]], np.asarray(f(x)), rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_rows_that_begin_with_minus_infinity(dtype):
+    rows = np.random.default_rng(3).normal(size=(4, 40)).astype(F32)
+    rows[1, 0], rows[2, :20], rows[3, :-1] = -INF, -INF, -INF
+    x = np.asarray(jnp.asarray(rows, dtype))
+
+    def f(x):  # not jnp.sum: it adds up in float32, and the rule wants both reductions of one array
+        top = x.max(-1)
+        return top, lax.reduce_sum_p.bind(jnp.exp(x - top[:, None]), axes=(1,), out_sharding=None)
+
+    with limits(row=8):
+        made = program(f, x)
+        assert [n.op for n in made.graph.nodes if isinstance(n, Reduce)] == ["sumexp"]
+        found = interpreted(made.graph, whole_kernel(made.graph), Config(0, 1, 16, 1), [x])
+    top, total = (found[v].astype(F32) for v in made.graph.outputs)
+    wanted_top, wanted_total = reference(x.astype(F32))
+    np.testing.assert_array_equal(top, wanted_top.astype(F32))
+    np.testing.assert_allclose(total, wanted_total, rtol=float(jnp.finfo(dtype).eps))
