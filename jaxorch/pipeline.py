@@ -20,7 +20,7 @@ from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.trace import Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
-from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce
+from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
@@ -29,7 +29,7 @@ from jaxorch.orchestration.candidates import Enumeration, Fused, Left, enumerate
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.guard import Verdict, compare
-from jaxorch.orchestration.plan import KernelStep, Launch, LeftStep, Plan, run
+from jaxorch.orchestration.plan import KernelStep, Launch, LeftStep, Plan, run, written_operands
 from jaxorch.orchestration.tune import Tuned, place, tune
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
@@ -37,6 +37,7 @@ from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.split import split_long_reductions
 from jaxorch.passes.derive.sumexp import one_pass_sumexp
 from jaxorch.passes.lookups import fold_lookups
+from jaxorch.passes.places import scatters_to_views, settle_scatters
 from jaxorch.passes.predicates import fold_index_predicates
 from jaxorch.passes.virtualize import virtualize
 from jaxorch.report import Report, describe, header_of
@@ -55,6 +56,9 @@ PASSES: tuple[Pass, ...] = (
     fold_index_predicates,
     virtualize,
     fold_lookups,
+    virtualize,
+    settle_scatters,
+    scatters_to_views,
     virtualize,
     cse,
     canonicalize,
@@ -157,7 +161,7 @@ class _Planner:
         required = [
             v for v in dict.fromkeys(self.graph.outputs) if not isinstance(self.graph.nodes[v.node], Input | Const)
         ]
-        expensive = [k for k, n in enumerate(self.graph.nodes) if isinstance(n, Opaque | Reduce)]
+        expensive = [k for k, n in enumerate(self.graph.nodes) if isinstance(n, Opaque | Reduce | Scatter)]
         solution = blp.solve(candidates, required, expensive)
         blp.check(solution, candidates, required)
         greedy, unfused = blp.greedy(candidates, required, expensive), blp.unfused(candidates, required, expensive)
@@ -240,7 +244,7 @@ class _Planner:
         known = self.store.get("verdict", key)
         if known is not None:
             return Verdict(float(known["planned"]), float(known["xla"]))
-        verdict = compare(planned, original, operands, outputs, self.device)
+        verdict = compare(planned, original, operands, outputs, written_operands(self.graph), self.device)
         if verdict.planned is not None:
             self.store.put("verdict", key, {"planned": verdict.planned, "xla": verdict.xla})
         return verdict

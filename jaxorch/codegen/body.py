@@ -17,14 +17,14 @@ from jaxorch.codegen.ops import Buffer, Ops, Tile
 from jaxorch.codegen.precision import relaxed_nodes
 from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Graph, Map, Reduce
+from jaxorch.ir.graph import Const, Graph, Map, Reduce, Scatter
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
-from jaxorch.ir.simplify import coords_of, linear_terms, simplify
+from jaxorch.ir.simplify import coords_of, linear_terms, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import Accesses, Reduction, collect, looked_up_at, operand_coords, pieces_at
 from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
-from jaxorch.kernels.kernel import Kernel, Output
+from jaxorch.kernels.kernel import Kernel, Output, aliases, stored_array
 
 __all__ = ["buffers", "emit", "grid_size"]
 
@@ -34,10 +34,11 @@ _UNIFORM_LIMIT = 1 << 22  # points evaluated to prove that a guard has one truth
 
 
 def buffers(graph: Graph, kernel: Kernel) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
-    """The kernel's arguments: what it reads, then what it writes."""
+    """What the kernel reads, and where it writes: an output in place is the buffer of an input."""
     ins = tuple(Buffer(f"in{k}", graph.array(v)) for k, v in enumerate(kernel.inputs))
-    outs = tuple(Buffer(f"out{k}", graph.array(o.value)) for k, o in enumerate(kernel.outputs))
-    return ins, outs
+    shared = {out: ins[k] for k, out in aliases(graph, kernel).items()}
+    outs = (shared.get(k) or Buffer(f"out{k}", graph.array(o.value)) for k, o in enumerate(kernel.outputs))
+    return ins, tuple(outs)
 
 
 def grid_size(kernel: Kernel, config: Config) -> int:
@@ -111,6 +112,10 @@ class _Body[V]:
     def store(self, outputs: Sequence[int]) -> None:
         for k in outputs:
             output = self.kernel.outputs[k]
+            node = self.graph.nodes[output.value.node]
+            if isinstance(node, Scatter):
+                self.write(self.outs[k], node, self.coords(output))
+                continue
             coords = [self.coords(output, copy) for copy in range(self.frame.unroll)]
             values = [self.value(output.value, c, ()) for c in coords]
             offset = self.offset(coords[0], self.graph.array(output.value).shape)
@@ -119,16 +124,38 @@ class _Body[V]:
             else:
                 self.ops.store(self.outs[k], offset, values[0])
 
+    def write(self, buffer: Buffer, node: Scatter, coords: Coords) -> None:
+        """Writes updates in place: `coords` are theirs."""
+        index = tuple(simplify(ix.substitute(e, coords), self.sizes) for e in node.place.index)
+        guard = simplify_guard(ix.substitute_guard(node.place.guard, coords), self.sizes)
+        if guard is None:
+            return
+        self.bind((*(b.expr for b in guard), *index))
+        value = self.view(node.updates, coords, ())
+        offset = self.offset(index, node.array.shape)
+        if node.combine != "set" and not node.unique:
+            self.ops.accumulate(node.combine, buffer, offset, value, guard)
+            return
+        if node.combine != "set":
+            dtype = node.array.dtype
+            old = self.ops.load(buffer, offset, guard)
+            value = self.ops.scalar(node.combine, {}, [old, value], [dtype, dtype], dtype)
+        self.ops.store(buffer, offset, value, guard)
+
     def store_row(self, k: int, output: Output) -> None:
         coords = self.coords(output)
         with self.scope(self.scope_of(1, "tile")):
+            node = self.graph.nodes[output.value.node]
+            if isinstance(node, Scatter):
+                self.write(self.outs[k], node, coords)
+                return
             offset = self.offset(coords, self.graph.array(output.value).shape)
             self.ops.store(self.outs[k], offset, self.value(output.value, coords, ()))
 
     def coords(self, output: Output, copy: int = 0) -> Coords:
         """Where in an output the tile's points (or its rows) are, for one unrolled copy."""
         flat = Dim(ROW) if output.per_row else ix.linearize(self.frame.coords(copy), self.frame.domain)
-        return coords_of(flat, self.graph.array(output.value).shape, self.frame.sizes)
+        return coords_of(flat, stored_array(self.graph, output.value).shape, self.frame.sizes)
 
     def offset(self, coords: Coords, shape: tuple[int, ...]) -> Expr:
         return simplify(ix.linearize(coords, shape), self.sizes)

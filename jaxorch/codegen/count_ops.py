@@ -20,12 +20,14 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.kernels.configs import Config, whole
-from jaxorch.kernels.frame import COLUMN, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["Counts", "count"]
 
 type Dims = frozenset[int]
+
+_ATOMIC = 8  # operations that one atomic update weighs
 
 SECTOR = 32  # bytes: the least that a memory access moves
 
@@ -133,8 +135,14 @@ class CountOps:
         known = self.counts.passes.get(key, 0.0)
         self.counts.passes[key] = max(known, passed, min(known + passed, size))
 
-    def store(self, buffer: Buffer, offset: Expr, value: Dims) -> None:
-        self.counts.written += buffer.array.nbytes * self.waste(offset, (), buffer.array.dtype.itemsize)
+    def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:
+        itemsize = buffer.array.dtype.itemsize
+        wanted = self.points(frozenset((GRID, ROW, COLUMN))) * self.share(guard) * itemsize
+        self.counts.written += wanted * self.waste(offset, guard, itemsize)
+
+    def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Dims, guard: Guard) -> None:
+        self.store(buffer, offset, value, guard)
+        self.counts.operations += _ATOMIC * self.points(frozenset((GRID, ROW, COLUMN)))
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Dims]) -> None:
         self.counts.written += buffer.array.nbytes

@@ -229,15 +229,26 @@ class TritonOps(Writer):
         halves = [self.split(half, copies // 2) for half in pair]
         return [halves[k % 2][k // 2] for k in range(copies)]
 
-    def store(self, buffer: Buffer, offset: Expr, value: Text) -> None:
+    def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
+        pointer, mask = self.target(buffer, offset, value, guard)
+        self.put(f"tl.store({pointer}, {triton_store_cast(value.name, buffer.array.dtype)}{mask})")
+
+    def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Text, guard: Guard) -> None:
+        value = self.spread(value)  # an atomic operation on a scalar would be done by every thread's lane once
+        pointer, mask = self.target(buffer, offset, value, guard)
+        stored = triton_store_cast(value.name, buffer.array.dtype)
+        self.put(f"tl.atomic_{op}({pointer}, {stored}{mask}, sem='relaxed')")
+
+    def target(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard) -> tuple[str, str]:
+        """Pointer and mask of a store of `value`, of one shape with it."""
         axes = self.axes()
         dims = ix.dims_of(offset)
-        missing = value.dims - dims - ({GRID, ROW} if self.flat else {GRID})
+        wanted = value.dims | ix.guard_dims(guard)
+        missing = wanted - dims - ({GRID, ROW} if self.flat else {GRID})
         pointer = self.pointer(buffer, offset, axes)
         if missing:  # a block of one element has a constant offset
             pointer = f"{pointer} + {self.zeros(missing)}"
-        stored = triton_store_cast(value.name, buffer.array.dtype)
-        self.put(f"tl.store({pointer}, {stored}{self.mask(dims | missing, (), axes)})")
+        return pointer, self.mask(dims | missing, guard, axes)
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Text]) -> None:
         pointer, mask = self.wide_access(buffer, offset, ())

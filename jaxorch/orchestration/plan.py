@@ -12,13 +12,13 @@ from typing import Any
 
 from jaxorch.codegen.source import Source
 from jaxorch.frontend.trace import Trace, replay
-from jaxorch.ir.graph import Array, Graph
+from jaxorch.ir.graph import Array, Graph, Input, Scatter
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import Left
 from jaxorch.runtime.compile import Compiled
 
-__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run"]
+__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run", "written_operands"]
 
 type Launch = Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]]
 
@@ -56,9 +56,19 @@ class Plan:
         return tuple(s for s in self.steps if isinstance(s, KernelStep))
 
 
-def arguments(graph: Graph, kernel: Kernel) -> list[Array]:
-    """The kernel's arguments: inputs, then outputs."""
-    return [graph.array(v) for v in kernel.inputs] + [graph.array(o.value) for o in kernel.outputs]
+def arguments(graph: Graph, kernel: Kernel) -> tuple[list[Array], list[Array]]:
+    """The kernel's inputs and its outputs, those written in place among both."""
+    return [graph.array(v) for v in kernel.inputs], [graph.array(o.value) for o in kernel.outputs]
+
+
+def written_operands(graph: Graph) -> list[int]:
+    """Operands of the program whose memory holds an output, once scatters have written into it."""
+    kept = set(graph.outputs)
+    for number, node in reversed(list(enumerate(graph.nodes))):
+        if isinstance(node, Scatter) and Value(number) in kept:
+            kept.add(node.base)
+    inputs = ((Value(number), node) for number, node in enumerate(graph.nodes) if isinstance(node, Input))
+    return [node.position for value, node in inputs if value in kept and value not in graph.outputs]
 
 
 def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:

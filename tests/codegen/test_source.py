@@ -47,7 +47,7 @@ def case(name: str) -> tuple[Graph, tuple[Kernel, ...], list[list[str]]]:
 def compiled(graph: Graph, kernel: Kernel, config: Config, arch: int):
     device = DEVICE[arch]
     source = generate(graph, kernel, config)
-    return check(source, arguments(graph, kernel), arch=arch, shared_limit=device.shared_per_block)
+    return check(source, *arguments(graph, kernel), arch=arch, shared_limit=device.shared_per_block)
 
 
 @pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.slow)])
