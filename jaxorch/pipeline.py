@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,8 @@ from jax.extend import core as jex_core
 from jaxorch.codegen.source import generate
 from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.lift import lift
-from jaxorch.frontend.trace import Trace, digest, flatten, replay
+from jaxorch.frontend.regions import Region, region_of
+from jaxorch.frontend.trace import Regions, Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.verify import verify
@@ -97,12 +98,12 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
         JaxorchError: the plan cannot be made and `options.fallback` is "error".
     """
     trace = flatten(jaxpr)
-    original = partial(_original, trace)
     graph = optimized_graph(trace, options)
     if target.platform == "cpu" and options.backend != "interpret":
-        return Program(original, describe(Plan(trace, graph, ()), target, note="compiled by XLA for the CPU"))
+        report = describe(Plan(trace, graph, ()), target, note="compiled by XLA for the CPU")
+        return Program(partial(_original, trace), report)
     with timing_device(target):
-        return _Planner(trace, graph, options, target).program(original)
+        return _Planner(trace, graph, _Session(options, target)).program()
 
 
 def _original(trace: Trace, *operands: Any) -> list[Any]:
@@ -120,9 +121,11 @@ class _Choice:
     rejected: Mapping[tuple[int, ...], str]  # sets of nodes that no schedule runs as one kernel, and why
 
 
-class _Planner:
-    def __init__(self, trace: Trace, graph: Graph, options: Options, target: Target) -> None:
-        self.trace, self.graph, self.options, self.target = trace, graph, options, target
+class _Session:
+    """What the planners of a program and of the bodies in it have in common."""
+
+    def __init__(self, options: Options, target: Target) -> None:
+        self.options, self.target = options, target
         self.device: Device = device(target.device)
         if target.live:
             self.device = replace(self.device, arch=local_arch())
@@ -132,30 +135,63 @@ class _Planner:
         self.costs: dict[str, float] = {}
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
-        self.failures: list[str] = []
 
-    def program(self, original: Callable[..., list[Any]]) -> Program:
+
+class _Planner:
+    def __init__(self, trace: Trace, graph: Graph, session: _Session) -> None:
+        self.trace, self.graph, self.session = trace, graph, session
+        self.failures: list[str] = []
+        self.carries: dict[int, int] = {}
+
+    def program(self) -> Program:
+        session, original = self.session, partial(_original, self.trace)
+        regions, bodies = self.regions()
         found = enumerate_candidates(self.graph)
         choice = self.choose(found)
         while (steps := self.steps(choice)) is None:  # a chosen kernel failed: choose again without it
             choice = self.choose(found)
-        plan = Plan(self.trace, self.graph, steps)
-        interpreted = self.options.backend == "interpret"
-        launch = interpreted_call if interpreted else partial(call, arch=None if self.target.live else self.device.arch)
+        plan = Plan(self.trace, self.graph, steps, regions)
+        interpreted = session.options.backend == "interpret"
+        arch = None if session.target.live else session.device.arch
+        launch = interpreted_call if interpreted else partial(call, arch=arch)
         planned = partial(_planned, plan, launch)
         verdict = self.judge(plan, planned, original)
         failures = tuple(self.failures)
-        if failures and self.options.fallback == "error":
+        if failures and self.session.options.fallback == "error":
             raise CompileError("; ".join(failures))
         for failure in failures:
             warnings.warn(f"jaxorch leaves a part to XLA: {failure}", JaxorchWarning, stacklevel=2)
-        report = describe(plan, self.target, choice.solution, choice.baselines, verdict, failures + self.store.problems)
-        keeps = bool(plan.kernels) and verdict.keeps_plan
-        return Program(planned if keeps else original, report)
+        problems = failures + session.store.problems
+        report = describe(plan, session.target, choice.solution, choice.baselines, verdict, problems, bodies=bodies)
+        return Program(planned if report.kept else original, report)
+
+    def regions(self) -> tuple[Regions, tuple[tuple[str, Report], ...]]:
+        """The loops and branches whose bodies are planned, with the reports of these."""
+        planned: dict[int, Callable[..., Sequence[Any]]] = {}
+        reports: list[tuple[str, Report]] = []
+        for number, node in enumerate(self.graph.nodes):
+            if not isinstance(node, Opaque) or not node.origin.equations:
+                continue
+            (k,) = node.origin.equations
+            equation = self.trace.equations[k]
+            region = region_of(equation, [self.trace.avals[v] for v in equation.inputs])
+            if region is None:
+                continue
+            if region.first_carry is not None:
+                self.carries[number] = region.first_carry
+            programs = [self.body(body) for body in region.bodies]
+            if any(p.report.kept for p in programs):
+                planned[k] = partial(_run_region, region, [p.run for p in programs])
+                reports += ((f"{region.what}, {equation.source}", p.report) for p in programs)
+        return planned, tuple(reports)
+
+    def body(self, jaxpr: jex_core.ClosedJaxpr) -> Program:
+        trace = flatten(jaxpr)
+        return _Planner(trace, optimized_graph(trace, self.session.options), self.session).program()
 
     def choose(self, found: Enumeration) -> _Choice:
         """The cheapest way to run the graph, by estimated times, without the kernels that have failed."""
-        options: list[Fused | Left] = [f for f in found.fused if f.structure not in self.failed]
+        options: list[Fused | Left] = [f for f in found.fused if f.structure not in self.session.failed]
         options += found.left
         candidates = [self.candidate(o) for o in options]
         required = [
@@ -170,17 +206,17 @@ class _Planner:
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):
             return blp.Candidate(
-                option.nodes, option.inputs, option.outputs, left_time(self.graph, option, self.device)
+                option.nodes, option.inputs, option.outputs, left_time(self.graph, option, self.session.device)
             )
         outputs = tuple(o.value for o in option.kernel.outputs)
-        if option.structure not in self.costs:
-            self.costs[option.structure] = self.priced(option)
-        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, self.costs[option.structure])
+        if option.structure not in self.session.costs:
+            self.session.costs[option.structure] = self.priced(option)
+        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, self.session.costs[option.structure])
 
     def priced(self, option: Fused) -> float:
         """The estimated time, infinite for a kernel that cannot be written; that is recorded."""
         try:
-            return kernel_time(self.graph, option.kernel, self.device)
+            return kernel_time(self.graph, option.kernel, self.session.device)
         except (CompileError, UnsupportedError) as error:
             self.failures.append(str(error))
             return math.inf
@@ -203,25 +239,25 @@ class _Planner:
     def kernel_step(self, option: Fused, cost: float) -> KernelStep | None:
         kernel, structure = option.kernel, option.structure
         header = header_of(self.trace, self.graph, kernel)
-        if self.options.backend == "interpret":
+        if self.session.options.backend == "interpret":
             config = configurations(self.graph, kernel)[0]
             return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), cost)
-        if structure not in self.tuned:
+        if structure not in self.session.tuned:
             try:
-                self.tuned[structure] = tune(
+                self.session.tuned[structure] = tune(
                     self.graph,
                     kernel,
-                    self.device,
-                    effort=self.options.effort,
-                    live=self.live,
-                    store=self.store,
+                    self.session.device,
+                    effort=self.session.options.effort,
+                    live=self.session.live,
+                    store=self.session.store,
                     header=header,
                 )
             except (CompileError, UnsupportedError) as error:
-                self.failed[structure] = None
+                self.session.failed[structure] = None
                 self.failures.append(str(error))
                 return None
-        tuned = self.tuned[structure]
+        tuned = self.session.tuned[structure]
         return KernelStep(kernel, tuned.source, cost, tuned.measured, tuned.compiled)
 
     def reason(self, left: Left, choice: _Choice) -> str:
@@ -232,22 +268,28 @@ class _Planner:
         return choice.rejected.get(left.nodes, "XLA is estimated to be as fast")
 
     def judge(self, plan: Plan, planned: Callable[..., Any], original: Callable[..., Any]) -> Verdict:
-        if not plan.kernels:
+        if not plan.kernels and not plan.regions:
             return Verdict(None, None, "no kernel was chosen")
-        if not self.live:
+        if not self.session.live:
             return Verdict(None, None, "not timed: estimated for a device that is not here, or effort='fast'")
         operands = [n.array for n in self.graph.nodes if isinstance(n, Input)]
         if any(unsupported_reason(a.dtype) for a in operands):
             return Verdict(None, None, "not timed: an operand is no plain array")
         outputs = [self.graph.array(v) for v in self.graph.outputs]
-        key = f"{place(self.device)}-{digest(self.trace, [s.source.digest for s in plan.kernels])}"
-        known = self.store.get("verdict", key)
+        key = f"{place(self.session.device)}-{digest(self.trace, [s.source.digest for s in plan.kernels])}"
+        known = self.session.store.get("verdict", key)
         if known is not None:
             return Verdict(float(known["planned"]), float(known["xla"]))
-        verdict = compare(planned, original, operands, outputs, written_operands(self.graph), self.device)
+        verdict = compare(
+            planned, original, operands, outputs, written_operands(self.graph, self.carries), self.session.device
+        )
         if verdict.planned is not None:
-            self.store.put("verdict", key, {"planned": verdict.planned, "xla": verdict.xla})
+            self.session.store.put("verdict", key, {"planned": verdict.planned, "xla": verdict.xla})
         return verdict
+
+
+def _run_region(region: Region, bodies: Sequence[Callable[..., Any]], *operands: Any) -> Sequence[Any]:
+    return region.run(operands, bodies)
 
 
 def _planned(plan: Plan, launch: Launch, *operands: Any) -> list[Any]:

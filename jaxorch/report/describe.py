@@ -32,6 +32,7 @@ def describe(
     verdict: Verdict | None = None,
     problems: tuple[str, ...] = (),
     note: str = "",
+    bodies: tuple[tuple[str, Report], ...] = (),
 ) -> Report:
     """The report of a plan."""
     kernels = tuple(_kernel(plan, step) for step in plan.kernels)
@@ -48,8 +49,9 @@ def describe(
         gap=solution.gap if solution else 0.0,
         planned=verdict.planned,
         xla=verdict.xla,
-        kept=bool(kernels) and verdict.keeps_plan,
+        kept=bool(kernels or bodies) and verdict.keeps_plan,
         problems=problems,
+        bodies=bodies,
     )
 
 
