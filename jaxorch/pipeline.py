@@ -22,6 +22,7 @@ from jaxorch.frontend.regions import Region, region_of
 from jaxorch.frontend.trace import Regions, Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce, Scatter
+from jaxorch.ir.text import array_text
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
@@ -41,7 +42,7 @@ from jaxorch.passes.lookups import fold_lookups
 from jaxorch.passes.places import scatters_to_views, settle_scatters
 from jaxorch.passes.predicates import fold_index_predicates
 from jaxorch.passes.virtualize import virtualize
-from jaxorch.report import Report, describe, header_of
+from jaxorch.report import KernelLine, Report, describe, header_of
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch, timing_device
@@ -113,6 +114,10 @@ def _original(trace: Trace, *operands: Any) -> list[Any]:
     return [env[v] for v in trace.outputs]
 
 
+_LARGE_STATE = 1 << 20
+"""Bytes of an operand updated in place from which a copy of it costs more than launches do."""
+
+
 @dataclass(frozen=True)
 class _Choice:
     options: tuple[Fused | Left, ...]
@@ -146,6 +151,8 @@ class _Planner:
     def program(self) -> Program:
         session, original = self.session, partial(_original, self.trace)
         regions, bodies = self.regions()
+        if session.target.in_loop:
+            self.check_boundary()
         found = enumerate_candidates(self.graph)
         choice = self.choose(found)
         while (steps := self.steps(choice)) is None:  # a chosen kernel failed: choose again without it
@@ -155,7 +162,7 @@ class _Planner:
         arch = None if session.target.live else session.device.arch
         launch = interpreted_call if interpreted else partial(call, arch=arch)
         planned = partial(_planned, plan, launch)
-        verdict = self.judge(plan, planned, original)
+        verdict = self.judge(plan, planned, original, [line for _, body in bodies for line in body.every_kernel])
         failures = tuple(self.failures)
         if failures and self.session.options.fallback == "error":
             raise CompileError("; ".join(failures))
@@ -164,6 +171,22 @@ class _Planner:
         problems = failures + session.store.problems
         report = describe(plan, session.target, choice.solution, choice.baselines, verdict, problems, bodies=bodies)
         return Program(planned if report.kept else original, report)
+
+    def check_boundary(self) -> None:
+        """In a loop that is not the program's own, what is updated in place is part of the loop's state.
+
+        A kernel would get it as a copy, and what it wrote would be copied back; XLA alone updates it where it lies.
+
+        Raises:
+            UnsupportedError: such an operand is large.
+        """
+        operands = {n.position: n.array for n in self.graph.nodes if isinstance(n, Input)}
+        for position in written_operands(self.graph, self.carries):
+            if operands[position].nbytes >= _LARGE_STATE:
+                raise UnsupportedError(
+                    f"it updates operand {position}, {array_text(operands[position])}, in place inside a loop that is "
+                    "not its own, which would copy it every step; optimise the function that holds the loop"
+                )
 
     def regions(self) -> tuple[Regions, tuple[tuple[str, Report], ...]]:
         """The loops and branches whose bodies are planned, with the reports of these."""
@@ -267,7 +290,13 @@ class _Planner:
             return opaque[0].reason
         return choice.rejected.get(left.nodes, "XLA is estimated to be as fast")
 
-    def judge(self, plan: Plan, planned: Callable[..., Any], original: Callable[..., Any]) -> Verdict:
+    def judge(
+        self,
+        plan: Plan,
+        planned: Callable[..., Any],
+        original: Callable[..., Any],
+        inside: Sequence[KernelLine],
+    ) -> Verdict:
         if not plan.kernels and not plan.regions:
             return Verdict(None, None, "no kernel was chosen")
         if not self.session.live:
@@ -276,7 +305,8 @@ class _Planner:
         if any(unsupported_reason(a.dtype) for a in operands):
             return Verdict(None, None, "not timed: an operand is no plain array")
         outputs = [self.graph.array(v) for v in self.graph.outputs]
-        key = f"{place(self.session.device)}-{digest(self.trace, [s.source.digest for s in plan.kernels])}"
+        kernels = [s.source.digest for s in plan.kernels] + [f"{line.code} {line.config}" for line in inside]
+        key = f"{place(self.session.device)}-{digest(self.trace, kernels)}"
         known = self.session.store.get("verdict", key)
         if known is not None:
             return Verdict(float(known["planned"]), float(known["xla"]))

@@ -68,6 +68,11 @@ class Report:
     problems: tuple[str, ...]
     bodies: tuple[tuple[str, Report], ...] = ()
 
+    @property
+    def every_kernel(self) -> tuple[KernelLine, ...]:
+        """The kernels of the program and of the bodies in it."""
+        return (*self.kernels, *(line for _, body in self.bodies for line in body.every_kernel))
+
     def to_json(self) -> str:
         """The whole report as a JSON object, generated source included."""
         return json.dumps(dataclasses.asdict(self), indent=2)
