@@ -283,10 +283,21 @@ class _Body[V]:
         tile = self.scope_of(count, "loop")
         nodes = [self.node(key) for key in keys]
         dtypes = [self.graph.array(n.operands[0].values[0]).dtype for n in nodes]
-        carried = [reductions.initial(self.ops, n.op, d, tile) for n, d in zip(nodes, dtypes, strict=True)]
+        carried = self.initial(tile, keys, dtypes)
         with self.scope(tile):
             for key, node, state in zip(keys, nodes, carried, strict=True):
                 reductions.step(self.ops, node.op, self.item(key, node), state)
         for key, node, dtype, state in zip(keys, nodes, dtypes, carried, strict=True):
             outs = [a.dtype for a in node.arrays]
             self.reduced[key] = reductions.finish(self.ops, node.op, dtype, state, count, tile, outs)
+
+    def initial(self, tile: Tile, keys: Sequence[Reduction], dtypes: Sequence[Any]) -> list[tuple[V, ...]]:
+        """What the loop carries, some of it from the elements of its first block."""
+        nodes = [self.node(key) for key in keys]
+        if not any(reductions.wants_first(n.op) for n in nodes):
+            return [reductions.initial(self.ops, n.op, d, tile, None) for n, d in zip(nodes, dtypes, strict=True)]
+        with self.scope(self.ops.first_block(tile)):
+            firsts = [self.item(k, n) if reductions.wants_first(n.op) else None for k, n in zip(keys, nodes, strict=True)]
+            return [
+                reductions.initial(self.ops, n.op, d, tile, f) for n, d, f in zip(nodes, dtypes, firsts, strict=True)
+            ]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxorch.codegen.body import emit
-from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.codegen.ops import Buffer, Tile, first_block
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
@@ -178,8 +178,8 @@ class CountOps:
     def assign(self, carried: Dims, value: Dims) -> None:
         pass
 
-    def step_count(self) -> Dims:
-        return frozenset()
+    def first_block(self, tile: Tile) -> Tile:
+        return first_block(tile)
 
     def column_counts(self, tile: Tile) -> Dims:
         return frozenset((COLUMN,))
