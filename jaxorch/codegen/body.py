@@ -297,7 +297,9 @@ class _Body[V]:
         if not any(reductions.wants_first(n.op) for n in nodes):
             return [reductions.initial(self.ops, n.op, d, tile, None) for n, d in zip(nodes, dtypes, strict=True)]
         with self.scope(self.ops.first_block(tile)):
-            firsts = [self.item(k, n) if reductions.wants_first(n.op) else None for k, n in zip(keys, nodes, strict=True)]
+            firsts = [
+                self.item(k, n) if reductions.wants_first(n.op) else None for k, n in zip(keys, nodes, strict=True)
+            ]
             return [
                 reductions.initial(self.ops, n.op, d, tile, f) for n, d, f in zip(nodes, dtypes, firsts, strict=True)
             ]
