@@ -23,7 +23,7 @@ from jaxorch.ir.simplify import coords_of, linear_terms, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import Accesses, Reduction, collect, looked_up_at, operand_coords, pieces_at
 from jaxorch.kernels.configs import Config, power_of_two
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID
 from jaxorch.kernels.kernel import Kernel, Output
 
 __all__ = ["buffers", "emit", "grid_size"]
@@ -127,7 +127,7 @@ class _Body[V]:
 
     def coords(self, output: Output, copy: int = 0) -> Coords:
         """Where in an output the tile's points (or its rows) are, for one unrolled copy."""
-        flat = Dim(ROW) if output.per_row else ix.linearize(self.frame.coords(copy), self.frame.domain)
+        flat = self.frame.row if output.per_row else ix.linearize(self.frame.coords(copy), self.frame.domain)
         return coords_of(flat, self.graph.array(output.value).shape, self.frame.sizes)
 
     def offset(self, coords: Coords, shape: tuple[int, ...]) -> Expr:

@@ -18,6 +18,7 @@ from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, collect
 from jaxorch.kernels.frame import Frame, flat_frames, refine
+from jaxorch.kernels.order import walked_pointwise, walked_rows
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 
 __all__ = ["Kernel", "Output", "build"]
@@ -78,6 +79,7 @@ def _pointwise(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]
         return "outputs of different sizes"
     domain, accesses = _refined(graph, members, outputs, graph.array(outputs[0]).shape)
     frames = flat_frames(domain, accesses.offsets(graph), accesses)
+    frames = walked_pointwise(graph, outputs, accesses, frames)
     stored = tuple(Output(v, per_row=False) for v in outputs)
     return Kernel(tuple(sorted(members)), _inputs(accesses), stored, "pointwise", frames)
 
@@ -117,7 +119,9 @@ def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> 
     longest = max(_reduce(graph, r.node).count for r in accesses.reductions)
     persistent = longest <= LONGEST_TILE_ROW and frame.sizes[2] <= LONGEST_TILE_ROW
     schedule = "rows" if persistent else "rows-looped"
-    return Kernel(tuple(sorted(members)), _inputs(accesses), stored, schedule, (frame,))
+    return Kernel(
+        tuple(sorted(members)), _inputs(accesses), stored, schedule, walked_rows(graph, outputs, accesses, frame)
+    )
 
 
 def _reduce(graph: Graph, node: int) -> Reduce:

@@ -36,7 +36,7 @@ __all__ = ["Tuned", "is_out_of_memory", "place", "random_arguments", "tune"]
 
 _jax: Any = jax  # what is used of it carries few types
 
-_TRIES = {"fast": 1, "default": 10, "max": 32}
+_TRIES = {"fast": 1, "default": 14, "max": 32}
 _SETS_BYTES = 3 << 30  # memory for rotated inputs
 
 
