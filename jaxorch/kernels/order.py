@@ -62,7 +62,7 @@ def walked_pointwise(
     if sum(a.nbytes for a in arrays) <= KEPT_BYTES:
         return frames
     given = [_with_again(frame, arrays) for frame in frames]
-    first = max(a for a in range(len(domain)) if math.prod(domain[a:]) >= _PROGRAM_COLUMNS)
+    first = max((a for a in range(len(domain)) if math.prod(domain[a:]) >= _PROGRAM_COLUMNS), default=0)
     unroll = domain[-1] if domain[-1] in (2, 4) else 1
     columns = tuple(range(first, len(domain)))
     walks = [Frame(domain, slow + fast, (), columns, unroll) for slow, fast in _orders(tuple(range(first)), arrays)]
