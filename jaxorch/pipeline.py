@@ -44,7 +44,7 @@ from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch, timing_device
 
-__all__ = ["PASSES", "Program", "build", "optimized_graph"]
+__all__ = ["PASSES", "Program", "build", "optimized_graph", "planned"]
 
 type Pass = Callable[[Graph, Options], Graph]
 
@@ -101,6 +101,13 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
         return _Planner(trace, graph, options, target).program(original)
 
 
+def planned(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Plan:
+    """The plan of a program alone, for tools; it is not timed against XLA's version."""
+    trace = flatten(jaxpr)
+    with timing_device(target):
+        return _Planner(trace, optimized_graph(trace, options), options, target).plan()[0]
+
+
 def _original(trace: Trace, *operands: Any) -> list[Any]:
     """The program as traced; equations that no output needs are gone."""
     env: dict[int, Any] = dict(zip(trace.inputs, operands, strict=True))
@@ -131,15 +138,11 @@ class _Planner:
         self.failures: list[str] = []
 
     def program(self, original: Callable[..., list[Any]]) -> Program:
-        found = enumerate_candidates(self.graph)
-        choice = self.choose(found)
-        while (steps := self.steps(choice)) is None:  # a chosen kernel failed: choose again without it
-            choice = self.choose(found)
-        plan = Plan(self.trace, self.graph, steps)
+        plan, choice = self.plan()
         interpreted = self.options.backend == "interpret"
         launch = interpreted_call if interpreted else partial(call, arch=None if self.target.live else self.device.arch)
-        planned = partial(_planned, plan, launch)
-        verdict = self.judge(plan, planned, original)
+        run_plan = partial(_planned, plan, launch)
+        verdict = self.judge(plan, run_plan, original)
         failures = tuple(self.failures)
         if failures and self.options.fallback == "error":
             raise CompileError("; ".join(failures))
@@ -147,7 +150,15 @@ class _Planner:
             warnings.warn(f"jaxorch leaves a part to XLA: {failure}", JaxorchWarning, stacklevel=2)
         report = describe(plan, self.target, choice.solution, choice.baselines, verdict, failures + self.store.problems)
         keeps = bool(plan.kernels) and verdict.keeps_plan
-        return Program(planned if keeps else original, report)
+        return Program(run_plan if keeps else original, report)
+
+    def plan(self) -> tuple[Plan, _Choice]:
+        """The plan, its kernels tuned and compiled, and the choice it comes from."""
+        found = enumerate_candidates(self.graph)
+        choice = self.choose(found)
+        while (steps := self.steps(choice)) is None:  # a chosen kernel failed: choose again without it
+            choice = self.choose(found)
+        return Plan(self.trace, self.graph, steps), choice
 
     def choose(self, found: Enumeration) -> _Choice:
         """The cheapest way to run the graph, by estimated times, without the kernels that have failed."""
