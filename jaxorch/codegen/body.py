@@ -247,12 +247,13 @@ class _Body[V]:
         return self.reduced[key]
 
     def reduce_all(self) -> None:
-        """All reductions, those first that others need: each over its tile, or one loop for rows of one length."""
+        """All reductions, those first that others need: each over its tile, or a loop for long rows of one length."""
         groups: dict[tuple[int, int], list[Reduction]] = {}
         for key, level in self.needed().items():
             groups.setdefault((level, self.node(key).count), []).append(key)
         for (_, count), keys in sorted(groups.items(), key=lambda item: item[0]):
-            if self.kernel.schedule == "rows-looped":
+            short = count * 8 <= self.config.block_columns  # most of a block would be masked: a tile of its own
+            if self.kernel.schedule == "rows-looped" and not short:
                 self.reduce_in_loop(count, keys)
                 continue
             with self.scope(self.scope_of(count, "tile")):

@@ -208,7 +208,7 @@ def test_variance_is_as_exact_as_two_passes(name, columns, block):
     mean, variance = (found[v].astype(np.float64) for v in made.graph.outputs)
     wide = x.astype(np.float64)
     scale = np.abs(wide).max(-1)
-    # Welford: relative errors of some units, not of (mean/deviation)^2 of them
+    # sums of distances from a column's own element: relative errors of some units, not of (mean/deviation)^2 of them
     np.testing.assert_allclose(mean, wide.mean(-1), rtol=0, atol=4e-7 * scale.max())
     condition = np.sqrt((wide**2).mean(-1) / np.maximum(wide.var(-1), 1e-30))
     bound = 1e-6 * (1 + condition) * wide.var(-1) + (2e-7 * scale) ** 2

@@ -2,8 +2,8 @@
 
     sum(x), sum((x - sum(x)/n)^2)  =  moments(x)
 
-The right side is computed by Welford's update and Chan's combination (B. P. Welford 1962; Chan, Golub,
-LeVeque 1979), which loses no digits where E[x^2] - E[x]^2 does.  Rows that fit a tile keep the two-pass
+The right side is computed from sums of distances from one element of each column, combined by Chan's formula
+(Chan, Golub, LeVeque 1979; `codegen.reductions`), which loses few digits where E[x^2] - E[x]^2 does.  Rows that fit a tile keep the two-pass
 form: there the second pass costs nothing.
 """
 
