@@ -6,7 +6,7 @@ computed once per tile and set of coordinates; loads outside a piece's guard are
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -30,6 +30,12 @@ __all__ = ["buffers", "emit", "grid_size"]
 
 type Coords = tuple[Expr, ...]
 
+_WALKS: Mapping[str, Literal["grid", "tile", "loop"]] = {
+    "pointwise": "grid",
+    "rows": "tile",
+    "rows-looped": "loop",
+    "rows-blocked": "grid",
+}
 _UNIFORM_LIMIT = 1 << 22  # points evaluated to prove that a guard has one truth value over each block
 
 
@@ -41,10 +47,9 @@ def buffers(graph: Graph, kernel: Kernel) -> tuple[tuple[Buffer, ...], tuple[Buf
 
 
 def grid_size(kernel: Kernel, config: Config) -> int:
-    """Programs of a launch: (grid points) x (row blocks) x (column blocks of a pointwise kernel)."""
-    grid, rows, columns = kernel.frames[config.frame].sizes
-    blocks = -(-columns // config.block_columns) if kernel.schedule == "pointwise" else 1
-    return grid * -(-rows // config.block_rows) * blocks
+    """Programs of a launch: (grid points) x (row blocks) x (column blocks, where programs share the columns)."""
+    grid, rows, _ = kernel.frames[config.frame].sizes
+    return grid * -(-rows // config.block_rows) * kernel.column_blocks(config.frame, config.block_columns)
 
 
 def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: Ops[V]) -> None:
@@ -101,8 +106,8 @@ class _Body[V]:
         self.reduce_all()
         full = [k for k, o in enumerate(self.kernel.outputs) if not o.per_row]
         if full:
-            walk = {"pointwise": "grid", "rows": "tile", "rows-looped": "loop"}[self.kernel.schedule]
-            with self.scope(self.scope_of(columns, walk)):  # pyright: ignore[reportArgumentType]
+            walk = _WALKS[self.kernel.schedule]
+            with self.scope(self.scope_of(columns, walk)):
                 self.store(full)
         for k, output in enumerate(self.kernel.outputs):
             if output.per_row:

@@ -353,7 +353,7 @@ class TritonOps(Writer):
 
 def _straight_name(tile: Tile) -> str:
     size, block = tile.sizes[COLUMN], tile.block_columns
-    return f"column{size}" if block == power_of_two(size) else f"column{size}_of_{block}"
+    return f"column{size}_of_{block}" if tile.walk == "tile" and block != power_of_two(size) else f"column{size}"
 
 
 class _Branch:

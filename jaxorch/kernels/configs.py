@@ -37,6 +37,8 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
         case "rows-looped":
             longest = _longest(graph, kernel)
             found = _interleave([_looped(k, longest) for k in range(len(kernel.frames))])
+        case "rows-blocked":
+            found = _interleave([list(_blocked(k, f)) for k, f in enumerate(kernel.frames)])
         case _:
             found = _interleave([list(_pointwise(k, f)) for k, f in enumerate(kernel.frames)])
     return tuple(dict.fromkeys(found))
@@ -79,6 +81,22 @@ def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
         (32, 128, 4),
         (128, 32, 4),
         (16, 256, 4),
+    )
+    for block_rows, block_columns, warps in blocks:
+        yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
+
+
+def _blocked(number: int, frame: Frame) -> Iterator[Config]:
+    _, rows, columns = frame.sizes
+    blocks = (
+        (1, 4096, 8),
+        (1, 2048, 4),
+        (1, 2048, 8),
+        (1, 4096, 4),
+        (1, 8192, 8),
+        (1, 1024, 4),
+        (32, 128, 8),
+        (8, 512, 8),
     )
     for block_rows, block_columns, warps in blocks:
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)

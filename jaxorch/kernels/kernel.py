@@ -21,7 +21,7 @@ from jaxorch.kernels.frame import Frame, flat_frames, refine
 from jaxorch.kernels.order import walked_pointwise, walked_rows
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 
-__all__ = ["Kernel", "Output", "build"]
+__all__ = ["SHORT_ROW", "Kernel", "Output", "build"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,16 @@ class Output:
     per_row: bool
 
 
+SHORT_ROW = 512
+"""Rows of no more elements than this are reduced again by every program that wants their result."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One generated kernel.
 
-    schedule: "pointwise", "rows" (a tile holds whole rows) or "rows-looped" (a loop runs along the row).
+    schedule: "pointwise", "rows" (a tile holds whole rows), "rows-looped" (a loop runs along the row) or "rows-blocked"
+    (a row's columns are spread over programs, each of which reduces anew the short rows that it needs).
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
     """
 
@@ -45,6 +50,10 @@ class Kernel:
     outputs: tuple[Output, ...]
     schedule: str
     frames: tuple[Frame, ...]
+
+    def column_blocks(self, frame: int, block: int) -> int:
+        """Programs that share the columns of a tile's rows, `block` columns each."""
+        return -(-self.frames[frame].sizes[2] // block) if self.schedule in ("pointwise", "rows-blocked") else 1
 
 
 def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Kernel | str:
@@ -118,7 +127,8 @@ def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> 
         return "outputs that need no reduction"
     longest = max(_reduce(graph, r.node).count for r in accesses.reductions)
     persistent = longest <= LONGEST_TILE_ROW and frame.sizes[2] <= LONGEST_TILE_ROW
-    schedule = "rows" if persistent else "rows-looped"
+    spread = longest <= SHORT_ROW and 8 * longest <= frame.sizes[2] and not any(o.per_row for o in stored)
+    schedule = "rows" if persistent else "rows-blocked" if spread else "rows-looped"
     return Kernel(
         tuple(sorted(members)), _inputs(accesses), stored, schedule, walked_rows(graph, outputs, accesses, frame)
     )
