@@ -25,6 +25,7 @@ from jaxorch.ir.graph import Array, Opaque
 from jaxorch.kernels.configs import Config
 from jaxorch.orchestration import tune
 from jaxorch.orchestration.guard import Verdict
+from jaxorch.passes.derive import split
 from jaxorch.runtime.launch import call
 from jaxorch.target import local_gpu
 from tests.codegen import scalar_cases as scalars
@@ -209,6 +210,29 @@ def test_long_rows(shape, kernels_win):
     x = x * 3 + 100
     f = lambda x: (jax.nn.softmax(x), jax.nn.log_softmax(x), x.mean(-1), x.var(-1), jnp.argmax(x, -1))  # noqa: E731
     close(jaxorch.optimize(f, options=FAST)(x), jax.jit(f)(x), 1e-4)
+
+
+def test_a_large_shared_operand(kernels_win):
+    """Programs walk the batch fastest, row by row of the bias."""
+    x, bias = arguments((5, 8, 512, 1024), (8, 512, 1024))
+    f = lambda x, bias: (jax.nn.softmax(x + bias), (x + bias).max(-1))  # noqa: E731
+    close(jaxorch.optimize(f, options=FAST)(x, bias), jax.jit(f)(x, bias))
+
+
+@pytest.mark.parametrize("parts", [1, 8192])
+def test_norms_in_parts(parts, kernels_win, monkeypatch):
+    """Partial moments, then a kernel whose programs each combine them for a block of a row."""
+    monkeypatch.setattr(split, "FEW_ROWS", 512)
+    monkeypatch.setattr(split, "PARTS", parts)
+    (x,) = arguments((2, 4096, 256))
+    x = (x * 2 + 5).astype(BF16)
+
+    def group_norm(x):
+        m = x.astype(F32).reshape(2, 4096, 16, 16)
+        mean, variance = m.mean((1, 3), keepdims=True), m.var((1, 3), keepdims=True)
+        return jax.nn.silu(((m - mean) * lax.rsqrt(variance + 1e-5)).reshape(x.shape))
+
+    close(jaxorch.optimize(group_norm, options=FAST)(x), jax.jit(group_norm)(x), 1e-4)
 
 
 def test_nan_and_infinities(kernels_win):
