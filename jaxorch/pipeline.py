@@ -47,7 +47,7 @@ from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch, timing_device
 
-__all__ = ["PASSES", "Program", "build", "optimized_graph"]
+__all__ = ["PASSES", "Program", "build", "optimized_graph", "planned"]
 
 type Pass = Callable[[Graph, Options], Graph]
 
@@ -107,6 +107,13 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
         return _Planner(trace, graph, _Session(options, target)).program()
 
 
+def planned(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Plan:
+    """The plan of a program alone, for tools; it is not timed against XLA's version."""
+    trace = flatten(jaxpr)
+    with timing_device(target):
+        return _Planner(trace, optimized_graph(trace, options), _Session(options, target)).plan({})[0]
+
+
 def _original(trace: Trace, *operands: Any) -> list[Any]:
     """The program as traced; equations that no output needs are gone."""
     env: dict[int, Any] = dict(zip(trace.inputs, operands, strict=True))
@@ -153,11 +160,7 @@ class _Planner:
         regions, bodies = self.regions()
         if session.target.in_loop:
             self.check_boundary()
-        found = enumerate_candidates(self.graph)
-        choice = self.choose(found)
-        while (steps := self.steps(choice)) is None:  # a chosen kernel failed: choose again without it
-            choice = self.choose(found)
-        plan = Plan(self.trace, self.graph, steps, regions)
+        plan, choice = self.plan(regions)
         interpreted = session.options.backend == "interpret"
         arch = None if session.target.live else session.device.arch
         launch = interpreted_call if interpreted else partial(call, arch=arch)
@@ -211,6 +214,14 @@ class _Planner:
     def body(self, jaxpr: jex_core.ClosedJaxpr) -> Program:
         trace = flatten(jaxpr)
         return _Planner(trace, optimized_graph(trace, self.session.options), self.session).program()
+
+    def plan(self, regions: Regions) -> tuple[Plan, _Choice]:
+        """The plan, its kernels tuned and compiled, and the choice it comes from."""
+        found = enumerate_candidates(self.graph)
+        choice = self.choose(found)
+        while (steps := self.steps(choice)) is None:  # a chosen kernel failed: choose again without it
+            choice = self.choose(found)
+        return Plan(self.trace, self.graph, steps, regions), choice
 
     def choose(self, found: Enumeration) -> _Choice:
         """The cheapest way to run the graph, by estimated times, without the kernels that have failed."""

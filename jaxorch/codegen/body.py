@@ -6,7 +6,7 @@ computed once per tile and set of coordinates; loads outside a piece's guard are
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -21,15 +21,21 @@ from jaxorch.ir.graph import Const, Graph, Map, Reduce, Scatter
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
 from jaxorch.ir.simplify import coords_of, linear_terms, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
-from jaxorch.kernels.access import Accesses, Reduction, collect, looked_up_at, operand_coords, pieces_at
+from jaxorch.kernels.access import Accesses, Reduction, collect, looked_up_at, operand_coords, pieces_at, stored_array
 from jaxorch.kernels.configs import Config, power_of_two
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
-from jaxorch.kernels.kernel import Kernel, Output, aliases, stored_array
+from jaxorch.kernels.frame import COLUMN, GRID
+from jaxorch.kernels.kernel import Kernel, Output, aliases
 
 __all__ = ["buffers", "emit", "grid_size"]
 
 type Coords = tuple[Expr, ...]
 
+_WALKS: Mapping[str, Literal["grid", "tile", "loop"]] = {
+    "pointwise": "grid",
+    "rows": "tile",
+    "rows-looped": "loop",
+    "rows-blocked": "grid",
+}
 _UNIFORM_LIMIT = 1 << 22  # points evaluated to prove that a guard has one truth value over each block
 
 
@@ -42,10 +48,9 @@ def buffers(graph: Graph, kernel: Kernel) -> tuple[tuple[Buffer, ...], tuple[Buf
 
 
 def grid_size(kernel: Kernel, config: Config) -> int:
-    """Programs of a launch: (grid points) x (row blocks) x (column blocks of a pointwise kernel)."""
-    grid, rows, columns = kernel.frames[config.frame].sizes
-    blocks = -(-columns // config.block_columns) if kernel.schedule == "pointwise" else 1
-    return grid * -(-rows // config.block_rows) * blocks
+    """Programs of a launch: (grid points) x (row blocks) x (column blocks, where programs share the columns)."""
+    grid, rows, _ = kernel.frames[config.frame].sizes
+    return grid * -(-rows // config.block_rows) * kernel.column_blocks(config.frame, config.block_columns)
 
 
 def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: Ops[V]) -> None:
@@ -102,8 +107,8 @@ class _Body[V]:
         self.reduce_all()
         full = [k for k, o in enumerate(self.kernel.outputs) if not o.per_row]
         if full:
-            walk = {"pointwise": "grid", "rows": "tile", "rows-looped": "loop"}[self.kernel.schedule]
-            with self.scope(self.scope_of(columns, walk)):  # pyright: ignore[reportArgumentType]
+            walk = _WALKS[self.kernel.schedule]
+            with self.scope(self.scope_of(columns, walk)):
                 self.store(full)
         for k, output in enumerate(self.kernel.outputs):
             if output.per_row:
@@ -154,7 +159,7 @@ class _Body[V]:
 
     def coords(self, output: Output, copy: int = 0) -> Coords:
         """Where in an output the tile's points (or its rows) are, for one unrolled copy."""
-        flat = Dim(ROW) if output.per_row else ix.linearize(self.frame.coords(copy), self.frame.domain)
+        flat = self.frame.row if output.per_row else ix.linearize(self.frame.coords(copy), self.frame.domain)
         return coords_of(flat, stored_array(self.graph, output.value).shape, self.frame.sizes)
 
     def offset(self, coords: Coords, shape: tuple[int, ...]) -> Expr:
@@ -274,12 +279,13 @@ class _Body[V]:
         return self.reduced[key]
 
     def reduce_all(self) -> None:
-        """All reductions, those first that others need: each over its tile, or one loop for rows of one length."""
+        """All reductions, those first that others need: each over its tile, or a loop for long rows of one length."""
         groups: dict[tuple[int, int], list[Reduction]] = {}
         for key, level in self.needed().items():
             groups.setdefault((level, self.node(key).count), []).append(key)
         for (_, count), keys in sorted(groups.items(), key=lambda item: item[0]):
-            if self.kernel.schedule == "rows-looped":
+            short = count * 8 <= self.config.block_columns  # most of a block would be masked: a tile of its own
+            if self.kernel.schedule == "rows-looped" and not short:
                 self.reduce_in_loop(count, keys)
                 continue
             with self.scope(self.scope_of(count, "tile")):
@@ -310,10 +316,23 @@ class _Body[V]:
         tile = self.scope_of(count, "loop")
         nodes = [self.node(key) for key in keys]
         dtypes = [self.graph.array(n.operands[0].values[0]).dtype for n in nodes]
-        carried = [reductions.initial(self.ops, n.op, d, tile) for n, d in zip(nodes, dtypes, strict=True)]
+        carried = self.initial(tile, keys, dtypes)
         with self.scope(tile):
             for key, node, state in zip(keys, nodes, carried, strict=True):
                 reductions.step(self.ops, node.op, self.item(key, node), state)
         for key, node, dtype, state in zip(keys, nodes, dtypes, carried, strict=True):
             outs = [a.dtype for a in node.arrays]
             self.reduced[key] = reductions.finish(self.ops, node.op, dtype, state, count, tile, outs)
+
+    def initial(self, tile: Tile, keys: Sequence[Reduction], dtypes: Sequence[Any]) -> list[tuple[V, ...]]:
+        """What the loop carries, some of it from the elements of its first block."""
+        nodes = [self.node(key) for key in keys]
+        if not any(reductions.wants_first(n.op) for n in nodes):
+            return [reductions.initial(self.ops, n.op, d, tile, None) for n, d in zip(nodes, dtypes, strict=True)]
+        with self.scope(self.ops.first_block(tile)):
+            firsts = [
+                self.item(k, n) if reductions.wants_first(n.op) else None for k, n in zip(keys, nodes, strict=True)
+            ]
+            return [
+                reductions.initial(self.ops, n.op, d, tile, f) for n, d, f in zip(nodes, dtypes, firsts, strict=True)
+            ]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxorch.codegen.body import emit
-from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.codegen.ops import Buffer, Tile, first_block
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
@@ -44,18 +44,20 @@ class Counts:
         read: bytes from memory, by buffer: each element once, in whole sectors.
         passes: bytes from the second-level cache, by buffer and loop.
         written: bytes stored.
+        again: bytes from memory that had been read before and have left the second-level cache.
         operations: weighted arithmetic, in operations of one cycle.
     """
 
     read: dict[str, float] = field(default_factory=dict[str, float])
     passes: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
     written: float = 0.0
+    again: float = 0.0
     operations: float = 0.0
 
     @property
     def moved(self) -> float:
         """Bytes to and from memory."""
-        return sum(self.read.values()) + self.written
+        return sum(self.read.values()) + self.written + self.again
 
     @property
     def cached(self) -> float:
@@ -186,8 +188,8 @@ class CountOps:
     def assign(self, carried: Dims, value: Dims) -> None:
         pass
 
-    def step_count(self) -> Dims:
-        return frozenset()
+    def first_block(self, tile: Tile) -> Tile:
+        return first_block(tile)
 
     def column_counts(self, tile: Tile) -> Dims:
         return frozenset((COLUMN,))
@@ -234,4 +236,5 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     frame = kernel.frames[config.frame]
     ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll)
     emit(graph, kernel, config, ops)
+    ops.counts.again = frame.again
     return ops.counts

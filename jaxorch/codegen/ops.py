@@ -16,7 +16,7 @@ import numpy as np
 from jaxorch.ir.graph import Array
 from jaxorch.ir.index import Expr, Guard, Lookup
 
-__all__ = ["Buffer", "Ops", "Tile"]
+__all__ = ["Buffer", "Ops", "Tile", "first_block"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,12 @@ class Tile:
     block_rows: int
     block_columns: int
     walk: Literal["grid", "tile", "loop"]
+
+
+def first_block(tile: Tile) -> Tile:
+    """The first block of a looped scope as a scope of its own, for handlers that walk block by block."""
+    grid, rows, columns = tile.sizes
+    return Tile((grid, rows, min(columns, tile.block_columns)), tile.block_rows, tile.block_columns, "tile")
 
 
 class Ops[V](Protocol):
@@ -98,8 +104,8 @@ class Ops[V](Protocol):
         ...
 
     def assign(self, carried: V, value: V) -> None: ...
-    def step_count(self) -> V:
-        """In a looped scope: how many blocks have been visited, this one included, as float32."""
+    def first_block(self, tile: Tile) -> Tile:
+        """The scope of the columns that a looped `tile` visits first, each in the lane where the loop will have it."""
         ...
 
     def column_counts(self, tile: Tile) -> V:

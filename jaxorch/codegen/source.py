@@ -48,7 +48,7 @@ def generate(
     """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments."""
     ins, outs = buffers(graph, kernel)
     frame = kernel.frames[config.frame]
-    columns = -(-frame.sizes[2] // config.block_columns) if kernel.schedule == "pointwise" else 1
+    columns = kernel.column_blocks(config.frame, config.block_columns)
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
     wide = max([*counted, *(b.array.size for b in (*ins, *outs))]) >= 2**31

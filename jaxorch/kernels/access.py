@@ -15,7 +15,7 @@ from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, expressions
 
-__all__ = ["Accesses", "Load", "Reduction", "collect", "looked_up_at", "operand_coords", "pieces_at"]
+__all__ = ["Accesses", "Load", "Reduction", "collect", "looked_up_at", "operand_coords", "pieces_at", "stored_array"]
 
 type Coords = tuple[Expr, ...]
 
@@ -66,6 +66,12 @@ class Accesses:
             yield from (b.expr for b in guard)
         for place in self.places:
             yield from place
+
+
+def stored_array(graph: Graph, value: Value) -> Array:
+    """What a kernel that stores `value` writes: the array, or for a Scatter the updates."""
+    node = graph.nodes[value.node]
+    return Array(node.updates.domain, node.array.dtype) if isinstance(node, Scatter) else graph.array(value)
 
 
 def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[Guard, Value, Coords]]:

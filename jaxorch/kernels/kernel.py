@@ -13,15 +13,16 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Graph, Node, Reduce, Scatter, pieces_of
+from jaxorch.ir.graph import Graph, Node, Reduce, Scatter, pieces_of
 from jaxorch.ir.index import Const, Dim, Expr
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Piece, Value, lookups
-from jaxorch.kernels.access import Accesses, Reduction, collect
+from jaxorch.kernels.access import Accesses, Reduction, collect, stored_array
 from jaxorch.kernels.frame import Frame, flat_frames, refine
+from jaxorch.kernels.order import walked_pointwise, walked_rows
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 
-__all__ = ["Kernel", "Output", "aliases", "build", "stored_array"]
+__all__ = ["SHORT_ROW", "Kernel", "Output", "aliases", "build"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,16 @@ class Output:
     per_row: bool
 
 
+SHORT_ROW = 512
+"""Rows of no more elements than this are reduced again by every program that wants their result."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One generated kernel.
 
-    schedule: "pointwise", "rows" (a tile holds whole rows) or "rows-looped" (a loop runs along the row).
+    schedule: "pointwise", "rows" (a tile holds whole rows), "rows-looped" (a loop runs along the row) or "rows-blocked"
+    (a row's columns are spread over programs, each of which reduces anew the short rows that it needs).
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
     """
 
@@ -46,11 +52,9 @@ class Kernel:
     schedule: str
     frames: tuple[Frame, ...]
 
-
-def stored_array(graph: Graph, value: Value) -> Array:
-    """What a kernel that stores `value` writes: the array, or for a Scatter the updates."""
-    node = graph.nodes[value.node]
-    return Array(node.updates.domain, node.array.dtype) if isinstance(node, Scatter) else graph.array(value)
+    def column_blocks(self, frame: int, block: int) -> int:
+        """Programs that share the columns of a tile's rows, `block` columns each."""
+        return -(-self.frames[frame].sizes[2] // block) if self.schedule in ("pointwise", "rows-blocked") else 1
 
 
 def aliases(graph: Graph, kernel: Kernel) -> dict[int, int]:
@@ -117,6 +121,7 @@ def _pointwise(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]
     frames = flat_frames(domain, accesses.offsets(graph), accesses)
     if any(isinstance(graph.nodes[v.node], Scatter) for v in outputs):
         frames = tuple(f for f in frames if f.unroll == 1)  # a place need not keep neighbours side by side
+    frames = walked_pointwise(graph, outputs, accesses, frames)
     stored = tuple(Output(v, per_row=False) for v in outputs)
     return Kernel(tuple(sorted(members)), _inputs(graph, outputs, accesses), stored, "pointwise", frames)
 
@@ -157,9 +162,11 @@ def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> 
         return "outputs that need no reduction"
     longest = max(_reduce(graph, r.node).count for r in accesses.reductions)
     persistent = longest <= LONGEST_TILE_ROW and frame.sizes[2] <= LONGEST_TILE_ROW
-    schedule = "rows" if persistent else "rows-looped"
     marked = tuple(Output(v, per_row=v in row_values) for v in outputs)
-    return Kernel(tuple(sorted(members)), _inputs(graph, outputs, accesses), marked, schedule, (frame,))
+    spread = longest <= SHORT_ROW and 8 * longest <= frame.sizes[2] and not any(o.per_row for o in marked)
+    schedule = "rows" if persistent else "rows-blocked" if spread else "rows-looped"
+    frames = walked_rows(graph, outputs, accesses, frame)
+    return Kernel(tuple(sorted(members)), _inputs(graph, outputs, accesses), marked, schedule, frames)
 
 
 def _reduce(graph: Graph, node: int) -> Reduce:

@@ -13,8 +13,9 @@ from jaxorch.codegen.count_ops import Counts, count
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Opaque, Scatter, operands_of
 from jaxorch.ir.view import Value, is_reshape, lookups
+from jaxorch.kernels.access import stored_array
 from jaxorch.kernels.configs import Config, configurations
-from jaxorch.kernels.kernel import Kernel, aliases, stored_array
+from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.orchestration.candidates import Left
 from jaxorch.orchestration.devices import Device
 

@@ -32,11 +32,12 @@ from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, check
 from jaxorch.runtime.store import Store
 
-__all__ = ["Tuned", "is_out_of_memory", "place", "random_arguments", "tune"]
+__all__ = ["TRIES", "Tuned", "is_out_of_memory", "place", "random_arguments", "tune"]
 
 _jax: Any = jax  # what is used of it carries few types
 
-_TRIES = {"fast": 1, "default": 10, "max": 32}
+# Configurations timed for each kernel, by effort.
+TRIES = {"fast": 1, "default": 14, "max": 32}
 _SETS_BYTES = 3 << 30  # memory for rotated inputs
 
 
@@ -58,7 +59,7 @@ def tune(
     Raises:
         CompileError: no configuration compiles for the device, or none launches on it.
     """
-    configs = configurations(graph, kernel)[: _TRIES[effort]]
+    configs = configurations(graph, kernel)[: TRIES[effort]]
     first = generate(graph, kernel, configs[0], header=header)
     sources = chain([first], (generate(graph, kernel, c, header=header) for c in configs[1:]))
     inputs, outputs = arguments(graph, kernel)

@@ -101,6 +101,24 @@ def test_elementwise_kernels_move_vectors(dtype):
     assert "st.global.v" in ptx
 
 
+def test_relaxed_functions_are_one_instruction_each():
+    """A thread has 8 elements here; PTX's own handling of denormals would triple their instructions."""
+    graph, (kernel,), _ = case("groupnorm_silu")
+    ptx = compiled(graph, kernel, Config(0, 1, 4096, 16), 90).ptx
+    assert [ptx.count(name) for name in ("ex2.approx.ftz.f32", "rcp.approx.ftz.f32")] == [8, 8]
+    graph, (kernel,), _ = case("softmax_bias_mask")
+    ptx = compiled(graph, kernel, Config(0, 1, 1024, 4), 90).ptx
+    assert [ptx.count(name) for name in ("ex2.approx.ftz.f32", "rcp.approx.f32", "div.")] == [8, 1, 0]
+
+
+def test_loops_with_stages_load_ahead():
+    graph, (kernel,), _ = case("groupnorm_silu")
+    one, three = (compiled(graph, kernel, Config(0, 1, 4096, 8, stages), 90) for stages in (1, 3))
+    assert "cp.async" not in one.ptx
+    assert "cp.async" in three.ptx
+    assert three.shared_bytes > one.shared_bytes
+
+
 # Text
 
 
