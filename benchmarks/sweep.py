@@ -13,20 +13,20 @@ from rich.table import Table
 
 from benchmarks.cases import CASES
 from benchmarks.suites import resolve
-from jaxorch.codegen.source import Source, generate
+from jaxorch.codegen.source import generate
 from jaxorch.errors import JaxorchError
-from jaxorch.ir.graph import Array, Graph
+from jaxorch.ir.graph import Graph
 from jaxorch.kernels.configs import Config, configurations
-from jaxorch.kernels.kernel import Kernel
+from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.options import Options
 from jaxorch.orchestration.cost import config_time
 from jaxorch.orchestration.devices import Device, device
-from jaxorch.orchestration.measure import device_times
+from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
-from jaxorch.orchestration.tune import TRIES, random_arguments
+from jaxorch.orchestration.tune import TRIES, launched, random_arguments
 from jaxorch.pipeline import planned
 from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import call, check
+from jaxorch.runtime.launch import check
 from jaxorch.target import DEFAULT_DEVICE, Target, local_arch, local_gpu
 
 COLUMNS = ("frame", "tile", "warps", "stages", "programs", "registers", "spills", "shared", "est. µs", "µs")
@@ -46,29 +46,25 @@ class Row:
 
 def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int | None) -> list[Row]:
     """A row for each of the first `limit` configurations, in the order in which the tuner would try them."""
-    arrays = arguments(graph, kernel)
-    sets = random_arguments(arrays[: len(kernel.inputs)], table.l2_bytes) if live else []
+    inputs, outputs = arguments(graph, kernel)
+    donated = [*aliases(graph, kernel)]
+    rotation = Rotation(random_arguments(inputs, table.l2_bytes), donated) if live else None
     rows: list[Row] = []
     running = {}
     for config in configurations(graph, kernel)[:limit]:
         source = generate(graph, kernel, config)
         compiled, failure = None, ""
         try:
-            compiled = check(source, arrays, arch=table.arch, shared_limit=table.shared_per_block)
-            if live:
-                running[len(rows)] = _runnable(source, arrays[len(kernel.inputs) :], sets[0])
+            compiled = check(source, inputs, outputs, arch=table.arch, shared_limit=table.shared_per_block)
+            if rotation:
+                running[len(rows)] = launched(source, outputs, rotation)
         except (JaxorchError, jax.errors.JaxRuntimeError) as error:
             failure = str(error).splitlines()[0]
         rows.append(Row(config, source.grid, compiled, failure, config_time(graph, kernel, config, table)))
-    times = device_times(list(running.values()), sets, repeats=11) if running else ()
+    sets = rotation.sets if rotation else []
+    times = device_times(list(running.values()), sets, donated=donated, repeats=11) if running else ()
     measured = dict(zip(running, (t.median_us for t in times), strict=True))
     return [Row(r.config, r.programs, r.compiled, r.failure, r.estimated, measured.get(k)) for k, r in enumerate(rows)]
-
-
-def _runnable(source: Source, outputs: Sequence[Array], operands: Sequence[jax.Array]) -> jax.stages.Compiled:
-    compiled = jax.jit(lambda *values: call(source, values, outputs)).lower(*operands).compile()
-    jax.block_until_ready(compiled(*operands))
-    return compiled
 
 
 def chosen(rows: Sequence[Row], tries: int) -> int | None:

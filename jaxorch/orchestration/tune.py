@@ -32,7 +32,7 @@ from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, check
 from jaxorch.runtime.store import Store
 
-__all__ = ["TRIES", "Tuned", "is_out_of_memory", "place", "random_arguments", "tune"]
+__all__ = ["TRIES", "Tuned", "in_place", "is_out_of_memory", "launched", "place", "random_arguments", "tune"]
 
 _jax: Any = jax  # what is used of it carries few types
 
@@ -136,19 +136,14 @@ def _compile(
 def _fastest(
     sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], device: Device, failures: list[str]
 ) -> tuple[Source, float]:
-    sets = random_arguments(inputs, device.l2_bytes)
-    donated = [k for k, _ in sources[0].aliases]  # else what is timed is the copy that saves the old value
-    rotation = Rotation(sets, donated)
+    donated = in_place(sources[0])
+    rotation = Rotation(random_arguments(inputs, device.l2_bytes), donated)
     running: list[tuple[Source, Callable[..., Any]]] = []
     for source in sources:
-        function: Any = _jax.jit(_launcher(source, outputs), donate_argnums=donated)
         try:
-            compiled = function.lower(*inputs).compile()
-            _jax.block_until_ready(rotation.call(compiled))
+            running.append((source, launched(source, outputs, rotation)))
         except (JaxorchError, _jax.errors.JaxRuntimeError) as error:
             failures.append(f"{source.name} {source.config}: {error}")
-            continue
-        running.append((source, compiled))
     if not running:
         raise CompileError(f"no configuration launches: {failures[-1]}")
     timings = device_times([f for _, f in running], rotation.sets, donated=donated, repeats=7)
@@ -157,8 +152,26 @@ def _fastest(
     return running[best][0], medians[best]
 
 
-def _launcher(source: Source, outputs: Sequence[Array]) -> Callable[..., Any]:
-    return lambda *operands: call(source, operands, outputs)
+def in_place(source: Source) -> list[int]:
+    """The operands that a kernel writes into: donated where it is timed, or the copy that saves them is timed too."""
+    return [operand for operand, _ in source.aliases]
+
+
+def launched(source: Source, outputs: Sequence[Array], rotation: Rotation) -> Callable[..., Any]:
+    """A kernel, compiled and launched once on the rotation's next arguments.
+
+    Raises:
+        JaxorchError: it cannot be compiled.
+        JaxRuntimeError: it cannot be launched, or fails when it runs.
+    """
+
+    def run(*operands: Any) -> list[Any]:
+        return call(source, operands, outputs)
+
+    jitted: Any = _jax.jit(run, donate_argnums=in_place(source))
+    compiled = jitted.lower(*rotation.sets[0]).compile()
+    _jax.block_until_ready(rotation.call(compiled))
+    return compiled
 
 
 def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Array]]:

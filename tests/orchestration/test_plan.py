@@ -111,7 +111,9 @@ def test_xla_computes_what_is_left_and_no_more(name, monkeypatch):
     arrays = arrays_of(shapes)
     plan = planned(monkeypatch, f, *arrays)
     bound, bind = [], trace_module._bind
-    monkeypatch.setattr(trace_module, "_bind", lambda t, e, *rest: bound.append(t.equations.index(e)) or bind(t, e, *rest))
+    monkeypatch.setattr(
+        trace_module, "_bind", lambda t, e, *rest: bound.append(t.equations.index(e)) or bind(t, e, *rest)
+    )
     run(plan, arrays, Launches(plan))
     left = {k for s in plan.steps if isinstance(s, LeftStep) for n in s.left.nodes for k in _equations(plan, n)}
     replayed = {plan.trace.equations[k].primitive for k in bound if k not in left}
