@@ -28,6 +28,7 @@ __all__ = ["Counts", "count"]
 type Dims = frozenset[int]
 
 _ATOMIC = 8  # operations that one atomic update weighs
+_LANE = 3  # the columns of a loop-carried tile, as an axis beside GRID, ROW and COLUMN: as many as a block has
 
 SECTOR = 32  # bytes: the least that a memory access moves
 
@@ -84,7 +85,8 @@ class CountOps:
 
     def points(self, dims: Dims) -> float:
         """How many coordinates vary along `dims`, those of branches not taken left out."""
-        return math.prod(self.tile.sizes[d] for d in dims) * self.taken
+        axes = dims - {_LANE} if COLUMN in dims else dims
+        return math.prod(self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes) * self.taken
 
     def share(self, guard: Guard) -> float:
         """About which part of the points the guard lets through."""
@@ -180,10 +182,10 @@ class CountOps:
 
     def fold(self, op: str, value: Dims, dtype: np.dtype[Any]) -> Dims:
         self.counts.operations += self.points(value) * 2
-        return value - {COLUMN}
+        return value - {COLUMN, _LANE}
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Dims:
-        return frozenset((ROW, COLUMN))
+        return frozenset((GRID, ROW, _LANE))
 
     def assign(self, carried: Dims, value: Dims) -> None:
         pass
@@ -192,7 +194,7 @@ class CountOps:
         return first_block(tile)
 
     def column_counts(self, tile: Tile) -> Dims:
-        return frozenset((COLUMN,))
+        return frozenset((_LANE,))
 
 
 class _Branch:

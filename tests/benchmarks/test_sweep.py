@@ -41,7 +41,7 @@ def test_a_table_without_a_gpu(small):
 
 
 def test_a_configuration_that_does_not_compile_is_a_row(small, monkeypatch):
-    def check(source, arrays, **_):
+    def check(source, inputs, outputs, **_):
         if source.config.num_warps == 4:
             raise CompileError("too much of something")
         return Compiled("", 32, 0, 0, 0.0)
