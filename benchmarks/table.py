@@ -58,7 +58,7 @@ def _timed(record: Json) -> tuple[str, ...]:
         f"{record['bar']:.2f}",
         {True: "yes", False: "NO", None: "–"}[record["met"]],
         "–" if record["floor_us"] is None else f"{record['floor_us']:.1f}",
-        _pair(*(len(t["kernels"]) or None if t["source"] == "cupti" else None for t in (timing, theirs))),
+        _pair(*(len(t["kernels"]) or None for t in (timing, theirs))),
         _pair(*(None if side["temp_bytes"] is None else round(side["temp_bytes"] / 1e6) for side in (ours, xla))),
         _error(record["verdict"]),
     )

@@ -15,7 +15,7 @@ import jax
 from jaxorch.errors import LaunchError
 from jaxorch.ir.graph import Array
 from jaxorch.orchestration.devices import Device
-from jaxorch.orchestration.measure import device_times
+from jaxorch.orchestration.measure import program_times
 from jaxorch.orchestration.tune import is_out_of_memory, random_arguments
 
 __all__ = ["Verdict", "compare"]
@@ -57,7 +57,7 @@ def compare(
         sets = random_arguments(operands, device.l2_bytes)
         jitted = (_jax.jit(f, donate_argnums=tuple(donated)) for f in (planned, original))
         functions: list[Any] = [f.lower(*sets[0]).compile() for f in jitted]
-        ours, theirs = device_times(functions, sets, donated=donated, repeats=11)
+        ours, theirs = program_times(functions, sets, donated=donated, repeats=11)
     except _jax.errors.JaxRuntimeError as error:
         if is_out_of_memory(error):
             return Verdict(None, None, "not timed: the device has too little memory free for a second copy")

@@ -19,6 +19,9 @@ type Kernels = tuple[tuple[str, float], ...]
 
 type _Profile = Callable[..., Callable[[], tuple[object, list[tuple[str, float]] | None]]]
 
+_QUEUED = 8  # calls issued one after the other
+_HOST_US = 100.0  # more than the host takes to issue a call, in µs
+
 # CUPTI serves one subscriber in a process.
 _CUPTI_LOCK = threading.Lock()
 
@@ -30,7 +33,9 @@ class Timing:
     With source "cupti" a sample is the sum of the device times of the call's kernels: idle gaps between kernels are not
     in it, nor are copies and fills that run without a kernel (the profiler gives no start times and records kernels
     alone); `kernels` says how many there were. With source "clock" a sample is the wall clock of one call up to
-    its results being ready, launch overhead included.
+    its results being ready, launch overhead included. With source "queue" it is the wall clock of a call among several
+    issued one after the other: near the device's time where that is longer than what the host takes to issue a call,
+    and with the copies and gaps in it.
 
     Attributes:
         median_us: the median sample.
@@ -47,7 +52,7 @@ class Timing:
     high_us: float
     samples: int
     kernels: Kernels
-    source: Literal["cupti", "clock"]
+    source: Literal["cupti", "clock", "queue"]
     note: str = ""
 
 
@@ -132,18 +137,57 @@ def device_times(
         Exception: whatever a version raises when it runs.
     """
     with jax.ensure_compile_time_eval():
+        return _times(versions, Rotation(argument_sets, donated), repeats)
+
+
+def _times(versions: Sequence[Callable[..., object]], rotation: Rotation, repeats: int) -> tuple[Timing, ...]:
+    for version in versions:
+        _wait(rotation.call(version))
+    if rotation.platform() != "gpu":
+        return _clock_times(versions, rotation, repeats)
+    try:
+        with _CUPTI_LOCK:
+            return _cupti_times(versions, rotation, repeats)
+    # A version that itself is at fault fails again, and uncaught, under the wall clock.
+    except (RuntimeError, ImportError) as err:
+        timings = _clock_times(versions, rotation, repeats)
+        return tuple(replace(timing, note=f"no CUPTI times: {err}") for timing in timings)
+
+
+def program_times(
+    versions: Sequence[Callable[..., object]],
+    argument_sets: Sequence[Sequence[jax.Array]],
+    *,
+    donated: Collection[int] = (),
+    repeats: int = 20,
+) -> tuple[Timing, ...]:
+    """`device_times` of whole programs: by the queue where a version takes far longer than its kernels do.
+
+    XLA copies large arrays, such as slices of a loop's state, without a kernel, which CUPTI's times leave out.
+    """
+    with jax.ensure_compile_time_eval():
         rotation = Rotation(argument_sets, donated)
-        for version in versions:
+        kernels = _times(versions, rotation, repeats)
+        if kernels[0].source != "cupti":
+            return kernels
+        samples = _queue_samples(versions, rotation, rounds=max(repeats // 4, 3))
+    queued = [_summary(s, (), "queue") for s in samples]
+    if all(q.median_us - k.median_us < _HOST_US + 0.1 * k.median_us for q, k in zip(queued, kernels, strict=True)):
+        return kernels
+    return tuple(replace(q, kernels=k.kernels) for q, k in zip(queued, kernels, strict=True))
+
+
+def _queue_samples(versions: Sequence[Callable[..., object]], rotation: Rotation, rounds: int) -> list[list[float]]:
+    samples: list[list[float]] = [[] for _ in versions]
+    for _ in range(rounds):
+        for version, times in zip(versions, samples, strict=True):
             _wait(rotation.call(version))
-        if rotation.platform() != "gpu":
-            return _clock_times(versions, rotation, repeats)
-        try:
-            with _CUPTI_LOCK:
-                return _cupti_times(versions, rotation, repeats)
-        # A version that itself is at fault fails again, and uncaught, under the wall clock.
-        except (RuntimeError, ImportError) as err:
-            timings = _clock_times(versions, rotation, repeats)
-            return tuple(replace(timing, note=f"no CUPTI times: {err}") for timing in timings)
+            start = time.perf_counter()
+            for _ in range(_QUEUED - 1):
+                rotation.call(version)
+            _wait(rotation.call(version))
+            times.append((time.perf_counter() - start) * 1e6 / _QUEUED)
+    return samples
 
 
 def _clock_times(versions: Sequence[Callable[..., object]], rotation: Rotation, repeats: int) -> tuple[Timing, ...]:
@@ -201,7 +245,7 @@ def _kernels_of(version: Callable[..., object], rotation: Rotation) -> Kernels:
     return tuple((name, milliseconds * 1e3) for name, milliseconds in kernels)
 
 
-def _summary(totals: Sequence[float], calls: Sequence[Kernels], source: Literal["cupti", "clock"]) -> Timing:
+def _summary(totals: Sequence[float], calls: Sequence[Kernels], source: Literal["cupti", "clock", "queue"]) -> Timing:
     median = statistics.median(totals)
     low, _, high = statistics.quantiles(totals, n=4, method="inclusive") if len(totals) > 1 else [median] * 3
     nearest = min(range(len(totals)), key=lambda i: abs(totals[i] - median))

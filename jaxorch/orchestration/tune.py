@@ -178,12 +178,16 @@ def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Ar
     """Sets of arguments to rotate through, together past the device's last-level cache."""
     size = max(sum(a.nbytes for a in arrays), 1)
     count = max(1, min(math.ceil(2 * l2_bytes / size) + 1, _SETS_BYTES // size, 16))
-    return [[_random(_jax.random.key(1000 * s + k), a) for k, a in enumerate(arrays)] for s in range(count)]
+    # integers may be indices: with few of them, updates would meet in one place
+    places = min(max((n for a in arrays for n in a.shape), default=2), 1 << 15)
+    return [[_random(_jax.random.key(1000 * s + k), a, places) for k, a in enumerate(arrays)] for s in range(count)]
 
 
-@partial(_jax.jit, static_argnums=1)
-def _random(key: Any, array: Array) -> jax.Array:
+@partial(_jax.jit, static_argnums=(1, 2))
+def _random(key: Any, array: Array, places: int) -> jax.Array:
+    if array.dtype == np.bool_:
+        return _jax.random.bernoulli(key, shape=array.shape)
     if not is_float(array.dtype):
-        return _jax.random.randint(key, array.shape, 0, 2, jnp.int32).astype(array.dtype)
+        return _jax.random.randint(key, array.shape, 0, places, jnp.int32).astype(array.dtype)
     wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
     return _jax.random.normal(key, array.shape, wide).astype(array.dtype)

@@ -1,5 +1,6 @@
 """The timing primitive: interleaving, rotation, donation, the profiler's records, and the wall clock in its place."""
 
+import time
 import types
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from jax.experimental.mosaic.gpu import profiler
 
 from jaxorch.orchestration import measure
-from jaxorch.orchestration.measure import Rotation, device_times
+from jaxorch.orchestration.measure import Rotation, Timing, device_times, program_times
 
 
 @pytest.fixture
@@ -154,3 +155,15 @@ def test_device_time_of_a_copy():
     assert large.median_us > small.median_us
     assert measure._CUPTI_LOCK.acquire(blocking=False)
     measure._CUPTI_LOCK.release()
+
+
+def test_programs_are_timed_by_the_queue_where_kernels_are_not_all(monkeypatch):
+    """CUPTI says 1 µs for both; one of them takes a millisecond more than the host does."""
+    kernels = tuple(Timing(1.0, 1.0, 1.0, 3, (("k", 1.0),), "cupti") for _ in range(2))
+    monkeypatch.setattr(measure, "_times", lambda *_: kernels)
+    sets = [(jnp.ones(4),)]
+    quick, slow = (lambda x: x), (lambda x: time.sleep(1e-3) or x)
+    assert program_times([quick, quick], sets) == kernels
+    first, second = program_times([quick, slow], sets, repeats=12)
+    assert (first.source, second.source, second.kernels) == ("queue", "queue", kernels[1].kernels)
+    assert second.median_us > 1000 > first.median_us
