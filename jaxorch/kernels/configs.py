@@ -47,7 +47,7 @@ def whole(kernel: Kernel, frame: int = 0) -> Config:
 
 
 def _longest(graph: Graph, kernel: Kernel) -> int:
-    nodes = [graph.nodes[n] for n in kernel.nodes]
+    nodes = [graph.nodes[n] for n in kernel.nodes if n not in kernel.unrolled]
     return max([kernel.frames[0].sizes[2], *(n.count for n in nodes if isinstance(n, Reduce))])
 
 

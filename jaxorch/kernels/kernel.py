@@ -18,6 +18,7 @@ from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, collect
 from jaxorch.kernels.frame import Frame, flat_frames, refine
+from jaxorch.kernels.unroll import MOST_TAPS, inner, taps_of, windows
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 
 __all__ = ["Kernel", "Output", "build"]
@@ -37,6 +38,7 @@ class Kernel:
 
     schedule: "pointwise", "rows" (a tile holds whole rows) or "rows-looped" (a loop runs along the row).
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
+    unrolled: its Reduces that are computed point by point (`kernels.unroll`), as Maps are.
     """
 
     nodes: tuple[int, ...]
@@ -44,6 +46,7 @@ class Kernel:
     outputs: tuple[Output, ...]
     schedule: str
     frames: tuple[Frame, ...]
+    unrolled: tuple[int, ...] = ()
 
 
 def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Kernel | str:
@@ -51,21 +54,50 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
     members = frozenset(nodes)
     if any(graph.array(v).size == 0 for v in outputs):
         return "a zero-size output"
-    if any(isinstance(graph.nodes[n], Reduce) for n in members):
-        return _rows(graph, members, tuple(outputs))
-    return _pointwise(graph, members, tuple(outputs))
+    unrolled = windows(graph, members)
+    found = _build(graph, _Members(members, unrolled), tuple(outputs))
+    if isinstance(found, str) and (more := inner(graph, members)) != unrolled:
+        again = _build(graph, _Members(members, more), tuple(outputs))
+        return found if isinstance(again, str) else again
+    return found
 
 
-def _walk(graph: Graph, members: frozenset[int], values: Sequence[Value], domain: tuple[int, ...]) -> Accesses:
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The nodes of a kernel, and those of them that are unrolled."""
+
+    nodes: frozenset[int]
+    unrolled: frozenset[int]
+
+    def reduces(self, graph: Graph) -> list[Reduce]:
+        """The reductions that are rows of a tile."""
+        found = (graph.nodes[n] for n in sorted(self.nodes - self.unrolled))
+        return [n for n in found if isinstance(n, Reduce)]
+
+    def kernel(
+        self, inputs: tuple[Value, ...], outputs: tuple[Output, ...], schedule: str, frames: tuple[Frame, ...]
+    ) -> Kernel:
+        return Kernel(tuple(sorted(self.nodes)), inputs, outputs, schedule, frames, tuple(sorted(self.unrolled)))
+
+
+def _build(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel | str:
+    taps = taps_of(graph, members.nodes, members.unrolled)
+    if taps > MOST_TAPS:
+        return f"windows of windows: {taps} reads a point, {MOST_TAPS} at most"
+    return _rows(graph, members, outputs) if members.reduces(graph) else _pointwise(graph, members, outputs)
+
+
+def _walk(graph: Graph, members: _Members, values: Sequence[Value], domain: tuple[int, ...]) -> Accesses:
     accesses = Accesses()
     flat = ix.linearize([Dim(a) for a in range(len(domain))], domain)
     for value in values:
-        collect(graph, members, value, coords_of(flat, graph.array(value).shape, domain), domain, accesses)
+        coords = coords_of(flat, graph.array(value).shape, domain)
+        collect(graph, members.nodes, value, coords, domain, accesses, members.unrolled)
     return accesses
 
 
 def _refined(
-    graph: Graph, members: frozenset[int], values: Sequence[Value], shape: tuple[int, ...]
+    graph: Graph, members: _Members, values: Sequence[Value], shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], Accesses]:
     """The outputs' domain with its axes split where an index splits them, and the accesses over it."""
     accesses = _walk(graph, members, values, shape)
@@ -73,27 +105,27 @@ def _refined(
     return (domain, accesses) if domain == shape else (domain, _walk(graph, members, values, domain))
 
 
-def _pointwise(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> Kernel | str:
+def _pointwise(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel | str:
     if len({graph.array(v).size for v in outputs}) != 1:
         return "outputs of different sizes"
     domain, accesses = _refined(graph, members, outputs, graph.array(outputs[0]).shape)
     frames = flat_frames(domain, accesses.offsets(graph), accesses)
     stored = tuple(Output(v, per_row=False) for v in outputs)
-    return Kernel(tuple(sorted(members)), _inputs(accesses), stored, "pointwise", frames)
+    return members.kernel(_inputs(accesses), stored, "pointwise", frames)
 
 
 def _inputs(accesses: Accesses) -> tuple[Value, ...]:
     return tuple(sorted({load.value for load in accesses.loads}))
 
 
-def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> Kernel | str:
+def _rows(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel | str:
     # The anchor is the largest Map output: its points are the tile's.  With Reduce outputs only, they are the rows.
     anchor = max(outputs, key=lambda v: (graph.array(v).size, isinstance(graph.nodes[v.node], Map), -v.node))
     size = graph.array(anchor).size
     full = tuple(v for v in outputs if graph.array(v).size == size)
     rest = tuple(v for v in outputs if graph.array(v).size != size)
     # A kernel that stores per-row values has one kind of rows; most sets tried fail here, before any walk.
-    rows = {n.arrays[0].size for n in map(graph.nodes.__getitem__, members) if isinstance(n, Reduce)}
+    rows = {n.arrays[0].size for n in members.reduces(graph)}
     for value in rest:
         if rows != {graph.array(value).size}:
             return f"an output of {graph.array(value).size} elements beside {', '.join(map(str, sorted(rows)))} rows"
@@ -117,7 +149,7 @@ def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> 
     longest = max(_reduce(graph, r.node).count for r in accesses.reductions)
     persistent = longest <= LONGEST_TILE_ROW and frame.sizes[2] <= LONGEST_TILE_ROW
     schedule = "rows" if persistent else "rows-looped"
-    return Kernel(tuple(sorted(members)), _inputs(accesses), stored, schedule, (frame,))
+    return members.kernel(_inputs(accesses), stored, schedule, (frame,))
 
 
 def _reduce(graph: Graph, node: int) -> Reduce:
@@ -132,7 +164,7 @@ def _row_axes(accesses: Accesses, rank: int) -> tuple[int, ...] | None:
 
 
 def _check_per_row(
-    graph: Graph, members: frozenset[int], values: Sequence[Value], frame: Frame, accesses: Accesses
+    graph: Graph, members: _Members, values: Sequence[Value], frame: Frame, accesses: Accesses
 ) -> str | None:
     """Values with one element a row must have as many elements as there are rows, and reduce the same rows."""
     rows = math.prod(frame.domain[a] for a in frame.rows)
@@ -145,7 +177,8 @@ def _check_per_row(
         if array.size != rows:
             return f"an output of {array.size} elements beside {rows} rows"
         own = Accesses()
-        collect(graph, members, value, coords_of(flat, array.shape, frame.domain), frame.domain, own)
+        coords = coords_of(flat, array.shape, frame.domain)
+        collect(graph, members.nodes, value, coords, frame.domain, own, members.unrolled)
         if own.outside:
             return "a reduction at rows that its operand does not have"
         if met and not {_rows_of(graph, r) for r in own.reductions} <= met:

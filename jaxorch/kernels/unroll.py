@@ -1,0 +1,64 @@
+"""Unrolled reductions: a Reduce of few elements, computed at every point as a chain of reads.
+
+Input: a graph and the nodes of a kernel.  Output: which of its Reduces are unrolled, or that they would read too
+much.  Invariant: an unrolled Reduce counts as a Map; its elements are joined in row-major order.
+
+A window (pooling) overlaps its neighbours and slides along the axes that are kept, so as a row it would give a
+tile of 9 or 25 columns, gathered with holes; unrolled, neighbouring lanes read neighbouring elements and find
+what they share in the first-level cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Graph, Node, Reduce, reads
+from jaxorch.ir.monoid import COMBINES
+
+__all__ = ["MOST_TAPS", "inner", "is_window", "taps_of", "windows"]
+
+MOST_TAPS = 64
+"""The most elements one point reads through unrolled reductions: code grows with them, and a load of a line that is
+in the first-level cache costs about as much as four operations, so at more taps than this a kernel of two-byte
+elements takes twice the time of writing an intermediate and reading it again."""
+
+
+def _small(node: Node) -> bool:
+    """Whether a node is a reduction that can be unrolled."""
+    return isinstance(node, Reduce) and node.op in COMBINES and 1 < node.count <= MOST_TAPS
+
+
+def is_window(node: Node) -> bool:
+    """Whether a node is a reduction along axes that move together with kept ones: index o*stride + w."""
+    if not isinstance(node, Reduce):
+        return False
+    reduced = frozenset(node.axes)
+    return any(
+        dims & reduced and dims - reduced
+        for view in node.operands
+        for piece in view.pieces
+        for dims in map(ix.dims_of, piece.index)
+    )
+
+
+def windows(graph: Graph, members: Collection[int]) -> frozenset[int]:
+    """The reductions of a kernel that are better unrolled than rows of a tile."""
+    return frozenset(n for n in members if _small(graph.nodes[n]) and is_window(graph.nodes[n]))
+
+
+def inner(graph: Graph, members: Collection[int]) -> frozenset[int]:
+    """The windows, and the small reductions with more rows than another has: rows within that one's rows."""
+    rows = {n: node.arrays[0].size for n in members if isinstance(node := graph.nodes[n], Reduce)}
+    fewest = min(rows.values(), default=0)
+    return windows(graph, members) | {n for n, count in rows.items() if count > fewest and _small(graph.nodes[n])}
+
+
+def taps_of(graph: Graph, members: Collection[int], unrolled: Collection[int]) -> int:
+    """The most reads that one element of a member takes, unrolled reductions of unrolled reductions multiplied."""
+    found: dict[int, int] = {}
+    for number in sorted(members):
+        node = graph.nodes[number]
+        inner = max((found.get(v.node, 1) for v in reads(node)), default=1)
+        found[number] = inner * (node.count if number in unrolled and isinstance(node, Reduce) else 1)
+    return max(found.values(), default=1)
