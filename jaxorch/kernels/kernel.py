@@ -18,8 +18,8 @@ from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, collect
 from jaxorch.kernels.frame import Frame, flat_frames, refine
-from jaxorch.kernels.unroll import MOST_TAPS, inner, taps_of, windows
-from jaxorch.passes.derive import LONGEST_TILE_ROW
+from jaxorch.kernels.unroll import inner, taps_of, windows
+from jaxorch.passes.derive import LONGEST_TILE_ROW, MOST_TAPS
 
 __all__ = ["Kernel", "Output", "build"]
 

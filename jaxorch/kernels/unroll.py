@@ -12,34 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Node, Reduce, reads
 from jaxorch.ir.monoid import COMBINES
+from jaxorch.passes.derive import MOST_TAPS
+from jaxorch.passes.derive.match import is_window
 
-__all__ = ["MOST_TAPS", "inner", "is_window", "taps_of", "windows"]
-
-MOST_TAPS = 64
-"""The most elements one point reads through unrolled reductions: code grows with them, and a load of a line that is
-in the first-level cache costs about as much as four operations, so at more taps than this a kernel of two-byte
-elements takes twice the time of writing an intermediate and reading it again."""
+__all__ = ["inner", "taps_of", "windows"]
 
 
 def _small(node: Node) -> bool:
     """Whether a node is a reduction that can be unrolled."""
     return isinstance(node, Reduce) and node.op in COMBINES and 1 < node.count <= MOST_TAPS
-
-
-def is_window(node: Node) -> bool:
-    """Whether a node is a reduction along axes that move together with kept ones: index o*stride + w."""
-    if not isinstance(node, Reduce):
-        return False
-    reduced = frozenset(node.axes)
-    return any(
-        dims & reduced and dims - reduced
-        for view in node.operands
-        for piece in view.pieces
-        for dims in map(ix.dims_of, piece.index)
-    )
 
 
 def windows(graph: Graph, members: Collection[int]) -> frozenset[int]:

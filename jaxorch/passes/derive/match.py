@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Map, Reduce
+from jaxorch.ir.graph import Graph, Map, Node, Reduce
 from jaxorch.ir.index import Dim, Expr
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.value import Value
@@ -18,7 +18,7 @@ from jaxorch.ir.view import View
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 from jaxorch.passes.rewrite import drop_unused, replace_values
 
-__all__ = ["Point", "join_reductions", "map_at", "same_rows", "source_at"]
+__all__ = ["Point", "is_window", "join_reductions", "map_at", "same_rows", "source_at"]
 
 type Point = tuple[Value, tuple[Expr, ...]]
 """A value and the coordinates at which it is read."""
@@ -41,6 +41,15 @@ def join_reductions(graph: Graph, op: str, joined: str, first_of: Callable[[Grap
     if not replaced:
         return graph
     return drop_unused(replace_values(Graph(tuple(nodes), graph.outputs), replaced))
+
+
+def is_window(node: Node) -> bool:
+    """Whether a node is a reduction along axes that move together with kept ones, as o*stride + w in an index."""
+    if not isinstance(node, Reduce):
+        return False
+    reduced = frozenset(node.axes)
+    every = (ix.dims_of(e) for view in node.operands for piece in view.pieces for e in piece.index)
+    return any(dims & reduced and dims - reduced for dims in every)
 
 
 def source_at(graph: Graph, view: View, coords: tuple[Expr, ...], sizes: tuple[int, ...]) -> Point | None:
