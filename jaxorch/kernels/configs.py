@@ -36,7 +36,8 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
         case "rows-looped":
             found = _looped(_longest(graph, kernel))
         case _:
-            found = _interleave([list(_pointwise(k, f)) for k, f in enumerate(kernel.frames)])
+            blocks = _unrolled if kernel.unrolled else _pointwise
+            found = _interleave([list(blocks(k, f)) for k, f in enumerate(kernel.frames)])
     return tuple(dict.fromkeys(found))
 
 
@@ -79,6 +80,25 @@ def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
         (16, 256, 4),
     )
     for block_rows, block_columns, warps in blocks:
+        yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
+
+
+def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
+    # at most eight elements a thread, since each holds the reads of a whole window
+    _, rows, columns = frame.sizes
+    if not frame.rows:
+        for block, warps in ((1024, 4), (512, 4), (512, 2), (2048, 8), (1024, 8), (256, 2)):
+            block = max(block // frame.unroll, 32)
+            yield Config(number, 1, min(block, power_of_two(columns)), warps)
+        return
+    for block_rows, block_columns, warps in (
+        (8, 128, 4),
+        (16, 64, 4),
+        (4, 256, 4),
+        (8, 64, 4),
+        (32, 32, 4),
+        (16, 128, 8),
+    ):
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 
 

@@ -18,7 +18,7 @@ from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, collect
 from jaxorch.kernels.frame import Frame, flat_frames, refine
-from jaxorch.kernels.unroll import inner, taps_of, windows
+from jaxorch.kernels.unroll import inner, repeats_rows, taps_of, windows
 from jaxorch.passes.derive import LONGEST_TILE_ROW, MOST_TAPS
 
 __all__ = ["Kernel", "Output", "build"]
@@ -84,6 +84,8 @@ def _build(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kerne
     taps = taps_of(graph, members.nodes, members.unrolled)
     if taps > MOST_TAPS:
         return f"windows of windows: {taps} reads a point, {MOST_TAPS} at most"
+    if repeats_rows(graph, members.nodes, members.unrolled):
+        return "a window over values of reduced rows"
     return _rows(graph, members, outputs) if members.reduces(graph) else _pointwise(graph, members, outputs)
 
 

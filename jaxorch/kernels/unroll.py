@@ -15,9 +15,9 @@ from collections.abc import Collection
 from jaxorch.ir.graph import Graph, Node, Reduce, reads
 from jaxorch.ir.monoid import COMBINES
 from jaxorch.passes.derive import MOST_TAPS
-from jaxorch.passes.derive.match import is_window
+from jaxorch.passes.derive.match import is_window, overlap
 
-__all__ = ["inner", "taps_of", "windows"]
+__all__ = ["inner", "repeats_rows", "taps_of", "windows"]
 
 
 def _small(node: Node) -> bool:
@@ -27,7 +27,15 @@ def _small(node: Node) -> bool:
 
 def windows(graph: Graph, members: Collection[int]) -> frozenset[int]:
     """The reductions of a kernel that are better unrolled than rows of a tile."""
-    return frozenset(n for n in members if _small(graph.nodes[n]) and is_window(graph.nodes[n]))
+    return frozenset(n for n in members if _small(graph.nodes[n]) and (is_window(graph.nodes[n]) or _pools(graph, n)))
+
+
+def _pools(graph: Graph, number: int) -> bool:
+    """Whether a reduction joins blocks along an axis that is not the last of what it reads: rows with holes."""
+    node = graph.nodes[number]
+    assert isinstance(node, Reduce)
+    pieces = (piece for view in node.operands for piece in view.pieces)
+    return any(overlap(e, node) for piece in pieces for e in piece.index[:-1])
 
 
 def inner(graph: Graph, members: Collection[int]) -> frozenset[int]:
@@ -35,6 +43,19 @@ def inner(graph: Graph, members: Collection[int]) -> frozenset[int]:
     rows = {n: node.arrays[0].size for n in members if isinstance(node := graph.nodes[n], Reduce)}
     fewest = min(rows.values(), default=0)
     return windows(graph, members) | {n for n, count in rows.items() if count > fewest and _small(graph.nodes[n])}
+
+
+def repeats_rows(graph: Graph, members: Collection[int], unrolled: Collection[int]) -> bool:
+    """Whether an unrolled reduction needs a reduction that is not: that one would run for each of its elements."""
+    after: set[int] = set()  # members that need a row of the tile
+    for number in sorted(members):
+        node = graph.nodes[number]
+        needs = any(v.node in after for v in reads(node))
+        if needs and number in unrolled:
+            return True
+        if needs or (isinstance(node, Reduce) and number not in unrolled):
+            after.add(number)
+    return False
 
 
 def taps_of(graph: Graph, members: Collection[int], unrolled: Collection[int]) -> int:

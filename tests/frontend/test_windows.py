@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+import jaxorch
+from jaxorch.codegen.source import generate
 from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Map, Opaque, Reduce
 from jaxorch.kernels.configs import configurations
 from jaxorch.kernels.kernel import build
+from jaxorch.runtime.compile import compile_for
 from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array, whole_kernel
 from tests.frontend.indices import relaxed
 
@@ -176,3 +179,58 @@ def test_other_convolutions_are_not_patches():
 
     made = program(shuffled, image(2, 1, 4, 5))
     assert [n.primitive for n in made.graph.nodes if isinstance(n, Opaque)] == ["conv_general_dilated"]
+
+
+# What runs them
+
+
+def planned(f: Any, *specs: Any) -> Any:
+    return jaxorch.explain(jaxorch.optimize(f, options=jaxorch.Options(device="h200", effort="fast")), *specs)
+
+
+def spp(x):
+    return jnp.concatenate([*(pool(lax.max, -np.inf, k)(x) for k in (13, 9, 5)), x], -1)
+
+
+def test_pyramid_pooling_compiles_to_two_kernels_that_spill_nothing():
+    report = planned(spp, jax.ShapeDtypeStruct((16, 13, 13, 512), BF16))
+    assert [k.primitives[0] for k in report.kernels] == ["reduce_max", "reduce_max"]
+    assert not report.left
+    assert all(k.spill_bytes == 0 and 0 < k.registers <= 128 for k in report.kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["overlapping", "apart", "channels_first", "long"])
+def test_no_configuration_of_a_window_spills(name):
+    f, shape = {
+        "overlapping": (pool(lax.add, 0, 5), (16, 56, 56, 64)),
+        "apart": (pool(lax.max, -np.inf, 3, 2), (16, 112, 112, 64)),
+        "channels_first": (lambda x: pool(lax.max, -np.inf, 3)(x.transpose(0, 2, 3, 1)), (16, 64, 56, 56)),
+        "long": (lambda x: lax.reduce_window(x, -np.inf, lax.max, (1, 61, 1), (1, 1, 1), "SAME"), (4, 4096, 64)),
+    }[name]
+    made = program(f, np.zeros(shape, F32))
+    kernel = whole_kernel(made.graph)
+    assert kernel.unrolled
+    for config in configurations(made.graph, kernel):
+        source = generate(made.graph, kernel, config)
+        types = dict.fromkeys(("in0", "out0"), "*fp32")
+        assert compile_for(source.text, source.name, types, {}, arch=90, num_warps=config.num_warps).spill_bytes == 0
+
+
+def test_what_is_dear_is_not_computed_for_every_element_of_a_window():
+    spec = jax.ShapeDtypeStruct((32, 112, 112, 64), BF16)
+    assert len(planned(lambda x: pool(lax.add, 0, 5)(jax.nn.gelu(x)), spec).kernels) == 2
+    assert len(planned(lambda x: pool(lax.max, -np.inf, 3)(jax.nn.relu(x)), spec).kernels) == 1
+    assert len(planned(lambda x: pool(lax.max, -np.inf, 2, 2)(jax.nn.gelu(x)), spec).kernels) == 1
+
+
+def test_blocks_of_the_last_axis_are_rows():
+    made = check(lambda x: x.reshape(3, 8, 8).sum(-1), image(3, 64))
+    assert whole_kernel(made.graph).schedule == "rows"
+    made = check(lambda x: x.reshape(3, 2, 4, 8).max(2), image(3, 8, 8))
+    assert whole_kernel(made.graph).schedule == "pointwise"
+
+
+def test_windows_over_reduced_rows_are_kernels_of_their_own():
+    made = check(lambda x: pool(lax.max, -np.inf, 3)(jax.nn.softmax(x, -1)), image(1, 4, 4, 9))
+    assert "a window over values of reduced rows" in whole_kernel(made.graph)

@@ -27,7 +27,7 @@ from jaxorch.ir.simplify import coefficient
 from jaxorch.ir.view import Piece, Value, View, expressions, simplify_view
 from jaxorch.options import Options
 from jaxorch.passes.derive import MOST_TAPS
-from jaxorch.passes.derive.match import is_window
+from jaxorch.passes.derive.match import is_window, overlap
 from jaxorch.passes.rewrite import rename
 
 __all__ = ["SEPARATED", "separate_windows"]
@@ -109,6 +109,8 @@ def _slides(piece: Piece, b: int, node: Reduce) -> list[tuple[int, int]]:
     if len(holders) != 1:
         return []
     (k,) = holders
+    if overlap(piece.index[k], node) < 2:  # what every element is read for once or twice needs no intermediate
+        return []
     together = ix.dims_of(piece.index[k]) - {b}
     if len(together) != 1 or together & set(node.axes):
         return []
@@ -165,6 +167,8 @@ def _composed(nodes: list[Node], node: Reduce) -> _Stages | None:
     if len(kept) != 1 or taps is None:
         return None
     (o,), (q, step) = kept, taps
+    if max(overlap(e, node) for e in moving) < 2:
+        return None
     d, s = coefficient(moving[0], b, sizes), coefficient(moving[0], o, sizes)
     if d is None or s is None or d * s <= 0:
         return None
