@@ -54,6 +54,17 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """A generated kernel of the plan: its name, schedule and configuration, and its times in µs."""
+
+    name: str
+    schedule: str
+    config: str
+    estimated_us: float
+    measured_us: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What became of one case. Times, and so the ratio, are there only where the gate was passed.
 
@@ -64,6 +75,7 @@ class Record:
         floor_us: the least time its bytes can take.
         xla: the version of `jax.jit`.
         ours: the version of jaxorch.
+        chosen: jaxorch's kernels; empty on a machine without a GPU, where XLA runs the whole program.
         verdict: what the gate found.
         warnings: what jaxorch warned of while it planned.
         failure: the end of the traceback, or why the case was not run; empty where it was run to the end.
@@ -76,6 +88,7 @@ class Record:
     floor_us: float | None = None
     xla: Side | None = None
     ours: Side | None = None
+    chosen: tuple[Chosen, ...] = ()
     verdict: Verdict | None = None
     warnings: tuple[str, ...] = ()
     failure: str = ""
@@ -121,7 +134,8 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
     draw = drawer(name, specs)
     gate_key, timing_key = jax.random.split(jax.random.key(settings.seed))
     xla, xla_side = _compile(jax.jit(function, donate_argnums=donated), specs)
-    ours, our_side = _compile(jaxorch.optimize(function, donate_argnums=donated), specs)
+    optimized = jaxorch.optimize(function, donate_argnums=donated)
+    ours, our_side = _compile(optimized, specs)
     verdict = _gate(function, ours, xla, draw, gate_key, settings)
     if not verdict.passed:
         return {"xla": xla_side, "ours": our_side, "verdict": verdict, "failure": f"wrong: {verdict.reason}"}
@@ -136,8 +150,14 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
         "floor_us": floor_us(jax.devices()[0].device_kind, specs, outputs, donated),
         "xla": Side(xla_side.compile_s, xla_side.temp_bytes, xla_time, xla_queued),
         "ours": Side(our_side.compile_s, our_side.temp_bytes, our_time, our_queued),
+        "chosen": _chosen(optimized, specs) if our_time.source == "cupti" else (),
         "verdict": verdict,
     }
+
+
+def _chosen(optimized: jax.stages.Wrapped, specs: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Chosen, ...]:
+    lines = jaxorch.explain(optimized, *specs).kernels
+    return tuple(Chosen(k.name, k.schedule, k.config, k.estimated, k.measured) for k in lines)
 
 
 def _compile(jitted: jax.stages.Wrapped, specs: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Callable[..., object], Side]:

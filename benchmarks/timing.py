@@ -15,7 +15,7 @@ CACHE_BYTES = 60e6
 MEMORY_BYTES = 8e9
 """What all argument sets of a case may take together."""
 
-BANDWIDTH = {"NVIDIA H200": 4.3e12}
+BANDWIDTH = {"NVIDIA H200": 4.3e12, "NVIDIA H100 80GB HBM3": 3.0e12}
 """Bytes a second that a large copy reads and writes on a device, measured."""
 
 LAUNCH_US = 2.0

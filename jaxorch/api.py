@@ -10,7 +10,6 @@ import functools
 import inspect
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from jaxorch.report import Report
 
 _jax: Any = jax  # what is used of it below carries few types
-
-# Kept beside the returned function and not on it: functools.wraps copies attributes to functions that wrap it.
-_options_of: "weakref.WeakKeyDictionary[jax.stages.Wrapped, Options]" = weakref.WeakKeyDictionary()
 
 _JIT_KEYWORDS = (
     "static_argnums",
@@ -81,9 +77,9 @@ def optimize(
 def optimize(fun: Callable[..., Any] | None = None, /, *, options: Options | None = None, **jit_keywords: Any) -> Any:
     """Optimises a function where `jax.jit` would only compile it.
 
-    Used as `jax.jit` is: bare, as a factory (`@optimize(static_argnames=...)`), or on a function. The result is a
-    `jax.jit` function with its methods (`lower`, `trace`, `eval_shape`, `clear_cache`), and may be transformed,
-    jitted and called inside other functions. As with nested jits, donation counts on the outermost one only, and the
+    Used as `jax.jit` is: bare, as a factory (`@optimize(static_argnames=...)`), or on a function. The result has the
+    methods of a `jax.jit` function (`lower`, `trace`, `eval_shape`, `clear_cache`), and may be transformed, jitted and
+    called inside other functions. As with nested jits, donation counts on the outermost one only, and the
     options of the outermost optimised function hold.
 
     Args:
@@ -106,10 +102,42 @@ def optimize(fun: Callable[..., Any] | None = None, /, *, options: Options | Non
     if fun is None:
         return functools.partial(optimize, options=options, **jit_keywords)
     _check_function(fun)
-    jitted: Any = _jax.jit(_bound(fun, options), inline=True, **jit_keywords)
-    jitted.__wrapped__ = fun
-    _options_of[jitted] = options
-    return jitted
+    return Optimized(fun, options, jit_keywords)
+
+
+class Optimized(jax.stages.Wrapped):
+    """A function that `optimize` returned: two `jax.jit` functions, one of them for calls inside loops.
+
+    What a call hands to its kernels must lie in memory. Outside loops operands do; inside one they are parts of its
+    state, and the program is told so. JAX caches what it traced whatever surrounds the call, hence two.
+    """
+
+    def __init__(self, fun: Callable[..., Any], options: Options, jit_keywords: Mapping[str, Any]) -> None:
+        self.options = options
+        self._jitted: Any = _jax.jit(_bound(fun, options, in_loop=False), inline=True, **jit_keywords)
+        self._in_loops: Any = _jax.jit(_bound(fun, options, in_loop=True), inline=True, **jit_keywords)
+        functools.update_wrapper(self, fun, updated=())  # its attributes are not the function's
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._in_loops if primitive.tracing_a_loop() else self._jitted)(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
+        return self._jitted.trace(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        return self._jitted.lower(*args, **kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """The shapes and dtypes of the results, as `jax.eval_shape` gives them."""
+        return self._jitted.eval_shape(*args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """Forgets what was traced and compiled of this function."""
+        self._jitted.clear_cache()
+        self._in_loops.clear_cache()
 
 
 def explain(fun: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Report":
@@ -129,12 +157,11 @@ def explain(fun: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Report":
     Raises:
         JaxorchError: the program could not be planned because of a mistake in jaxorch.
     """
-    if isinstance(fun, types.MethodType) and isinstance(fun.__func__, jax.stages.Wrapped):
+    if isinstance(fun, types.MethodType) and isinstance(fun.__func__, Optimized):
         fun, args = fun.__func__, (fun.__self__, *args)
-    known = _options_of.get(fun) if isinstance(fun, jax.stages.Wrapped) else None
-    optimised: Any = fun if known is not None else optimize(fun)
+    optimised: Any = fun if isinstance(fun, Optimized) else optimize(fun)
     # Under fallback="error" the pipeline would raise the reasons that are asked for here.
-    options = dataclasses.replace(known or Options(), fallback="xla", verbose=False)
+    options = dataclasses.replace(optimised.options, fallback="xla", verbose=False)
     jaxpr = _program_of(optimised.trace(*args, **kwargs).jaxpr)
     if (reason := primitive.effects_reason(jaxpr)) is not None:
         warnings.warn(f"the plan of {_name_of(fun)!r} will not be used: {reason}.", JaxorchWarning, stacklevel=2)
@@ -165,7 +192,7 @@ def _check_function(fun: object) -> None:
         )
 
 
-def _bound(fun: Callable[..., Any], options: Options) -> Callable[..., Any]:
+def _bound(fun: Callable[..., Any], options: Options, *, in_loop: bool) -> Callable[..., Any]:
     """The function that, called under jit, traces `fun` and binds the primitive with what it traced."""
     name = _name_of(fun)
 
@@ -174,7 +201,8 @@ def _bound(fun: Callable[..., Any], options: Options) -> Callable[..., Any]:
         if disabled() or _jax.config.jax_disable_jit:
             return fun(*args, **kwargs)
         jaxpr, outputs, operands = _trace(fun, args, kwargs)
-        return _jax.tree.unflatten(_jax.tree.structure(outputs), primitive.call(jaxpr, operands, options, name))
+        results = primitive.call(jaxpr, operands, options, name, in_loop=in_loop)
+        return _jax.tree.unflatten(_jax.tree.structure(outputs), results)
 
     traced.__name__ = name
     return traced

@@ -35,6 +35,7 @@ _mlir: Any = mlir
 _xla: Any = xla
 
 _WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
+_LOOPS = frozenset({"scan", "while_loop", "while_body", "while_cond", "fori_loop"})
 _NO_MESH = jax.sharding.AbstractMesh((), ())
 
 # One build at a time: a plan is timed on the device, and two at once would disturb each other's figures. Reentrant,
@@ -52,14 +53,29 @@ _core.register_call_primitive_rules(jaxorch_call_p)
 jaxorch_call_p.def_impl(functools.partial(_xla.apply_primitive, jaxorch_call_p))
 
 
-def call(jaxpr: jex_core.ClosedJaxpr, operands: Sequence[Any], options: Options, name: str) -> list[Any]:
+def tracing_a_loop() -> bool:
+    """Whether what is called now becomes part of a loop's body."""
+    with _core.take_current_trace() as trace:
+        while trace is not None:
+            frame = getattr(trace, "frame", None)  # what a trace that makes a jaxpr has, and no other
+            if frame is not None and frame.debug_info.traced_for in _LOOPS:
+                return True
+            trace = getattr(trace, "parent_trace", None)
+    return False
+
+
+def call(
+    jaxpr: jex_core.ClosedJaxpr, operands: Sequence[Any], options: Options, name: str, *, in_loop: bool = False
+) -> list[Any]:
     """Binds `jaxpr`, the program of a user's function called `name`, to its `operands`, one for each of its invars.
+
+    `in_loop`: the call is part of the body of a loop that is not in `jaxpr`.
 
     The jaxpr's constants become leading operands: one without constants is cached by JAX, and closed-over tracers of an
     outer transformation stay differentiable.
     """
     open_jaxpr, consts = hoist(jaxpr)
-    return jaxorch_call_p.bind(*consts, *operands, call_jaxpr=open_jaxpr, options=options, name=name)
+    return jaxorch_call_p.bind(*consts, *operands, call_jaxpr=open_jaxpr, options=options, name=name, in_loop=in_loop)
 
 
 def hoist(jaxpr: jex_core.ClosedJaxpr) -> tuple[jex_core.ClosedJaxpr, list[Any]]:
@@ -197,13 +213,14 @@ class _Site:
     options: Options
     name: str
     platform: str
+    in_loop: bool
 
     @property
     def exporting(self) -> bool:
         return self.ctx.module_context.lowering_parameters.for_export
 
     def target(self) -> Target:
-        target = detect(self.platform, self.options)
+        target = replace(detect(self.platform, self.options), in_loop=self.in_loop)
         # What is exported runs elsewhere, later: nothing timed here would hold there.
         return replace(target, live=False) if self.exporting else target
 
@@ -248,11 +265,13 @@ def _planned_lowering(
     call_jaxpr: jex_core.ClosedJaxpr,
     options: Options,
     name: str,
+    in_loop: bool,
 ) -> Sequence[Any]:
-    stock = functools.partial(_stock_lowering, ctx, *operands, call_jaxpr=call_jaxpr, options=options, name=name)
+    params = {"call_jaxpr": call_jaxpr, "options": options, "name": name, "in_loop": in_loop}
+    stock = functools.partial(_stock_lowering, ctx, *operands, **params)
     if options.backend == "xla":  # asked for, hence no fallback
         return stock()
-    site = _Site(ctx, call_jaxpr, options, name, platform)
+    site = _Site(ctx, call_jaxpr, options, name, platform, in_loop)
     if (reason := site.unsupported()) is not None:
         site.fall_back(reason, None)
         return stock()
@@ -271,10 +290,15 @@ def _planned_lowering(
 
 
 def _stock_lowering(
-    ctx: mlir.LoweringRuleContext, *operands: Any, call_jaxpr: jex_core.ClosedJaxpr, options: Options, name: str
+    ctx: mlir.LoweringRuleContext,
+    *operands: Any,
+    call_jaxpr: jex_core.ClosedJaxpr,
+    options: Options,
+    name: str,
+    in_loop: bool,
 ) -> Sequence[Any]:
     """The program as XLA would have it: the jaxpr's equations, inlined."""
-    del options
+    del options, in_loop
     return _mlir.core_call_lowering(ctx, *operands, name=name, inline_jax_late=True, call_jaxpr=call_jaxpr)
 
 

@@ -28,11 +28,13 @@ class Target:
         platform: JAX's name of the platform, "cpu" or "cuda".
         device: the device table that costs are taken from, for example "h200".
         live: whether that device is in this process and may be used to time kernels.
+        in_loop: whether the program is part of the body of a loop that it does not hold itself.
     """
 
     platform: str
     device: str
     live: bool
+    in_loop: bool = False
 
 
 def detect(platform: str, options: Options) -> Target:

@@ -6,7 +6,7 @@ computed once per tile and set of coordinates; loads outside a piece's guard are
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
 from typing import Any, Literal
@@ -18,35 +18,50 @@ from jaxorch.codegen.ops import Buffer, Ops, Tile
 from jaxorch.codegen.precision import relaxed_nodes
 from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Graph, Map, Reduce
+from jaxorch.ir.graph import Const, Graph, Map, Reduce, Scatter
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
 from jaxorch.ir.monoid import COMBINES
-from jaxorch.ir.simplify import coords_of, linear_terms, simplify
+from jaxorch.ir.simplify import coords_of, linear_terms, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
-from jaxorch.kernels.access import Accesses, Reduction, collect, looked_up_at, operand_coords, pieces_at, taps
+from jaxorch.kernels.access import (
+    Accesses,
+    Reduction,
+    collect,
+    looked_up_at,
+    operand_coords,
+    pieces_at,
+    stored_array,
+    taps,
+)
 from jaxorch.kernels.configs import Config, power_of_two
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
-from jaxorch.kernels.kernel import Kernel, Output
+from jaxorch.kernels.frame import COLUMN, GRID
+from jaxorch.kernels.kernel import Kernel, Output, aliases
 
 __all__ = ["buffers", "emit", "grid_size"]
 
 type Coords = tuple[Expr, ...]
 
+_WALKS: Mapping[str, Literal["grid", "tile", "loop"]] = {
+    "pointwise": "grid",
+    "rows": "tile",
+    "rows-looped": "loop",
+    "rows-blocked": "grid",
+}
 _UNIFORM_LIMIT = 1 << 22  # points evaluated to prove that a guard has one truth value over each block
 
 
 def buffers(graph: Graph, kernel: Kernel) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
-    """The kernel's arguments: what it reads, then what it writes."""
+    """What the kernel reads, and where it writes: an output in place is the buffer of an input."""
     ins = tuple(Buffer(f"in{k}", graph.array(v)) for k, v in enumerate(kernel.inputs))
-    outs = tuple(Buffer(f"out{k}", graph.array(o.value)) for k, o in enumerate(kernel.outputs))
-    return ins, outs
+    shared = {out: ins[k] for k, out in aliases(graph, kernel).items()}
+    outs = (shared.get(k) or Buffer(f"out{k}", graph.array(o.value)) for k, o in enumerate(kernel.outputs))
+    return ins, tuple(outs)
 
 
 def grid_size(kernel: Kernel, config: Config) -> int:
-    """Programs of a launch: (grid points) x (row blocks) x (column blocks of a pointwise kernel)."""
-    grid, rows, columns = kernel.frames[config.frame].sizes
-    blocks = -(-columns // config.block_columns) if kernel.schedule == "pointwise" else 1
-    return grid * -(-rows // config.block_rows) * blocks
+    """Programs of a launch: (grid points) x (row blocks) x (column blocks, where programs share the columns)."""
+    grid, rows, _ = kernel.frames[config.frame].sizes
+    return grid * -(-rows // config.block_rows) * kernel.column_blocks(config.frame, config.block_columns)
 
 
 def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: Ops[V]) -> None:
@@ -104,8 +119,8 @@ class _Body[V]:
         self.reduce_all()
         full = [k for k, o in enumerate(self.kernel.outputs) if not o.per_row]
         if full:
-            walk = {"pointwise": "grid", "rows": "tile", "rows-looped": "loop"}[self.kernel.schedule]
-            with self.scope(self.scope_of(columns, walk)):  # pyright: ignore[reportArgumentType]
+            walk = _WALKS[self.kernel.schedule]
+            with self.scope(self.scope_of(columns, walk)):
                 self.store(full)
         for k, output in enumerate(self.kernel.outputs):
             if output.per_row:
@@ -114,6 +129,10 @@ class _Body[V]:
     def store(self, outputs: Sequence[int]) -> None:
         for k in outputs:
             output = self.kernel.outputs[k]
+            node = self.graph.nodes[output.value.node]
+            if isinstance(node, Scatter):
+                self.write(self.outs[k], node, self.coords(output))
+                continue
             coords = [self.coords(output, copy) for copy in range(self.frame.unroll)]
             values = [self.value(output.value, c, ()) for c in coords]
             offset = self.offset(coords[0], self.graph.array(output.value).shape)
@@ -122,16 +141,38 @@ class _Body[V]:
             else:
                 self.ops.store(self.outs[k], offset, values[0])
 
+    def write(self, buffer: Buffer, node: Scatter, coords: Coords) -> None:
+        """Writes updates in place: `coords` are theirs."""
+        index = tuple(simplify(ix.substitute(e, coords), self.sizes) for e in node.place.index)
+        guard = simplify_guard(ix.substitute_guard(node.place.guard, coords), self.sizes)
+        if guard is None:
+            return
+        self.bind((*(b.expr for b in guard), *index))
+        value = self.view(node.updates, coords, ())
+        offset = self.offset(index, node.array.shape)
+        if node.combine != "set" and not node.unique:
+            self.ops.accumulate(node.combine, buffer, offset, value, guard)
+            return
+        if node.combine != "set":
+            dtype = node.array.dtype
+            old = self.ops.load(buffer, offset, guard)
+            value = self.ops.scalar(node.combine, {}, [old, value], [dtype, dtype], dtype)
+        self.ops.store(buffer, offset, value, guard)
+
     def store_row(self, k: int, output: Output) -> None:
         coords = self.coords(output)
         with self.scope(self.scope_of(1, "tile")):
+            node = self.graph.nodes[output.value.node]
+            if isinstance(node, Scatter):
+                self.write(self.outs[k], node, coords)
+                return
             offset = self.offset(coords, self.graph.array(output.value).shape)
             self.ops.store(self.outs[k], offset, self.value(output.value, coords, ()))
 
     def coords(self, output: Output, copy: int = 0) -> Coords:
         """Where in an output the tile's points (or its rows) are, for one unrolled copy."""
-        flat = Dim(ROW) if output.per_row else ix.linearize(self.frame.coords(copy), self.frame.domain)
-        return coords_of(flat, self.graph.array(output.value).shape, self.frame.sizes)
+        flat = self.frame.row if output.per_row else ix.linearize(self.frame.coords(copy), self.frame.domain)
+        return coords_of(flat, stored_array(self.graph, output.value).shape, self.frame.sizes)
 
     def offset(self, coords: Coords, shape: tuple[int, ...]) -> Expr:
         return simplify(ix.linearize(coords, shape), self.sizes)
@@ -263,12 +304,13 @@ class _Body[V]:
         return self.reduced[key]
 
     def reduce_all(self) -> None:
-        """All reductions, those first that others need: each over its tile, or one loop for rows of one length."""
+        """All reductions, those first that others need: each over its tile, or a loop for long rows of one length."""
         groups: dict[tuple[int, int], list[Reduction]] = {}
         for key, level in self.needed().items():
             groups.setdefault((level, self.node(key).count), []).append(key)
         for (_, count), keys in sorted(groups.items(), key=lambda item: item[0]):
-            if self.kernel.schedule == "rows-looped":
+            short = count * 8 <= self.config.block_columns  # most of a block would be masked: a tile of its own
+            if self.kernel.schedule == "rows-looped" and not short:
                 self.reduce_in_loop(count, keys)
                 continue
             with self.scope(self.scope_of(count, "tile")):
@@ -300,10 +342,23 @@ class _Body[V]:
         tile = self.scope_of(count, "loop")
         nodes = [self.node(key) for key in keys]
         dtypes = [self.graph.array(n.operands[0].values[0]).dtype for n in nodes]
-        carried = [reductions.initial(self.ops, n.op, d, tile) for n, d in zip(nodes, dtypes, strict=True)]
+        carried = self.initial(tile, keys, dtypes)
         with self.scope(tile):
             for key, node, state in zip(keys, nodes, carried, strict=True):
                 reductions.step(self.ops, node.op, self.item(key, node), state)
         for key, node, dtype, state in zip(keys, nodes, dtypes, carried, strict=True):
             outs = [a.dtype for a in node.arrays]
             self.reduced[key] = reductions.finish(self.ops, node.op, dtype, state, count, tile, outs)
+
+    def initial(self, tile: Tile, keys: Sequence[Reduction], dtypes: Sequence[Any]) -> list[tuple[V, ...]]:
+        """What the loop carries, some of it from the elements of its first block."""
+        nodes = [self.node(key) for key in keys]
+        if not any(reductions.wants_first(n.op) for n in nodes):
+            return [reductions.initial(self.ops, n.op, d, tile, None) for n, d in zip(nodes, dtypes, strict=True)]
+        with self.scope(self.ops.first_block(tile)):
+            firsts = [
+                self.item(k, n) if reductions.wants_first(n.op) else None for k, n in zip(keys, nodes, strict=True)
+            ]
+            return [
+                reductions.initial(self.ops, n.op, d, tile, f) for n, d, f in zip(nodes, dtypes, firsts, strict=True)
+            ]

@@ -15,17 +15,20 @@ from typing import Any
 import numpy as np
 
 from jaxorch.codegen.body import emit
-from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.codegen.ops import Buffer, Tile, first_block
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.kernels.configs import Config, whole
-from jaxorch.kernels.frame import COLUMN, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["Counts", "count"]
 
 type Dims = frozenset[int]
+
+_ATOMIC = 8  # operations that one atomic update weighs
+_LANE = 3  # the columns of a loop-carried tile, as an axis beside GRID, ROW and COLUMN: as many as a block has
 
 SECTOR = 32  # bytes: the least that a memory access moves
 
@@ -44,18 +47,20 @@ class Counts:
         read: bytes from memory, by buffer: each element once, in whole sectors.
         passes: bytes from the second-level cache, by buffer and loop.
         written: bytes stored.
+        again: bytes from memory that had been read before and have left the second-level cache.
         operations: weighted arithmetic, in operations of one cycle.
     """
 
     read: dict[str, float] = field(default_factory=dict[str, float])
     passes: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
     written: float = 0.0
+    again: float = 0.0
     operations: float = 0.0
 
     @property
     def moved(self) -> float:
         """Bytes to and from memory."""
-        return sum(self.read.values()) + self.written
+        return sum(self.read.values()) + self.written + self.again
 
     @property
     def cached(self) -> float:
@@ -82,7 +87,8 @@ class CountOps:
 
     def points(self, dims: Dims) -> float:
         """How many coordinates vary along `dims`, those of branches not taken left out."""
-        return math.prod(self.tile.sizes[d] for d in dims) * self.taken
+        axes = dims - {_LANE} if COLUMN in dims else dims
+        return math.prod(self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes) * self.taken
 
     def share(self, guard: Guard) -> float:
         """About which part of the points the guard lets through."""
@@ -136,8 +142,14 @@ class CountOps:
         self.counts.passes[key] = max(known, passed, min(known + passed, size))
         self.counts.operations += _L1_BYTE * (known + passed - self.counts.passes[key])
 
-    def store(self, buffer: Buffer, offset: Expr, value: Dims) -> None:
-        self.counts.written += buffer.array.nbytes * self.waste(offset, (), buffer.array.dtype.itemsize)
+    def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:
+        itemsize = buffer.array.dtype.itemsize
+        wanted = self.points(frozenset((GRID, ROW, COLUMN))) * self.share(guard) * itemsize
+        self.counts.written += wanted * self.waste(offset, guard, itemsize)
+
+    def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Dims, guard: Guard) -> None:
+        self.store(buffer, offset, value, guard)
+        self.counts.operations += _ATOMIC * self.points(frozenset((GRID, ROW, COLUMN)))
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Dims]) -> None:
         self.counts.written += buffer.array.nbytes
@@ -173,19 +185,19 @@ class CountOps:
 
     def fold(self, op: str, value: Dims, dtype: np.dtype[Any]) -> Dims:
         self.counts.operations += self.points(value) * 2
-        return value - {COLUMN}
+        return value - {COLUMN, _LANE}
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Dims:
-        return frozenset((ROW, COLUMN))
+        return frozenset((GRID, ROW, _LANE))
 
     def assign(self, carried: Dims, value: Dims) -> None:
         pass
 
-    def step_count(self) -> Dims:
-        return frozenset()
+    def first_block(self, tile: Tile) -> Tile:
+        return first_block(tile)
 
     def column_counts(self, tile: Tile) -> Dims:
-        return frozenset((COLUMN,))
+        return frozenset((_LANE,))
 
 
 class _Branch:
@@ -229,4 +241,5 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     frame = kernel.frames[config.frame]
     ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll)
     emit(graph, kernel, config, ops)
+    ops.counts.again = frame.again
     return ops.counts

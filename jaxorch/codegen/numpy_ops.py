@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ _FOLDS: Mapping[str, np.ufunc] = {
     "and": np.bitwise_and,
     "or": np.bitwise_or,
 }
+
+
+_ACCUMULATE: Mapping[str, np.ufunc] = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
 class NumpyOps:
@@ -81,12 +85,22 @@ class NumpyOps:
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Data]:
         return [self.load(buffer, ix.add(offset, ix.Const(k)), guard) for k in range(copies)]
 
-    def store(self, buffer: Buffer, offset: Expr, value: Data) -> None:
+    def store(self, buffer: Buffer, offset: Expr, value: Data, guard: Guard = ()) -> None:
+        flat, at, values = self.written(buffer, offset, value, guard)
+        flat[at] = values
+
+    def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Data, guard: Guard) -> None:
+        flat, at, values = self.written(buffer, offset, value, guard)
+        _ACCUMULATE[op].at(flat, at, values)
+
+    def written(self, buffer: Buffer, offset: Expr, value: Data, guard: Guard) -> tuple[Data, Data, Data]:
+        """The buffer, flat, with the offsets stored to where `guard` holds and the values for them; counted."""
         assert self.tile is not None
         at = np.broadcast_to(np.asarray(ix.evaluate(offset, self.coords(), self.look)), self.tile.sizes)
+        where = np.broadcast_to(self.holds(guard), self.tile.sizes)
         flat = self.arrays[buffer.name].reshape(-1)
-        np.add.at(self.stores[buffer.name], at, 1)
-        flat[at] = np.broadcast_to(value, self.tile.sizes).astype(flat.dtype)
+        np.add.at(self.stores[buffer.name], at[where], 1)
+        return flat, at[where], np.broadcast_to(value, self.tile.sizes)[where].astype(flat.dtype)
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Data]) -> None:
         for k, value in enumerate(values):
@@ -130,8 +144,8 @@ class NumpyOps:
     def assign(self, carried: Data, value: Data) -> None:
         carried[...] = value
 
-    def step_count(self) -> Data:
-        return np.ones((1, 1, 1), np.float32)  # the one block holds everything
+    def first_block(self, tile: Tile) -> Tile:
+        return replace(tile, walk="tile")  # the one block holds everything
 
     def column_counts(self, tile: Tile) -> Data:
         return np.ones((1, 1, tile.sizes[2]), np.float32)
@@ -170,8 +184,9 @@ def run(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) ->
         IndexError: a load outside its buffer.
     """
     ins, outs = buffers(graph, kernel)
-    arrays = {b.name: np.ascontiguousarray(a) for b, a in zip(ins, inputs, strict=True)}
-    arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in outs}
+    given = zip(ins, inputs, strict=True)
+    arrays = {b.name: np.array(a) if b in outs else np.ascontiguousarray(a) for b, a in given}
+    arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in outs if b not in ins}
     ops = NumpyOps(arrays)
     emit(graph, kernel, config, ops)
     return [arrays[b.name] for b in outs], [ops.stores[b.name].reshape(b.array.shape) for b in outs]

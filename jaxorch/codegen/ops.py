@@ -16,7 +16,7 @@ import numpy as np
 from jaxorch.ir.graph import Array
 from jaxorch.ir.index import Expr, Guard, Lookup
 
-__all__ = ["Buffer", "Ops", "Tile"]
+__all__ = ["Buffer", "Ops", "Tile", "first_block"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,12 @@ class Tile:
     walk: Literal["grid", "tile", "loop"]
 
 
+def first_block(tile: Tile) -> Tile:
+    """The first block of a looped scope as a scope of its own, for handlers that walk block by block."""
+    grid, rows, columns = tile.sizes
+    return Tile((grid, rows, min(columns, tile.block_columns)), tile.block_rows, tile.block_columns, "tile")
+
+
 class Ops[V](Protocol):
     """Values V are tiles; dtypes are logical (lax) dtypes, held in their compute dtype.
 
@@ -59,7 +65,11 @@ class Ops[V](Protocol):
         """`copies` neighbouring elements from `offset` on, a value each."""
         ...
 
-    def store(self, buffer: Buffer, offset: Expr, value: V) -> None: ...
+    def store(self, buffer: Buffer, offset: Expr, value: V, guard: Guard = ()) -> None: ...
+    def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: V, guard: Guard) -> None:
+        """Combines `value` into the elements where `guard` holds, atomically: several points may have one offset."""
+        ...
+
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[V]) -> None: ...
     def const(self, value: bool | int | float, dtype: np.dtype[Any]) -> V: ...
     def index(self, expr: Expr, dtype: np.dtype[Any]) -> V: ...
@@ -94,8 +104,8 @@ class Ops[V](Protocol):
         ...
 
     def assign(self, carried: V, value: V) -> None: ...
-    def step_count(self) -> V:
-        """In a looped scope: how many blocks have been visited, this one included, as float32."""
+    def first_block(self, tile: Tile) -> Tile:
+        """The scope of the columns that a looped `tile` visits first, each in the lane where the loop will have it."""
         ...
 
     def column_counts(self, tile: Tile) -> V:

@@ -16,7 +16,7 @@ from jaxorch.codegen.ops import Ops, Tile
 from jaxorch.ir.dtypes import compute_dtype, is_float
 from jaxorch.ir.monoid import COMBINES, neutral
 
-__all__ = ["Item", "direct", "finish", "initial", "step"]
+__all__ = ["Item", "direct", "finish", "initial", "step", "wants_first"]
 
 _INT32 = np.dtype(np.int32)
 _FLOAT32 = np.dtype(np.float32)
@@ -79,14 +79,26 @@ def direct[V](ops: Ops[V], op: str, item: Item[V], count: int, outs: Sequence[np
             return (x.fold(op, x.masked(op, item.value)),)
 
 
-def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile) -> tuple[V, ...]:
-    """The loop-carried tiles of a reduction."""
+def wants_first(op: str) -> bool:
+    """Whether a loop's state starts from the elements of its first block."""
+    return op == "moments"
+
+
+def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile, first: Item[V] | None) -> tuple[V, ...]:
+    """What a loop carries for a reduction: tiles that `step` assigns, after the shift of moments, which stays.
+
+    `first`: the first block's elements, where `wants_first`; then called in their scope.
+    """
     match op:
         case "argmax" | "argmin":
             worst = neutral("max" if op == "argmax" else "min", dtype)
             return ops.carry(tile, worst, dtype), ops.carry(tile, _NO_INDEX, _INT32), ops.carry(tile, _NO_INDEX, _INT32)
         case "moments":
-            return ops.carry(tile, 0.0, dtype), ops.carry(tile, 0.0, dtype)
+            assert first is not None
+            x = _Calls(ops, dtype)
+            # an infinite shift would make nan of the sum, which is to be infinite
+            shift = x.pick(x.test("is_finite", first.value), first.value, x.const(0.0))
+            return ops.valid(shift, x.const(0.0)), ops.carry(tile, 0.0, dtype), ops.carry(tile, 0.0, dtype)
         case "sumexp":
             # not -inf: the distance of a first element would be inf - inf
             return ops.carry(tile, float(np.finfo(compute_dtype(dtype)).min), dtype), ops.carry(tile, 0.0, dtype)
@@ -100,16 +112,11 @@ def step[V](ops: Ops[V], op: str, item: Item[V], carried: Sequence[V]) -> None:
     match op:
         case "argmax" | "argmin":
             _arg_step(ops, op, item, carried)
-        case "moments":  # Welford's update in every column: mean += (x-mean)/n, m2 += (x-mean_old)*(x-mean_new)
-            mean, m2 = carried
-            delta = x("sub", item.value, mean)
-            share = x("div", x.const(1.0), _counts_as(ops, ops.step_count(), item.dtype))
-            # a mean that is infinite stays so unless x is its opposite or nan: inf + (x - inf)/n would be nan
-            endless = x.test("eq", ops.scalar("abs", {}, [mean], [item.dtype], item.dtype), x.const(np.inf))
-            new = x("add", mean, x("mul", x.pick(endless, item.value, delta), share))
-            square = x("mul", delta, x("sub", item.value, new))
-            ops.assign(m2, x("add", m2, ops.valid(square, x.const(0.0))))
-            ops.assign(mean, ops.valid(new, mean))
+        case "moments":  # of d = x - shift in every column: s1 += d, s2 += d^2
+            shift, s1, s2 = carried
+            distance = ops.valid(x("sub", item.value, shift), x.const(0.0))
+            ops.assign(s1, x("add", s1, distance))
+            ops.assign(s2, x("add", s2, x("mul", distance, distance)))
         case "sumexp":  # e = exp(-|x-m|); where x > m: s = s*e + 1, m = x; else s = s + e
             top, total = carried
             value = x.masked("max", item.value)
@@ -139,12 +146,8 @@ def finish[V](
         case "argmax" | "argmin":
             best, index, nan = carried
             return (_arg_result(ops, op, dtype, best, index, nan, outs[0]),)
-        case "moments":  # Chan: m2 = sum(m2_c) + sum(n_c * (mean_c - mean)^2)
-            mean, m2 = carried
-            counts = _counts_as(ops, ops.column_counts(tile), dtype)
-            total = x.fold("sum", x("mul", counts, mean))
-            shift = x("sub", mean, x("mul", total, x.const(1.0 / count)))
-            return total, x.fold("sum", x("add", m2, x("mul", counts, x("mul", shift, shift))))
+        case "moments":
+            return _combined_moments(x, carried, _counts_as(ops, ops.column_counts(tile), dtype), count)
         case "sumexp":
             top, total = carried
             peak = x.fold("max", top)
@@ -156,6 +159,24 @@ def finish[V](
             return x.pick(empty, x.const(-np.inf), peak), share
         case _:
             return (x.fold(op, carried[0]),)
+
+
+def _combined_moments[V](x: _Calls[V], carried: Sequence[V], counts: V, count: int) -> tuple[V, V]:
+    """(sum, m2) of a row from those of its columns: m2 = sum(m2_c) + sum(n_c * (mean_c - mean)^2), by Chan.
+
+    m2_c = s2 - s1^2/n_c.  The shift is one of the column's own elements, so (mean_c - shift)^2 <= m2_c, and
+    s2 = m2_c + n_c*(mean_c - shift)^2 <= (1 + n_c)*m2_c: the difference loses no more than a factor 1 + n_c of the
+    precision, n_c being the blocks of the loop, however far from zero the row is.
+    """
+    shift, s1, s2 = carried
+    each = x("max", counts, x.const(1.0))  # a column that is never inside has sums of 0
+    total = x.fold("sum", x("add", s1, x("mul", counts, shift)))
+    average = x("div", s1, each)
+    # where s2 has overflowed it stays, unless s1 is infinite or nan too
+    excess = x.pick(x.test("eq", s2, x.const(np.inf)), x("sub", s1, s1), x("mul", s1, average))
+    own = x("max", x("sub", s2, excess), x.const(0.0))
+    distance = x("sub", x("add", shift, average), x("mul", total, x.const(1.0 / count)))
+    return total, x.fold("sum", x("add", own, x("mul", counts, x("mul", distance, distance))))
 
 
 def _counts_as[V](ops: Ops[V], counts: V, dtype: np.dtype[Any]) -> V:

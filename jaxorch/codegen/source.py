@@ -16,7 +16,7 @@ from jaxorch.codegen.ops import Tile
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.ir.graph import Graph, Reduce
 from jaxorch.kernels.configs import Config
-from jaxorch.kernels.kernel import Kernel
+from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["Source", "generate"]
 
@@ -31,6 +31,7 @@ class Source:
     """A generated kernel: pass the inputs, then the outputs, to `name` over a 1-D grid of `grid` programs.
 
     `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
+    `aliases` are (input, output) pairs that are one buffer: such an output is not passed.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Source:
     grid: int
     config: Config
     digest: str
+    aliases: tuple[tuple[int, int], ...] = ()
 
 
 def generate(
@@ -46,7 +48,7 @@ def generate(
     """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments."""
     ins, outs = buffers(graph, kernel)
     frame = kernel.frames[config.frame]
-    columns = -(-frame.sizes[2] // config.block_columns) if kernel.schedule == "pointwise" else 1
+    columns = kernel.column_blocks(config.frame, config.block_columns)
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
     wide = max([*counted, *(b.array.size for b in (*ins, *outs))]) >= 2**31
@@ -61,7 +63,8 @@ def generate(
     )
     emit(graph, kernel, config, ops)
     helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
-    arguments = ", ".join(b.name for b in (*ins, *outs))
+    shared = aliases(graph, kernel)
+    arguments = ", ".join(b.name for b in (*ins, *(o for o in outs if o not in ins)))
     body = "\n".join("    " + line for line in ops.blocks[0].lines)
     rest = f"({arguments}):\n{body}\n"
     code = hashlib.sha256((helpers + rest).encode()).hexdigest()
@@ -71,4 +74,4 @@ def generate(
     grid = grid_size(kernel, config)
     types = [(b.array.shape, b.array.dtype.name) for b in (*ins, *outs)]
     digest = hashlib.sha256(repr((code, grid, config, types)).encode()).hexdigest()
-    return Source(name, text, grid, config, digest)
+    return Source(name, text, grid, config, digest, tuple(sorted(shared.items())))

@@ -28,7 +28,8 @@ def _approx(instruction: str) -> str:
 class _Form:
     """Templates over {x} and {y}: for float32 and float64, and, where a cheaper one is good enough, narrower results.
 
-    `single` replaces `precise` for float32, `half` for all 16-bit types, `brain` for bfloat16 and 8-bit types.
+    `single` replaces `precise` for float32, `half` for all 16-bit types, `brain` for bfloat16 and 8-bit types;
+    `relaxed` replaces `half` for a relaxed float32 result.
     `interpreted` is needed where `precise` is not made of `tl` functions and `INTERPRETED` has no form.
     """
 
@@ -36,6 +37,7 @@ class _Form:
     single: str | None = None
     half: str | None = None
     brain: str | None = None
+    relaxed: str | None = None
     interpreted: str | None = None
 
     def template(self, name: str) -> str:
@@ -44,6 +46,8 @@ class _Form:
                 return self.precise
             case "float32":
                 return self.single or self.precise
+            case "relaxed":
+                return self.relaxed or self.half or self.single or self.precise
             case "float16":
                 return self.half or self.single or self.precise
             case _:
@@ -53,12 +57,19 @@ class _Form:
 _LN2 = 0.6931471805599453
 # lg2.approx is within 2^-22 of the logarithm everywhere, which near 1 is little against bfloat16's spacing alone.
 _FAST_LOG2 = _approx("lg2.approx.f32")
+# Triton's own tl.exp and division spend half of their instructions on denormals.
+_FAST_EXP2 = _approx("ex2.approx.ftz.f32")
+_FAST_EXP = _FAST_EXP2.replace("{x}", "{x} * 1.4426950408889634")
+_FAST_RECIPROCAL = _approx("rcp.approx.f32")  # keeps denormal results: the quotients of huge numbers need them
 _FAST_LOG1P = _FAST_LOG2.replace("{x}", "(1.0 + {x})")
+_FAST_LOGISTIC = _approx("rcp.approx.ftz.f32").replace(
+    "{x}", "1.0 + " + _FAST_EXP2.replace("{x}", "{x} * -1.4426950408889634")
+)
 
 _FORMS: dict[str, _Form] = {
-    # tl.exp is ex2(x * log2 e): the product's rounding costs float32 about |x| units in the last place.
-    "exp": _Form("libdevice.exp({x})", half="tl.exp({x})", interpreted="tl.exp({x})"),
-    "exp2": _Form("libdevice.exp2({x})", single="tl.exp2({x})", interpreted="tl.exp2({x})"),
+    # ex2(x * log2 e): the product's rounding costs float32 about |x| units in the last place.
+    "exp": _Form("libdevice.exp({x})", half=_FAST_EXP, interpreted="tl.exp({x})"),
+    "exp2": _Form("libdevice.exp2({x})", single="tl.exp2({x})", half=_FAST_EXP2, interpreted="tl.exp2({x})"),
     "expm1": _Form(
         "libdevice.expm1({x})",
         brain="tl.where(tl.abs({x}) < 0.015625, {x} * (1.0 + 0.5 * {x}), tl.exp({x}) - 1.0)",
@@ -88,16 +99,16 @@ _FORMS: dict[str, _Form] = {
     "asinh": _Form("libdevice.asinh({x})"),
     "acosh": _Form("libdevice.acosh({x})"),
     "atanh": _Form("libdevice.atanh({x})"),
-    # The divisor is at least 1, so the short division is safe: where exp overflows the quotient is 0.
+    # Where exp overflows, 1/inf is the 0 that is wanted.
     "logistic": _Form(
-        "(1.0 / (1.0 + libdevice.exp(-{x})))",
-        half="libdevice.fast_dividef(tl.full([], 1.0, tl.float32), 1.0 + tl.exp(-{x}))",
-        interpreted="(1.0 / (1.0 + tl.exp(-{x})))",
+        "(1.0 / (1.0 + libdevice.exp(-{x})))", half=_FAST_LOGISTIC, interpreted="(1.0 / (1.0 + tl.exp(-{x})))"
     ),
     "erf": _Form("tl.erf({x})"),
     "erfc": _Form("libdevice.erfc({x})"),
     "erf_inv": _Form("libdevice.erfinv({x})"),
-    "div": _Form("({x} / {y})"),  # div.full: within 2 units in the last place
+    # div.full is within 2 units in the last place. So is a product with the reciprocal, unless the divisor is denormal;
+    # a divisor of a whole row makes one reciprocal for it.
+    "div": _Form("({x} / {y})", relaxed=f"({{x}} * {_FAST_RECIPROCAL.replace('{x}', '{y}')})"),
     "rem": _Form("libdevice.fmod({x}, {y})"),  # tl's % goes through the rounded quotient
     "floor": _Form("tl.floor({x})"),
     "ceil": _Form("tl.ceil({x})"),
@@ -109,7 +120,7 @@ def _formed(name: str, form: _Form) -> Write:
     def write(site: Site) -> str:
         names = dict(zip("xy", site.args, strict=False))
         if not site.interpret:
-            return form.template("float16" if site.relaxed else site.out.name).format(**names)
+            return form.template("relaxed" if site.relaxed else site.out.name).format(**names)
         if name in INTERPRETED:
             wide = [f"{arg}.to(tl.float64)" for arg in site.args]
             return f"({INTERPRETED[name](*wide)}).to({site.held})"

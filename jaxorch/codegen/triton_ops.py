@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.codegen.ops import Buffer, Tile, first_block
 from jaxorch.codegen.triton_casts import TRITON_NAME
 from jaxorch.codegen.triton_scalars import TRITON, triton_literal, triton_load_cast, triton_store_cast
 from jaxorch.codegen.triton_writer import Axes, Block, Text, Writer
@@ -20,6 +20,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import simplify
+from jaxorch.kernels.configs import power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
 __all__ = ["HELPERS", "TritonOps"]
@@ -97,7 +98,7 @@ class TritonOps(Writer):
 
     @contextmanager
     def straight(self, tile: Tile) -> Generator[None]:
-        outer, self.tile, self.column = (self.tile, self.column), tile, f"column{tile.sizes[COLUMN]}"
+        outer, self.tile, self.column = (self.tile, self.column), tile, _straight_name(tile)
         if self.column not in self.blocks[0].names:
             self.blocks[0].names[self.column] = self.column
             self.write_column()
@@ -106,7 +107,7 @@ class TritonOps(Writer):
 
     @contextmanager
     def loop(self, tile: Tile) -> Generator[None]:
-        outer, self.tile, self.column = (self.tile, self.column), tile, f"column{self.count}"
+        outer, self.tile, self.column = (self.tile, self.column), tile, f"column_{self.count}"
         self.count += 1
         self.arange(tile.block_columns)
         self.blocks.append(Block("loop"))
@@ -232,15 +233,26 @@ class TritonOps(Writer):
         halves = [self.split(half, copies // 2) for half in pair]
         return [halves[k % 2][k // 2] for k in range(copies)]
 
-    def store(self, buffer: Buffer, offset: Expr, value: Text) -> None:
+    def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
+        pointer, mask = self.target(buffer, offset, value, guard)
+        self.put(f"tl.store({pointer}, {triton_store_cast(value.name, buffer.array.dtype)}{mask})")
+
+    def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Text, guard: Guard) -> None:
+        value = self.spread(value)  # an atomic operation on a scalar would be done by every thread's lane once
+        pointer, mask = self.target(buffer, offset, value, guard)
+        stored = triton_store_cast(value.name, buffer.array.dtype)
+        self.put(f"tl.atomic_{op}({pointer}, {stored}{mask}, sem='relaxed')")
+
+    def target(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard) -> tuple[str, str]:
+        """Pointer and mask of a store of `value`, of one shape with it."""
         axes = self.axes()
         dims = ix.dims_of(offset)
-        missing = value.dims - dims - ({GRID, ROW} if self.flat else {GRID})
+        wanted = value.dims | ix.guard_dims(guard)
+        missing = wanted - dims - ({GRID, ROW} if self.flat else {GRID})
         pointer = self.pointer(buffer, offset, axes)
         if missing:  # a block of one element has a constant offset
             pointer = f"{pointer} + {self.zeros(missing)}"
-        stored = triton_store_cast(value.name, buffer.array.dtype)
-        self.put(f"tl.store({pointer}, {stored}{self.mask(dims | missing, (), axes)})")
+        return pointer, self.mask(dims | missing, guard, axes)
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Text]) -> None:
         pointer, mask = self.wide_access(buffer, offset, ())
@@ -344,16 +356,18 @@ class TritonOps(Writer):
     def assign(self, carried: Text, value: Text) -> None:
         self.put(f"{carried.name} = {value.name}")
 
-    def step_count(self) -> Text:
-        start = self.axes().column_start
-        # a product, not .to(): the interpreter's loop variable is a plain int
-        expr = f"({start} // {self.tile.block_columns} + 1) * tl.full([], 1.0, tl.float32)"
-        return self.name(expr, frozenset((COLUMN,)))
+    def first_block(self, tile: Tile) -> Tile:
+        return first_block(tile)
 
     def column_counts(self, tile: Tile) -> Text:
         size, block = tile.sizes[COLUMN], tile.block_columns
         expr = f"(({size + block - 1} - {self.arange(block)}) // {block}).to(tl.float32)"
         return self.name(expr, frozenset((COLUMN,)))
+
+
+def _straight_name(tile: Tile) -> str:
+    size, block = tile.sizes[COLUMN], tile.block_columns
+    return f"column{size}_of_{block}" if tile.walk == "tile" and block != power_of_two(size) else f"column{size}"
 
 
 class _Branch:

@@ -17,9 +17,10 @@ from jaxorch.frontend.indexing import INDEXED
 from jaxorch.frontend.movement import VIEWS, broadcast
 from jaxorch.frontend.trace import Equation, Trace
 from jaxorch.frontend.windows import WINDOWED, fill_of, monoid_of, patches, window_view
+from jaxorch.frontend.writing import WRITES
 from jaxorch.ir.constants import table_of
 from jaxorch.ir.dtypes import unsupported_reason
-from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Origin, Reduce
+from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Origin, Reduce, Scatter
 from jaxorch.ir.monoid import COMBINES
 from jaxorch.ir.view import Value, View, identity
 
@@ -91,6 +92,8 @@ class _Lifter:
             self.movement(k, equation, arrays, outs)
         elif equation.primitive in INDEXED:
             self.indexed(k, equation, arrays, outs)
+        elif equation.primitive in WRITES:
+            self.writing(k, equation, arrays, outs)
         elif equation.primitive in ELEMENTWISE:
             self.elementwise(k, equation, arrays, outs)
         elif equation.primitive in REDUCTIONS:
@@ -154,6 +157,12 @@ class _Lifter:
         if view is not None:
             self.append(Map("copy", (view,), out, (), _origin(k, equation)), equation.outputs)
         return view is not None
+
+    def writing(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
+        write = WRITES[equation.primitive](equation.params, [self.value(v) for v in equation.inputs], arrays)
+        (out,) = outs
+        node = Scatter(write.combine, write.place, write.updates, write.unique, out, _origin(k, equation))
+        self.append(node, equation.outputs)
 
     def constant(self, value: bool | int | float, dtype: np.dtype[Any]) -> Value:
         self.nodes.append(Const(value, Array((), dtype)))

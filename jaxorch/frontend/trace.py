@@ -7,7 +7,7 @@ Invariant: equations are in execution order and each variable is defined once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from jax.extend import source_info_util
 
 from jaxorch.frontend.loops import carry_form
 
-__all__ = ["Equation", "Trace", "digest", "flatten", "replay"]
+__all__ = ["Equation", "Regions", "Trace", "digest", "flatten", "replay"]
 
 _jax: Any = jax  # what is used of it carries few types
+_source: Any = source_info_util
 
 # Calls whose body is the program itself once derivatives are taken: parameter that holds the body.
 _CALLS: Mapping[str, str] = {
@@ -179,8 +180,14 @@ def digest(trace: Trace, more: Iterable[str] = ()) -> str:
     return hashlib.sha256("\n".join([*lines, repr(trace.outputs), *more]).encode()).hexdigest()
 
 
-def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int]) -> None:
-    """Computes the `wanted` variables from those in `env`, with the equations as traced; extends `env`."""
+type Regions = Mapping[int, Callable[..., Sequence[Any]]]
+"""By equation: what runs it instead."""
+
+_AS_TRACED: Regions = {}
+
+
+def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int], regions: Regions = _AS_TRACED) -> None:
+    """Computes the `wanted` variables from those in `env`, with the equations as traced or `regions`; extends `env`."""
     needed, pending = set[int](), [v for v in wanted if v not in env]
     while pending:
         variable = pending.pop()
@@ -191,15 +198,22 @@ def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int]) -
             needed.add(k)
             pending.extend(trace.equations[k].inputs)
     for k in sorted(needed):
-        _bind(trace, trace.equations[k], env)
+        _bind(trace, trace.equations[k], env, regions.get(k))
     for variable in wanted:
         if variable not in env:
             env[variable] = np.asarray(trace.literals[variable], trace.avals[variable].dtype)
 
 
-def _bind(trace: Trace, equation: Equation, env: MutableMapping[int, Any]) -> None:
+def _bind(
+    trace: Trace, equation: Equation, env: MutableMapping[int, Any], region: Callable[..., Sequence[Any]] | None
+) -> None:
     eqn = equation.jaxpr_eqn
     operands = [env[v] if v in env else trace.literals[v] for v in equation.inputs]
-    with eqn.ctx.manager:
+    if region is not None:
+        env.update(zip(equation.outputs, region(*operands), strict=True))
+        return
+    info = eqn.source_info
+    names: Any = source_info_util.current_name_stack() + info.name_stack
+    with _source.user_context(info.traceback, name_stack=names), eqn.ctx.manager:
         results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     env.update(zip(equation.outputs, results if eqn.primitive.multiple_results else [results], strict=True))

@@ -5,7 +5,7 @@ Input: what the frontend builds.  Output: what passes rewrite and kernels are cu
 node's iteration domain.  Data movement is not a node: it lives in the operands' views.  A copy is a
 `Map` with op "copy".
 
-Node kinds still to come take their place in this union: Contract, Cumulative, Scatter, Loop.
+Node kinds still to come take their place in this union: Contract, Cumulative, Loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from jaxorch.ir.view import Value, View
+from jaxorch.ir.view import Piece, Value, View, lookups
 
 __all__ = [
     "Array",
@@ -31,8 +31,10 @@ __all__ = [
     "Origin",
     "Params",
     "Reduce",
+    "Scatter",
     "operands_of",
     "outputs_of",
+    "pieces_of",
     "reads",
     "with_operands",
 ]
@@ -132,6 +134,28 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True)
+class Scatter:
+    """An array with updates written into it: a copy of the base, then, for every i of the updates' domain where
+    the place's guard holds, base[place.index(i)] = combine(base[place.index(i)], updates[i]).
+
+    `place` is a piece over the updates' domain whose value is the base: an array that exists, never a view.  It covers
+    what its guard says and no more.  Combines: "set", "add", "mul", "min", "max".  `unique`: no two points have one
+    place, so the order of the writes does not matter; where that is not known, `passes.places` decides.
+    """
+
+    combine: str
+    place: Piece
+    updates: View
+    unique: bool
+    array: Array
+    origin: Origin = Origin()
+
+    @property
+    def base(self) -> Value:
+        return self.place.value
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """One equation that stays with XLA, and why."""
 
@@ -142,7 +166,7 @@ class Opaque:
     origin: Origin = Origin()
 
 
-type Node = Input | Const | Map | Reduce | Opaque
+type Node = Input | Const | Map | Reduce | Scatter | Opaque
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +196,7 @@ class Graph:
 def outputs_of(node: Node) -> tuple[Array, ...]:
     """Shape and dtype of each value the node produces."""
     match node:
-        case Input() | Const() | Map():
+        case Input() | Const() | Map() | Scatter():
             return (node.array,)
         case Reduce() | Opaque():
             return node.arrays
@@ -187,13 +211,24 @@ def operands_of(node: Node) -> tuple[View, ...]:
             return ()
         case Map() | Reduce() | Opaque():
             return node.operands
+        case Scatter():
+            return (node.updates,)
         case _:
             assert_never(node)
 
 
+def pieces_of(node: Node) -> tuple[Piece, ...]:
+    """The pieces of all operands, and a Scatter's place."""
+    pieces = tuple(piece for view in operands_of(node) for piece in view.pieces)
+    return (*pieces, node.place) if isinstance(node, Scatter) else pieces
+
+
 def reads(node: Node) -> tuple[Value, ...]:
-    """The values a node reads, without repeats."""
-    return tuple(dict.fromkeys(value for view in operands_of(node) for value in view.values))
+    """The values a node reads, without repeats: an operand's pieces before what their indices look up."""
+    values = [value for view in operands_of(node) for value in view.values]
+    if isinstance(node, Scatter):
+        values += (node.base, *(lookup.value for lookup in lookups(node.place)))
+    return tuple(dict.fromkeys(values))
 
 
 def with_operands(node: Node, operands: Iterable[View]) -> Node:
@@ -203,5 +238,8 @@ def with_operands(node: Node, operands: Iterable[View]) -> Node:
             return node
         case Map() | Reduce() | Opaque():
             return replace(node, operands=tuple(operands))
+        case Scatter():
+            (updates,) = operands
+            return replace(node, updates=updates)
         case _:
             assert_never(node)

@@ -16,16 +16,20 @@ import numpy as np
 
 from jaxorch.errors import VerifyError
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Reduce, operands_of, outputs_of
+from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Reduce, Scatter, operands_of, outputs_of
 from jaxorch.ir.index import Bound, Dim, Expr, Guard, Lookup
+from jaxorch.ir.place import inverse
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.text import expr_text, node_text, value_text
 from jaxorch.ir.view import Piece, Value, View, lookups
 
-__all__ = ["EVALUATED", "verify"]
+__all__ = ["COMBINES", "EVALUATED", "verify"]
 
 EVALUATED = 4096
 """The largest set of points over which an undecided index is evaluated."""
+
+COMBINES = ("set", "add", "mul", "min", "max")
+"""What a Scatter may do with an element and its update."""
 
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"))
 # operands and result have one dtype
@@ -203,6 +207,8 @@ def _node(node: Node, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
             _map(node, [arrays[v.pieces[0].value.node][v.pieces[0].value.output].dtype for v in node.operands], place)
         case Reduce():
             _reduce(node, place)
+        case Scatter():
+            _scatter(node, arrays, place)
         case Opaque():
             pass  # what its primitive asks of operands is XLA's to check
         case _:
@@ -251,3 +257,32 @@ def _reduce(node: Reduce, place: _Place) -> None:
     for array in node.arrays:
         if array.shape != shape:
             place.fail("shape of an output", array.shape, f"{shape}, the domain without the reduced axes")
+
+
+def _scatter(node: Scatter, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
+    domain = node.updates.domain
+    if node.combine not in COMBINES:
+        place.fail("combine", node.combine, f"one of {', '.join(COMBINES)}")
+    _piece(View(domain, (node.place,)), node.place, arrays, replace(place, piece=0))
+    base = arrays[node.base.node][node.base.output]
+    if node.array != base:
+        place.fail("array", node.array, f"the base's, {base}")
+    if 0 in domain:
+        return
+    # where the guard holds, the place lies in the array; elsewhere nothing is written
+    nowhere = Piece((), node.base, tuple(ix.Const(0) for _ in base.shape))
+    _bounds(View(domain, (node.place, nowhere)), [base.shape, base.shape], place)
+    if node.unique and not any(lookups(node.place)) and inverse(node.place, domain, base.shape) is None:
+        _distinct(node.place, domain, base.shape, place)
+
+
+def _distinct(piece: Piece, domain: tuple[int, ...], shape: tuple[int, ...], place: _Place) -> None:
+    """Checks that no two points of a small domain have one place, where the map cannot be read backwards."""
+    count = math.prod(domain)
+    if count > EVALUATED:
+        return
+    coords = list(np.indices(domain).reshape(len(domain), count))
+    written = _where(piece.guard, coords, count)
+    flat = np.broadcast_to(ix.evaluate(ix.linearize(piece.index, shape), coords), count)[written]
+    if np.unique(flat).size < flat.size:
+        place.fail("places", f"{flat.size - np.unique(flat).size} written twice", "each written once")

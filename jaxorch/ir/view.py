@@ -30,6 +30,7 @@ __all__ = [
     "identity",
     "is_identity",
     "is_reshape",
+    "look_through",
     "lookups",
     "map_piece",
     "simplify_view",
@@ -106,7 +107,7 @@ def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
     """
     pieces: list[Piece] = []
     for piece in outer.pieces:
-        piece = map_piece(piece, lambda lookup: _look_through(lookup, outer.domain, replacement))
+        piece = look_through(piece, outer.domain, replacement)
         inner = replacement(piece.value)
         if inner is None:
             pieces.append(piece)
@@ -115,6 +116,11 @@ def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
             guard = piece.guard + ix.substitute_guard(q.guard, piece.index)
             pieces.append(Piece(guard, q.value, tuple(ix.substitute(e, piece.index) for e in q.index)))
     return simplify_view(View(outer.domain, tuple(pieces)))
+
+
+def look_through(piece: Piece, sizes: tuple[int, ...], replacement: Callable[[Value], View | None]) -> Piece:
+    """The piece with each Lookup of a value v read through `replacement(v)` where that is a view, as in `compose`."""
+    return map_piece(piece, lambda lookup: _look_through(lookup, sizes, replacement))
 
 
 def _look_through(lookup: Lookup, sizes: tuple[int, ...], replacement: Callable[[Value], View | None]) -> Lookup:

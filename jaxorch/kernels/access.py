@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Const, Graph, Map, Reduce, operands_of
+from jaxorch.ir.graph import Array, Const, Graph, Map, Reduce, Scatter, operands_of
 from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
-from jaxorch.ir.view import Value, View
+from jaxorch.ir.view import Value, View, expressions
 
-__all__ = ["Accesses", "Load", "Reduction", "collect", "looked_up_at", "operand_coords", "pieces_at", "taps"]
+__all__ = [
+    "Accesses",
+    "Load",
+    "Reduction",
+    "collect",
+    "looked_up_at",
+    "operand_coords",
+    "pieces_at",
+    "stored_array",
+    "taps",
+]
 
 type Coords = tuple[Expr, ...]
 
@@ -46,6 +56,7 @@ class Accesses:
     loads: dict[Load, None] = field(default_factory=dict[Load, None])
     reductions: dict[Reduction, int] = field(default_factory=dict[Reduction, int])
     guards: dict[tuple[Guard, tuple[int, ...]], None] = field(default_factory=dict[tuple[Guard, tuple[int, ...]], None])
+    places: dict[Coords, None] = field(default_factory=dict[Coords, None])  # index and guard of what is written
     outside: dict[int, None] = field(default_factory=dict[int, None])  # Reduces wanted where they have no element
 
     def offsets(self, graph: Graph) -> list[tuple[Expr, int]]:
@@ -64,6 +75,14 @@ class Accesses:
             yield from reduction.coords
         for guard, _ in self.guards:
             yield from (b.expr for b in guard)
+        for place in self.places:
+            yield from place
+
+
+def stored_array(graph: Graph, value: Value) -> Array:
+    """What a kernel that stores `value` writes: the array, or for a Scatter the updates."""
+    node = graph.nodes[value.node]
+    return Array(node.updates.domain, node.array.dtype) if isinstance(node, Scatter) else graph.array(value)
 
 
 def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[Guard, Value, Coords]]:
@@ -143,6 +162,10 @@ class _Walk:
                 return max(self.view(view, tap, guard, sizes) for tap in taps(node, coords))
             case Reduce():
                 return self.reduction(value.node, node, coords, guard, sizes)
+            case Scatter():  # coords are those of the updates
+                place = tuple(simplify(ix.substitute(e, coords), sizes) for e in expressions(node.place))
+                self.into.places[place] = None
+                return max(self.lookups(place, sizes), self.view(node.updates, coords, guard, sizes))
             case _:
                 raise AssertionError(f"{type(node).__name__} inside a kernel")
 

@@ -32,9 +32,13 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
     """Configurations for a kernel, the default first; a timed search takes as many as it can afford, in order."""
     match kernel.schedule:
         case "rows":
-            found = _persistent(kernel.frames[0], _longest(graph, kernel))
+            longest = _longest(graph, kernel)
+            found = _interleave(_first_twice([_persistent(k, f, longest) for k, f in enumerate(kernel.frames)]))
         case "rows-looped":
-            found = _looped(_longest(graph, kernel))
+            longest = _longest(graph, kernel)
+            found = _interleave(_first_twice([_looped(k, longest) for k in range(len(kernel.frames))]))
+        case "rows-blocked":
+            found = _interleave([list(_blocked(k, f)) for k, f in enumerate(kernel.frames)])
         case _:
             blocks = _unrolled if kernel.unrolled else _pointwise
             found = _interleave([list(blocks(k, f)) for k, f in enumerate(kernel.frames)])
@@ -60,6 +64,11 @@ def power_of_two(n: int) -> int:
 def _interleave(lists: Sequence[list[Config]]) -> list[Config]:
     longest = max(len(found) for found in lists)
     return [found[k] for k in range(longest) for found in lists if k < len(found)]
+
+
+def _first_twice(lists: Sequence[list[Config]]) -> list[list[Config]]:
+    """The first frame's list as two, so that of a few tries most are its: another order of rows is seldom better."""
+    return [lists[0][0::2], lists[0][1::2], *lists[1:]]
 
 
 def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
@@ -102,30 +111,55 @@ def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 
 
-def _persistent(frame: Frame, longest: int) -> list[Config]:
+def _blocked(number: int, frame: Frame) -> Iterator[Config]:
+    _, rows, columns = frame.sizes
+    blocks = (
+        (1, 4096, 8),
+        (1, 2048, 4),
+        (1, 2048, 8),
+        (1, 4096, 4),
+        (1, 8192, 8),
+        (1, 1024, 4),
+        (32, 128, 8),
+        (8, 512, 8),
+    )
+    for block_rows, block_columns, warps in blocks:
+        yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
+
+
+def _persistent(number: int, frame: Frame, longest: int) -> list[Config]:
     rows, columns = frame.sizes[1], power_of_two(longest)
     found: list[tuple[float, Config]] = []
     for block_rows, warps in product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
         tile = block_rows * columns
         per_thread = tile / (32 * warps)
-        if not (block_rows == 1 or (tile <= 16384 and block_rows <= power_of_two(rows))) or warps < 2 < tile / 256:
+        if not (block_rows == 1 or (tile <= 16384 and block_rows <= power_of_two(rows))) or warps < 2 < tile / 512:
             continue
         if 4 <= per_thread <= 32 or (block_rows == 1 and warps == 1) or (tile >= 32768 and warps == 32):
             # eight elements a thread (a 16-byte load of bfloat16), four warps: near enough to be the first guess
-            distance = max(8 / per_thread, per_thread / 8) - 1
-            found.append((distance + abs(warps.bit_length() - 3) * 0.5, Config(0, block_rows, columns, warps)))
+            distance = max(8 / per_thread, per_thread / 8) - 1 + abs(warps.bit_length() - 3) * 0.5
+            if block_rows == warps == 1:
+                distance = min(distance, 0.75)  # no warp waits for another
+            found.append((distance, Config(number, block_rows, columns, warps)))
     return [config for _, config in sorted(found)]
 
 
-def _looped(longest: int) -> list[Config]:
+def _looped(number: int, longest: int) -> list[Config]:
+    # One program a processor is enough where its loads are many: large blocks, or blocks on their way to shared memory.
     blocks = (
         (4096, 8, 1),
-        (4096, 16, 1),
-        (2048, 8, 1),
-        (8192, 16, 1),
-        (8192, 32, 1),
+        (8192, 16, 3),
         (4096, 8, 3),
-        (2048, 4, 1),
+        (16384, 32, 1),
+        (8192, 16, 1),
+        (4096, 16, 3),
+        (8192, 16, 2),
+        (4096, 16, 1),
+        (8192, 32, 3),
+        (8192, 8, 1),
         (2048, 8, 3),
+        (8192, 32, 1),
+        (2048, 8, 1),
+        (2048, 4, 3),
     )
-    return [Config(0, 1, min(block, power_of_two(longest)), warps, stages) for block, warps, stages in blocks]
+    return [Config(number, 1, min(block, power_of_two(longest)), warps, stages) for block, warps, stages in blocks]

@@ -28,7 +28,8 @@ class Frame:
 
     A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes
     flattened).  With `unroll` u > 1 the column's fastest axis of size u is unrolled: a program holds u
-    values a column and stores them side by side.
+    values a column and stores them side by side.  Within each role the last axis is walked fastest, and row axes may
+    come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
     """
 
     domain: tuple[int, ...]
@@ -36,6 +37,7 @@ class Frame:
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     unroll: int = 1
+    again: int = 0
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -50,6 +52,12 @@ class Frame:
         for axes, flat in ((self.grid, Dim(GRID)), (self.rows, Dim(ROW)), (self.columns, column)):
             found.update(zip(axes, ix.delinearize(flat, [self.domain[a] for a in axes]), strict=True))
         return tuple(simplify(found[a], self.sizes) for a in range(len(self.domain)))
+
+    @property
+    def row(self) -> Expr:
+        """The tile's row, counted in the domain's own order of all axes but the columns, over (GRID, ROW, COLUMN)."""
+        coords, axes = self.coords(), sorted((*self.grid, *self.rows))
+        return simplify(ix.linearize([coords[a] for a in axes], [self.domain[a] for a in axes]), self.sizes)
 
 
 def split_axis(expressions: Iterable[Expr], axis: int, size: int) -> tuple[int, ...]:

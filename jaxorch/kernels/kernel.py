@@ -2,26 +2,28 @@
 
 Input: a graph, a set of Map and Reduce nodes and the values to store.  Output: a `Kernel`, or the
 reason why no schedule can run the set as one kernel.  Invariant: each reduction of a `Rows` kernel
-depends on the tile's row only, and every output is stored exactly once.
+depends on the tile's row only, every output is stored exactly once, and nothing a kernel writes in
+place is read by it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Map, Reduce
+from jaxorch.ir.graph import Graph, Node, Reduce, Scatter, pieces_of
 from jaxorch.ir.index import Const, Dim, Expr
 from jaxorch.ir.simplify import coords_of
-from jaxorch.ir.view import Value
-from jaxorch.kernels.access import Accesses, Reduction, collect
+from jaxorch.ir.view import Piece, Value, lookups
+from jaxorch.kernels.access import Accesses, Reduction, collect, stored_array
 from jaxorch.kernels.frame import Frame, flat_frames, refine
+from jaxorch.kernels.order import walked_pointwise, walked_rows
 from jaxorch.kernels.unroll import inner, repeats_rows, taps_of, windows
 from jaxorch.passes.derive import LONGEST_TILE_ROW, MOST_TAPS
 
-__all__ = ["Kernel", "Output", "build"]
+__all__ = ["SHORT_ROW", "Kernel", "Output", "aliases", "build"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,16 @@ class Output:
     per_row: bool
 
 
+SHORT_ROW = 512
+"""Rows of no more elements than this are reduced again by every program that wants their result."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One generated kernel.
 
-    schedule: "pointwise", "rows" (a tile holds whole rows) or "rows-looped" (a loop runs along the row).
+    schedule: "pointwise", "rows" (a tile holds whole rows), "rows-looped" (a loop runs along the row) or "rows-blocked"
+    (a row's columns are spread over programs, each of which reduces anew the short rows that it needs).
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
     unrolled: its Reduces that are computed point by point (`kernels.unroll`), as Maps are.
     """
@@ -48,12 +55,25 @@ class Kernel:
     frames: tuple[Frame, ...]
     unrolled: tuple[int, ...] = ()
 
+    def column_blocks(self, frame: int, block: int) -> int:
+        """Programs that share the columns of a tile's rows, `block` columns each."""
+        return -(-self.frames[frame].sizes[2] // block) if self.schedule in ("pointwise", "rows-blocked") else 1
+
+
+def aliases(graph: Graph, kernel: Kernel) -> dict[int, int]:
+    """The inputs whose memory an output takes: input number -> output number."""
+    bases = {k: n.base for k, o in enumerate(kernel.outputs) if isinstance(n := graph.nodes[o.value.node], Scatter)}
+    return {kernel.inputs.index(base): k for k, base in bases.items()}
+
 
 def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Kernel | str:
     """The kernel that computes `outputs` from `nodes`, or why there is none."""
     members = frozenset(nodes)
-    if any(graph.array(v).size == 0 for v in outputs):
+    if any(stored_array(graph, v).size == 0 for v in outputs):
         return "a zero-size output"
+    hazard = _hazard(graph, members, outputs)
+    if hazard is not None:
+        return hazard
     unrolled = windows(graph, members)
     found = _build(graph, _Members(members, unrolled), tuple(outputs))
     if isinstance(found, str) and (more := inner(graph, members)) != unrolled:
@@ -89,11 +109,32 @@ def _build(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kerne
     return _rows(graph, members, outputs) if members.reduces(graph) else _pointwise(graph, members, outputs)
 
 
+def _hazard(graph: Graph, members: frozenset[int], outputs: Sequence[Value]) -> str | None:
+    """Why arrays that are written in place keep the nodes apart: what reads one runs before or after, never beside."""
+    scatters = [(k, n) for k in sorted(members) if isinstance(n := graph.nodes[k], Scatter)]
+    if any(Value(k) not in outputs for k, _ in scatters):
+        return "an array written in place is read by the kernel that writes it"
+    bases = [n.base for _, n in scatters]
+    if any(b.node in members for b in bases) or len(set(bases)) < len(bases):
+        return "an array is written in place twice"
+    read = {v for k in members for p in pieces_of(graph.nodes[k]) for v in _values(graph.nodes[k], p)}
+    if read & (set(bases) | {Value(k) for k, _ in scatters}):
+        return "an array written in place is read by the kernel that writes it"
+    return None
+
+
+def _values(node: Node, piece: Piece) -> Iterator[Value]:
+    """What a piece of the node reads; a Scatter's place reads its lookups, and its base is written."""
+    if not (isinstance(node, Scatter) and piece is node.place):
+        yield piece.value
+    yield from (lookup.value for lookup in lookups(piece))
+
+
 def _walk(graph: Graph, members: _Members, values: Sequence[Value], domain: tuple[int, ...]) -> Accesses:
     accesses = Accesses()
     flat = ix.linearize([Dim(a) for a in range(len(domain))], domain)
     for value in values:
-        coords = coords_of(flat, graph.array(value).shape, domain)
+        coords = coords_of(flat, stored_array(graph, value).shape, domain)
         collect(graph, members.nodes, value, coords, domain, accesses, members.unrolled)
     return accesses
 
@@ -108,30 +149,36 @@ def _refined(
 
 
 def _pointwise(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel | str:
-    if len({graph.array(v).size for v in outputs}) != 1:
+    if len({stored_array(graph, v).size for v in outputs}) != 1:
         return "outputs of different sizes"
-    domain, accesses = _refined(graph, members, outputs, graph.array(outputs[0]).shape)
+    domain, accesses = _refined(graph, members, outputs, stored_array(graph, outputs[0]).shape)
     frames = flat_frames(domain, accesses.offsets(graph), accesses)
+    if any(isinstance(graph.nodes[v.node], Scatter) for v in outputs):
+        frames = tuple(f for f in frames if f.unroll == 1)  # a place need not keep neighbours side by side
+    frames = walked_pointwise(graph, outputs, accesses, frames)
     stored = tuple(Output(v, per_row=False) for v in outputs)
-    return members.kernel(_inputs(accesses), stored, "pointwise", frames)
+    return members.kernel(_inputs(graph, outputs, accesses), stored, "pointwise", frames)
 
 
-def _inputs(accesses: Accesses) -> tuple[Value, ...]:
-    return tuple(sorted({load.value for load in accesses.loads}))
+def _inputs(graph: Graph, outputs: Sequence[Value], accesses: Accesses) -> tuple[Value, ...]:
+    """The values loaded, and those written in place."""
+    bases = {n.base for v in outputs if isinstance(n := graph.nodes[v.node], Scatter)}
+    return tuple(sorted({load.value for load in accesses.loads} | bases))
 
 
 def _rows(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel | str:
-    # The anchor is the largest Map output: its points are the tile's.  With Reduce outputs only, they are the rows.
-    anchor = max(outputs, key=lambda v: (graph.array(v).size, isinstance(graph.nodes[v.node], Map), -v.node))
-    size = graph.array(anchor).size
-    full = tuple(v for v in outputs if graph.array(v).size == size)
-    rest = tuple(v for v in outputs if graph.array(v).size != size)
+    # The anchor is the largest output that is no reduction's: its points are the tile's.  With Reduce outputs only,
+    # they are the rows.
+    sizes = {v: stored_array(graph, v).size for v in outputs}
+    anchor = max(outputs, key=lambda v: (sizes[v], not isinstance(graph.nodes[v.node], Reduce), -v.node))
+    full = tuple(v for v in outputs if sizes[v] == sizes[anchor])
+    rest = tuple(v for v in outputs if sizes[v] != sizes[anchor])
     # A kernel that stores per-row values has one kind of rows; most sets tried fail here, before any walk.
     rows = {n.arrays[0].size for n in members.reduces(graph)}
     for value in rest:
-        if rows != {graph.array(value).size}:
-            return f"an output of {graph.array(value).size} elements beside {', '.join(map(str, sorted(rows)))} rows"
-    domain, accesses = _refined(graph, members, full, graph.array(anchor).shape)
+        if rows != {sizes[value]}:
+            return f"an output of {sizes[value]} elements beside {', '.join(map(str, sorted(rows)))} rows"
+    domain, accesses = _refined(graph, members, full, stored_array(graph, anchor).shape)
     if accesses.outside:
         return "a reduction at rows that its operand does not have"
     row_axes = _row_axes(accesses, len(domain)) if accesses.reductions else _leading(domain, graph, rest)
@@ -145,13 +192,15 @@ def _rows(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel
     illegal = _check_per_row(graph, members, row_values, frame, accesses)
     if illegal is not None:
         return illegal
-    stored = tuple(Output(v, per_row=v in row_values) for v in outputs)
     if not accesses.reductions:
         return "outputs that need no reduction"
     longest = max(_reduce(graph, r.node).count for r in accesses.reductions)
     persistent = longest <= LONGEST_TILE_ROW and frame.sizes[2] <= LONGEST_TILE_ROW
-    schedule = "rows" if persistent else "rows-looped"
-    return members.kernel(_inputs(accesses), stored, schedule, (frame,))
+    marked = tuple(Output(v, per_row=v in row_values) for v in outputs)
+    spread = longest <= SHORT_ROW and 8 * longest <= frame.sizes[2] and not any(o.per_row for o in marked)
+    schedule = "rows" if persistent else "rows-blocked" if spread else "rows-looped"
+    frames = walked_rows(graph, outputs, accesses, frame)
+    return members.kernel(_inputs(graph, outputs, accesses), marked, schedule, frames)
 
 
 def _reduce(graph: Graph, node: int) -> Reduce:
@@ -175,7 +224,7 @@ def _check_per_row(
         flat = ix.add(ix.mul(flat, frame.domain[axis]), Dim(axis))
     met = {_rows_of(graph, r) for r in accesses.reductions}
     for value in values:
-        array = graph.array(value)
+        array = stored_array(graph, value)
         if array.size != rows:
             return f"an output of {array.size} elements beside {rows} rows"
         own = Accesses()
@@ -201,6 +250,6 @@ def _rows_of(graph: Graph, reduction: Reduction) -> tuple[tuple[int, ...], tuple
 def _leading(domain: tuple[int, ...], graph: Graph, rest: Sequence[Value]) -> tuple[int, ...] | None:
     """Rows for outputs that need no reduction beside others that do: the leading axes that match the others' size."""
     for count in range(len(domain)):
-        if rest and math.prod(domain[:count]) == graph.array(rest[0]).size:
+        if rest and math.prod(domain[:count]) == stored_array(graph, rest[0]).size:
             return tuple(range(count))
     return None

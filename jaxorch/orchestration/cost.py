@@ -10,10 +10,12 @@ import math
 
 from jaxorch.codegen.body import grid_size
 from jaxorch.codegen.count_ops import Counts, count
-from jaxorch.ir.graph import Const, Graph, Map, Opaque, operands_of, outputs_of
-from jaxorch.ir.view import Value, is_reshape
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Const, Graph, Map, Opaque, Scatter, operands_of, outputs_of
+from jaxorch.ir.view import Value, is_reshape, lookups
+from jaxorch.kernels.access import stored_array
 from jaxorch.kernels.configs import Config, configurations
-from jaxorch.kernels.kernel import Kernel
+from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.kernels.unroll import taps_of
 from jaxorch.orchestration.candidates import Left
 from jaxorch.orchestration.devices import Device
@@ -25,6 +27,8 @@ __all__ = ["config_time", "kernel_time", "left_time", "minimum_bytes"]
 # joins or rearranges arrays (measured: 0.2 for a concatenation of caches, 0.5 to 0.8 for most others).
 _XLA_EFFICIENCY = 0.85
 _XLA_MOVEMENT_EFFICIENCY = 0.6
+# Scatters to looked-up places: 105 µs for 25 MB of bfloat16 updates added into 17 MB.
+_XLA_SCATTER_EFFICIENCY = 0.15
 
 # Operations in the time XLA takes for one element of a window: three pools of 275 elements, for 1.4 million results,
 # took 150 µs on an H200.
@@ -33,7 +37,9 @@ _XLA_TAP = 22
 
 def minimum_bytes(graph: Graph, kernel: Kernel) -> int:
     """Each input read once and each output written once."""
-    return sum(graph.array(v).nbytes for v in kernel.inputs) + sum(graph.array(o.value).nbytes for o in kernel.outputs)
+    written = {kernel.inputs[k] for k in aliases(graph, kernel)}  # in place, where only the updates move
+    read = sum(graph.array(v).nbytes for v in kernel.inputs if v not in written)
+    return read + sum(stored_array(graph, o.value).nbytes for o in kernel.outputs)
 
 
 def kernel_time(graph: Graph, kernel: Kernel, device: Device) -> float:
@@ -64,7 +70,9 @@ def left_time(graph: Graph, left: Left, device: Device) -> float:
         return device.xla_launch_s * 1e6
     if all(isinstance(n, Map) and _is_free(graph, n) for n in nodes):
         return 0.0
-    moved = _read_bytes(graph, left) + sum(graph.array(v).nbytes for v in left.outputs)
+    moved = _read_bytes(graph, left) + sum(stored_array(graph, v).nbytes for v in left.outputs)
+    if any(isinstance(n, Scatter) and any(ix.dims_of(k) for k in lookups(n.place)) for n in nodes):
+        return moved / device.memory_bandwidth / _XLA_SCATTER_EFFICIENCY * 1e6 + device.xla_launch_s * 1e6
     moves = any(isinstance(n, Map) and _rearranges(graph, n) for n in nodes)
     efficiency = _XLA_MOVEMENT_EFFICIENCY if moves else _XLA_EFFICIENCY
     memory = moved / device.memory_bandwidth / efficiency

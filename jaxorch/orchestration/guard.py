@@ -41,9 +41,10 @@ def compare(
     original: Callable[..., Any],
     operands: Sequence[Array],
     outputs: Sequence[Array],
+    donated: Sequence[int],
     device: Device,
 ) -> Verdict:
-    """Times the plan against XLA's version of the whole program.
+    """Times the plan against XLA's version of the whole program; both may write into the `donated` operands.
 
     Raises:
         LaunchError: the program fails on the device for another reason than want of memory.
@@ -54,8 +55,9 @@ def compare(
         return Verdict(None, None, f"not timed: {size} bytes of operands and outputs, {free} bytes free")
     try:
         sets = random_arguments(operands, device.l2_bytes)
-        functions: list[Any] = [_jax.jit(f).lower(*sets[0]).compile() for f in (planned, original)]
-        ours, theirs = device_times(functions, sets, repeats=11)
+        jitted = (_jax.jit(f, donate_argnums=tuple(donated)) for f in (planned, original))
+        functions: list[Any] = [f.lower(*sets[0]).compile() for f in jitted]
+        ours, theirs = device_times(functions, sets, donated=donated, repeats=11)
     except _jax.errors.JaxRuntimeError as error:
         if is_out_of_memory(error):
             return Verdict(None, None, "not timed: the device has too little memory free for a second copy")

@@ -76,6 +76,11 @@ class Rotation:
             self._take_back(arguments, [leaf for leaf in jax.tree.leaves(outputs) if isinstance(leaf, jax.Array)])
         return outputs
 
+    @property
+    def sets(self) -> list[list[jax.Array]]:
+        """The argument sets as they are now, donated arguments replaced."""
+        return self._sets
+
     def platform(self) -> str:
         """The platform that holds the arguments ("gpu", "cpu"); the default one where there are none."""
         for argument in self._sets[0]:

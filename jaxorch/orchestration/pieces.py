@@ -1,6 +1,6 @@
 """Pieces: the nodes that are always computed together, and how pieces hang together.
 
-Input: a graph.  Output: `Pieces`.  Invariant: every Map and Reduce is in a piece, and a value that two
+Input: a graph.  Output: `Pieces`.  Invariant: every Map, Reduce and Scatter is in a piece, and a value that two
 pieces share is an output of one of them, an operand of the program, or cheap enough to be computed twice.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, outputs_of, reads
+from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, Scatter, outputs_of, reads
 from jaxorch.ir.view import Value
 from jaxorch.passes.derive.match import is_window
 
@@ -46,6 +46,7 @@ class Pieces:
                 self.readers.setdefault(value, []).append(number)
         self.users = graph.users()
         self.returned = set(graph.outputs)
+        self.bases = {n.base.node for n in graph.nodes if isinstance(n, Scatter)}  # to exist before they are written to
         self.redone = self._redone()
         self.all = self._pieces()
         self.neighbours, self.after = self._relations()
@@ -59,7 +60,7 @@ class Pieces:
             if not _computes(nodes[number]) or number in self.redone:
                 continue
             users = self.users[number]
-            alone = isinstance(nodes[number], Map) and len(users) == 1 and number not in returned
+            alone = isinstance(nodes[number], Map) and len(users) == 1 and number not in returned | self.bases
             joins = alone and _computes(nodes[users[0]]) and users[0] not in self.redone
             # before a window it would be computed for every element of every window: a choice, not a rule
             joins = joins and not is_window(nodes[users[0]])
@@ -74,7 +75,9 @@ class Pieces:
         graph, returned = self.graph, {v.node for v in self.graph.outputs}
         found: set[int] = set()
         for number, node in enumerate(graph.nodes):
-            if not isinstance(node, Map) or node.op not in _CHEAP or number in returned or len(self.users[number]) < 2:
+            if not isinstance(node, Map) or node.op not in _CHEAP or number in returned | self.bases:
+                continue
+            if len(self.users[number]) < 2:
                 continue
             if all(_computes(graph.nodes[u]) for u in self.users[number]):
                 sources = self._sources(number, found)
@@ -169,4 +172,4 @@ def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
 
 
 def _computes(node: Node) -> bool:
-    return isinstance(node, Map | Reduce)
+    return isinstance(node, Map | Reduce | Scatter)

@@ -6,19 +6,19 @@ traced code.  Invariant: every value a step reads is an operand or was produced 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxorch.codegen.source import Source
-from jaxorch.frontend.trace import Trace, replay
-from jaxorch.ir.graph import Array, Graph
+from jaxorch.frontend.trace import Regions, Trace, replay
+from jaxorch.ir.graph import Array, Graph, Input, Opaque, Scatter
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import Left
 from jaxorch.runtime.compile import Compiled
 
-__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run"]
+__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run", "written_operands"]
 
 type Launch = Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]]
 
@@ -45,20 +45,37 @@ class LeftStep:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The program as planned."""
+    """The program as planned; `regions`: loops and branches whose bodies are planned, by equation."""
 
     trace: Trace
     graph: Graph
     steps: tuple[KernelStep | LeftStep, ...]
+    regions: Regions = field(default_factory=dict[int, Callable[..., Sequence[Any]]])
 
     @property
     def kernels(self) -> tuple[KernelStep, ...]:
         return tuple(s for s in self.steps if isinstance(s, KernelStep))
 
 
-def arguments(graph: Graph, kernel: Kernel) -> list[Array]:
-    """The kernel's arguments: inputs, then outputs."""
-    return [graph.array(v) for v in kernel.inputs] + [graph.array(o.value) for o in kernel.outputs]
+def arguments(graph: Graph, kernel: Kernel) -> tuple[list[Array], list[Array]]:
+    """The kernel's inputs and its outputs, those written in place among both."""
+    return [graph.array(v) for v in kernel.inputs], [graph.array(o.value) for o in kernel.outputs]
+
+
+def written_operands(graph: Graph, carries: Mapping[int, int]) -> list[int]:
+    """Operands of the program whose memory holds an output, once scatters and loops have written into it.
+
+    `carries`: of each loop (a node's number), the operand that its first output starts as.
+    """
+    kept = set(graph.outputs)
+    for number, node in reversed(list(enumerate(graph.nodes))):
+        if isinstance(node, Scatter) and Value(number) in kept:
+            kept.add(node.base)
+        elif isinstance(node, Opaque) and number in carries:
+            carried = enumerate(node.operands[carries[number] :][: len(node.arrays)])
+            kept |= {view.pieces[0].value for output, view in carried if Value(number, output) in kept}
+    inputs = ((Value(number), node) for number, node in enumerate(graph.nodes) if isinstance(node, Input))
+    return [node.position for value, node in inputs if value in kept and value not in graph.outputs]
 
 
 def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
@@ -68,7 +85,7 @@ def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
     for step in plan.steps:
         if isinstance(step, LeftStep):
             for names in map(plan.graph.variables, step.left.outputs):
-                replay(plan.trace, env, names[:1])
+                replay(plan.trace, env, names[:1], plan.regions)
                 env.update((name, env[names[0]]) for name in names)
             continue
         ins = [_read(plan, env, made, v) for v in step.kernel.inputs]
@@ -76,7 +93,7 @@ def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
         for output, result in zip(step.kernel.outputs, launch(step.source, ins, outs), strict=True):
             made[output.value] = result
             env.update((variable, result) for variable in plan.graph.variables(output.value))
-    replay(plan.trace, env, plan.trace.outputs)
+    replay(plan.trace, env, plan.trace.outputs, plan.regions)
     return [env[v] for v in plan.trace.outputs]
 
 
@@ -84,5 +101,5 @@ def _read(plan: Plan, env: dict[int, Any], made: dict[Value, Any], value: Value)
     if value in made:
         return made[value]
     (variable, *_) = plan.graph.variables(value)
-    replay(plan.trace, env, [variable])
+    replay(plan.trace, env, [variable], plan.regions)
     return env[variable]

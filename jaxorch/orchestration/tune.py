@@ -26,17 +26,18 @@ from jaxorch.ir.graph import Array, Graph
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.devices import Device
-from jaxorch.orchestration.measure import device_times
+from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, check
 from jaxorch.runtime.store import Store
 
-__all__ = ["Tuned", "is_out_of_memory", "place", "random_arguments", "tune"]
+__all__ = ["TRIES", "Tuned", "in_place", "is_out_of_memory", "launched", "place", "random_arguments", "tune"]
 
 _jax: Any = jax  # what is used of it carries few types
 
-_TRIES = {"fast": 1, "default": 10, "max": 32}
+# Configurations timed for each kernel, by effort.
+TRIES = {"fast": 1, "default": 14, "max": 32}
 _SETS_BYTES = 3 << 30  # memory for rotated inputs
 
 
@@ -58,25 +59,26 @@ def tune(
     Raises:
         CompileError: no configuration compiles for the device, or none launches on it.
     """
-    configs = configurations(graph, kernel)[: _TRIES[effort]]
+    configs = configurations(graph, kernel)[: TRIES[effort]]
     first = generate(graph, kernel, configs[0], header=header)
     sources = chain([first], (generate(graph, kernel, c, header=header) for c in configs[1:]))
-    arrays = arguments(graph, kernel)
+    inputs, outputs = arguments(graph, kernel)
+    limits = {"arch": device.arch, "shared_limit": device.shared_per_block}
     key = f"{place(device)}-{len(configs)}-{first.digest}"
     known = store.get("config", key)
     if known is not None and (live is False or known.get("measured") is not None):
         for config in configs:
             if _record(config) == known.get("config"):
                 source = generate(graph, kernel, config, header=header)
-                compiled = check(source, arrays, arch=device.arch, shared_limit=device.shared_per_block)
+                compiled = check(source, inputs, outputs, **limits)
                 return Tuned(source, compiled, _number(known.get("measured")), ())
     failures: list[str] = []
-    usable = _compile(sources, arrays, device, failures, first=not live)
+    usable = _compile(sources, lambda s: check(s, inputs, outputs, **limits), failures, first=not live)
     if not live:
         source, compiled = usable[0]
         return Tuned(source, compiled, None, tuple(failures))
     try:
-        best, measured = _fastest(kernel, [s for s, _ in usable], arrays, device, failures)
+        best, measured = _fastest([s for s, _ in usable], inputs, outputs, device, failures)
     except _jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise CompileError(f"no configuration could be timed: {error}") from error
@@ -114,13 +116,13 @@ def _number(value: object) -> float | None:
 
 
 def _compile(
-    sources: Iterable[Source], arrays: Sequence[Array], device: Device, failures: list[str], *, first: bool
+    sources: Iterable[Source], check: Callable[[Source], Compiled], failures: list[str], *, first: bool
 ) -> list[tuple[Source, Compiled]]:
     """The sources that compile; only the first one, with no more generated than it takes, if that is enough."""
     usable: list[tuple[Source, Compiled]] = []
     for source in sources:
         try:
-            usable.append((source, check(source, arrays, arch=device.arch, shared_limit=device.shared_per_block)))
+            usable.append((source, check(source)))
         except CompileError as error:
             failures.append(str(error))
         if usable and first:
@@ -132,30 +134,44 @@ def _compile(
 
 
 def _fastest(
-    kernel: Kernel, sources: Sequence[Source], arrays: Sequence[Array], device: Device, failures: list[str]
+    sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], device: Device, failures: list[str]
 ) -> tuple[Source, float]:
-    count = len(kernel.inputs)
-    sets = random_arguments(arrays[:count], device.l2_bytes)
+    donated = in_place(sources[0])
+    rotation = Rotation(random_arguments(inputs, device.l2_bytes), donated)
     running: list[tuple[Source, Callable[..., Any]]] = []
     for source in sources:
-        function: Any = _jax.jit(_launcher(source, arrays[count:]))
         try:
-            compiled = function.lower(*sets[0]).compile()
-            _jax.block_until_ready(compiled(*sets[0]))
+            running.append((source, launched(source, outputs, rotation)))
         except (JaxorchError, _jax.errors.JaxRuntimeError) as error:
             failures.append(f"{source.name} {source.config}: {error}")
-            continue
-        running.append((source, compiled))
     if not running:
         raise CompileError(f"no configuration launches: {failures[-1]}")
-    timings = device_times([f for _, f in running], sets, repeats=7)
+    timings = device_times([f for _, f in running], rotation.sets, donated=donated, repeats=7)
     medians = [t.median_us for t in timings]
     best = min(range(len(running)), key=lambda k: (medians[k], k))
     return running[best][0], medians[best]
 
 
-def _launcher(source: Source, outputs: Sequence[Array]) -> Callable[..., Any]:
-    return lambda *operands: call(source, operands, outputs)
+def in_place(source: Source) -> list[int]:
+    """The operands that a kernel writes into: donated where it is timed, or the copy that saves them is timed too."""
+    return [operand for operand, _ in source.aliases]
+
+
+def launched(source: Source, outputs: Sequence[Array], rotation: Rotation) -> Callable[..., Any]:
+    """A kernel, compiled and launched once on the rotation's next arguments.
+
+    Raises:
+        JaxorchError: it cannot be compiled.
+        JaxRuntimeError: it cannot be launched, or fails when it runs.
+    """
+
+    def run(*operands: Any) -> list[Any]:
+        return call(source, operands, outputs)
+
+    jitted: Any = _jax.jit(run, donate_argnums=in_place(source))
+    compiled = jitted.lower(*rotation.sets[0]).compile()
+    _jax.block_until_ready(rotation.call(compiled))
+    return compiled
 
 
 def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Array]]:

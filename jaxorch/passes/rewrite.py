@@ -9,28 +9,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from jaxorch.ir.graph import Graph, Input, Node, operands_of, reads, with_operands
+from jaxorch.ir.graph import Graph, Input, Node, Scatter, operands_of, reads, with_operands
 from jaxorch.ir.index import Lookup
-from jaxorch.ir.view import Value, View, map_piece
+from jaxorch.ir.view import Piece, Value, View, map_piece
 
-__all__ = ["drop_unused", "rename", "rename_view", "reorder", "replace_values"]
+__all__ = ["drop_unused", "rename", "rename_view", "reorder", "replace_values", "rewritten"]
+
+
+def rewritten(node: Node, view: Callable[[View], View], place: Callable[[Piece, View], Piece]) -> Node:
+    """The node with its operands, and a Scatter's place (given with its updates), rewritten; itself if all stays."""
+    operands = operands_of(node)
+    new = tuple(map(view, operands))
+    result = node if new == operands else with_operands(node, new)
+    if isinstance(result, Scatter):
+        moved = place(result.place, result.updates)
+        return result if moved == result.place else replace(result, place=moved)
+    return result
+
+
+def _rename_piece(piece: Piece, new: Callable[[Value], Value]) -> Piece:
+    def look(lookup: Lookup) -> Lookup:
+        return replace(lookup, value=new(lookup.value))
+
+    return replace(map_piece(piece, look), value=new(piece.value))
 
 
 def rename_view(view: View, new: Callable[[Value], Value]) -> View:
     """The view with every value it reads renamed; the view itself if nothing changes."""
-
-    def look(lookup: Lookup) -> Lookup:
-        return replace(lookup, value=new(lookup.value))
-
-    pieces = tuple(replace(map_piece(p, look), value=new(p.value)) for p in view.pieces)
+    pieces = tuple(_rename_piece(p, new) for p in view.pieces)
     return view if pieces == view.pieces else View(view.domain, pieces)
 
 
 def rename(node: Node, new: Callable[[Value], Value]) -> Node:
     """The node with every value it reads renamed; the node itself if nothing changes."""
-    operands = operands_of(node)
-    renamed = tuple(rename_view(v, new) for v in operands)
-    return node if renamed == operands else with_operands(node, renamed)
+    return rewritten(node, lambda v: rename_view(v, new), lambda p, _: _rename_piece(p, new))
 
 
 def replace_values(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:

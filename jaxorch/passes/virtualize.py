@@ -2,16 +2,16 @@
 
 Input: a graph whose data movement is `Map` "copy" nodes.  Output: a graph where every reader of a copy
 reads the copy's source through the composed view.  What remains of a copy is a place where the array
-must exist: a graph output, or an operand of an opaque node.  Invariant: a view with more than
+must exist: a graph output, an operand of an opaque node, or the base of a scatter.  Invariant: a view with more than
 `MAX_PIECES` pieces is not composed further, its copy stays.
 """
 
 from __future__ import annotations
 
-from jaxorch.ir.graph import Graph, Map, Node, Opaque, operands_of, with_operands
-from jaxorch.ir.view import Value, View, compose
+from jaxorch.ir.graph import Graph, Map, Node, Opaque
+from jaxorch.ir.view import Value, View, compose, look_through
 from jaxorch.options import Options
-from jaxorch.passes.rewrite import drop_unused
+from jaxorch.passes.rewrite import drop_unused, rewritten
 
 __all__ = ["MAX_PIECES", "virtualize"]
 
@@ -25,9 +25,7 @@ def virtualize(graph: Graph, options: Options) -> Graph:
     nodes: list[Node] = []
     for number, node in enumerate(graph.nodes):
         if not isinstance(node, Opaque):
-            operands = operands_of(node)
-            composed = tuple(_composed(v, views) for v in operands)
-            node = node if composed == operands else with_operands(node, composed)
+            node = rewritten(node, lambda v: _composed(v, views), lambda p, u: look_through(p, u.domain, views.get))
         if isinstance(node, Map) and node.op == "copy" and len(node.operands[0].pieces) <= MAX_PIECES:
             views[Value(number)] = node.operands[0]
         nodes.append(node)

@@ -11,6 +11,7 @@ from itertools import groupby
 from jaxorch.codegen.count_ops import count
 from jaxorch.frontend.trace import Trace
 from jaxorch.ir.graph import Graph, Map, Node, Opaque, Reduce
+from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.check import Solution
 from jaxorch.orchestration.cost import minimum_bytes
@@ -32,6 +33,7 @@ def describe(
     verdict: Verdict | None = None,
     problems: tuple[str, ...] = (),
     note: str = "",
+    bodies: tuple[tuple[str, Report], ...] = (),
 ) -> Report:
     """The report of a plan."""
     kernels = tuple(_kernel(plan, step) for step in plan.kernels)
@@ -48,8 +50,9 @@ def describe(
         gap=solution.gap if solution else 0.0,
         planned=verdict.planned,
         xla=verdict.xla,
-        kept=bool(kernels) and verdict.keeps_plan,
+        kept=bool(kernels or bodies) and verdict.keeps_plan,
         problems=problems,
+        bodies=bodies,
     )
 
 
@@ -103,9 +106,17 @@ def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
         measured=step.measured,
         registers=step.compiled.registers if step.compiled else None,
         spill_bytes=step.compiled.spill_bytes if step.compiled else None,
-        config=f"{config.block_rows}x{config.block_columns}, {config.num_warps} warps, {step.source.grid} programs",
+        config=_config(config, step.source.grid),
         code=step.source.text,
     )
+
+
+def _config(config: Config, programs: int) -> str:
+    """Tile, warps and programs; the frame and the loads in flight where they are not the first and one."""
+    parts = [f"{config.block_rows}x{config.block_columns}", f"{config.num_warps} warps"]
+    parts += [f"{config.num_stages} stages"] if config.num_stages > 1 else []
+    parts += [f"frame {config.frame}"] if config.frame else []
+    return ", ".join([*parts, f"{programs} programs"])
 
 
 def _left(plan: Plan, step: LeftStep) -> LeftLine:

@@ -51,6 +51,7 @@ class Report:
     device: the device table planned for; note: what the reader should know first.  status and gap are the
     solver's; baselines the estimated µs of "greedy" and "unfused" choices beside `estimated`.
     planned and xla are measured µs of the whole program, None where they were not timed.
+    bodies: the planned bodies of loops and branches, each with the loop it belongs to.
     """
 
     device: str
@@ -65,6 +66,12 @@ class Report:
     xla: float | None
     kept: bool
     problems: tuple[str, ...]
+    bodies: tuple[tuple[str, Report], ...] = ()
+
+    @property
+    def every_kernel(self) -> tuple[KernelLine, ...]:
+        """The kernels of the program and of the bodies in it."""
+        return (*self.kernels, *(line for _, body in self.bodies for line in body.every_kernel))
 
     def to_json(self) -> str:
         """The whole report as a JSON object, generated source included."""

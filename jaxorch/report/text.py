@@ -20,6 +20,8 @@ def render(report: Report) -> RenderableType:
     if report.left:
         parts.append(_left(report))
     parts.extend(f"problem: {problem}" for problem in report.problems)
+    for loop, body in report.bodies:
+        parts += [f"\nbody of {loop}:", render(body)]
     return Group(*parts)
 
 

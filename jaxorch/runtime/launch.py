@@ -7,6 +7,7 @@ importing this module imports neither Triton nor jax-triton.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,16 +39,20 @@ def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, a
     """
     jax_triton = _jax_triton()
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
-    results = jax_triton.triton_call(
-        *operands,
-        kernel=jit_from_source(source.text, source.name),
-        out_type=types,
-        grid=(source.grid,),
-        name=source.name,
-        num_warps=source.config.num_warps,
-        num_stages=source.config.num_stages,
-        compute_capability=arch,
-    )
+    with warnings.catch_warnings():
+        # The other way to write into an operand is a reference, which a caller's array would have to be from the start.
+        warnings.filterwarnings("ignore", "input_output_aliases is deprecated", DeprecationWarning)
+        results = jax_triton.triton_call(
+            *operands,
+            kernel=jit_from_source(source.text, source.name),
+            out_type=types,
+            grid=(source.grid,),
+            name=source.name,
+            num_warps=source.config.num_warps,
+            num_stages=source.config.num_stages,
+            compute_capability=arch,
+            input_output_aliases=dict(source.aliases) or None,
+        )
     return list(results)
 
 
@@ -64,13 +69,16 @@ def _jax_triton() -> Any:
     return jax_triton
 
 
-def check(source: Source, arguments: Sequence[Array], *, arch: int, shared_limit: int) -> Compiled:
+def check(
+    source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, shared_limit: int
+) -> Compiled:
     """Compiles and assembles a kernel for a GPU.
 
     Raises:
         CompileError: it does not compile, or wants more shared memory than a block has.
     """
-    signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in arguments), strict=True))
+    passed = [*inputs, *_unshared(source, outputs)]
+    signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
     compiled = compile_for(
         source.text,
         source.name,
@@ -87,6 +95,12 @@ def check(source: Source, arguments: Sequence[Array], *, arch: int, shared_limit
     return compiled
 
 
+def _unshared[T](source: Source, outputs: Sequence[T]) -> list[T]:
+    """The outputs that have a buffer of their own."""
+    shared = {output for _, output in source.aliases}
+    return [output for k, output in enumerate(outputs) if k not in shared]
+
+
 def _parameters(source: Source) -> list[str]:
     head = source.text.split(f"def {source.name}(", 1)[1].split(")", 1)[0]
     return [name.strip() for name in head.split(",")]
@@ -96,9 +110,12 @@ def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[
     """Runs a kernel through Triton's interpreter, as a host callback inside traced code."""
 
     def host(*arrays: Any) -> tuple[np.ndarray[Any, Any], ...]:
-        ins = [np.ascontiguousarray(a) for a in arrays]
+        written = dict(source.aliases)
+        ins = [np.array(a) if k in written else np.ascontiguousarray(a) for k, a in enumerate(arrays)]
         outs = [np.zeros(a.shape, a.dtype) for a in outputs]
-        run(source.text, source.name, (source.grid,), [*ins, *outs], constants={})
+        for k, output in written.items():
+            outs[output] = ins[k]
+        run(source.text, source.name, (source.grid,), [*ins, *_unshared(source, outs)], constants={})
         return tuple(outs)
 
     types = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs)

@@ -483,6 +483,24 @@ def test_rows_around_a_softmax(pad):
             agree(got, made.values[value], 1e-6)
 
 
+@pytest.mark.parametrize("columns", [4096, 4100])
+def test_a_norm_in_parts_ends_in_a_kernel_of_column_blocks(columns):
+    """Its programs combine the parts' moments each for itself."""
+
+    def norm(x):
+        return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5)
+
+    x = random_array(np.random.default_rng(0), (2, columns), np.float32) + 3
+    with limits(row=100, part=100):
+        made = program(norm, x)
+        blocked = [k for k in kernels_of(made.graph) if k.schedule == "rows-blocked"]
+        assert any("sum" in [getattr(made.graph.nodes[n], "op", "") for n in k.nodes] for k in blocked)
+        for kernel in blocked:
+            for config in (configurations(made.graph, kernel)[0], Config(0, 1, 512, 1), Config(0, 2, 256, 1)):
+                for value, got in interpreted(made.graph, kernel, config, made.inputs(kernel)).items():
+                    agree(got, made.values[value], 1e-5)
+
+
 def linear(a: int, b: int, c: int) -> Any:
     return ix.add(ix.add(ix.mul(Dim(0), a), ix.mul(Dim(1), b)), Const(c))
 

@@ -47,7 +47,7 @@ def case(name: str) -> tuple[Graph, tuple[Kernel, ...], list[list[str]]]:
 def compiled(graph: Graph, kernel: Kernel, config: Config, arch: int):
     device = DEVICE[arch]
     source = generate(graph, kernel, config)
-    return check(source, arguments(graph, kernel), arch=arch, shared_limit=device.shared_per_block)
+    return check(source, *arguments(graph, kernel), arch=arch, shared_limit=device.shared_per_block)
 
 
 @pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.slow)])
@@ -99,6 +99,24 @@ def test_elementwise_kernels_move_vectors(dtype):
     ptx = compiled(made.graph, kernel, configurations(made.graph, kernel)[0], 90).ptx
     assert "ld.global.v" in ptx
     assert "st.global.v" in ptx
+
+
+def test_relaxed_functions_are_one_instruction_each():
+    """A thread has 8 elements here; PTX's own handling of denormals would triple their instructions."""
+    graph, (kernel,), _ = case("groupnorm_silu")
+    ptx = compiled(graph, kernel, Config(0, 1, 4096, 16), 90).ptx
+    assert [ptx.count(name) for name in ("ex2.approx.ftz.f32", "rcp.approx.ftz.f32")] == [8, 8]
+    graph, (kernel,), _ = case("softmax_bias_mask")
+    ptx = compiled(graph, kernel, Config(0, 1, 1024, 4), 90).ptx
+    assert [ptx.count(name) for name in ("ex2.approx.ftz.f32", "rcp.approx.f32", "div.")] == [8, 1, 0]
+
+
+def test_loops_with_stages_load_ahead():
+    graph, (kernel,), _ = case("groupnorm_silu")
+    one, three = (compiled(graph, kernel, Config(0, 1, 4096, 8, stages), 90) for stages in (1, 3))
+    assert "cp.async" not in one.ptx
+    assert "cp.async" in three.ptx
+    assert three.shared_bytes > one.shared_bytes
 
 
 # Text

@@ -25,6 +25,7 @@ from jaxorch.ir.graph import Array, Opaque
 from jaxorch.kernels.configs import Config
 from jaxorch.orchestration import tune
 from jaxorch.orchestration.guard import Verdict
+from jaxorch.passes.derive import split
 from jaxorch.runtime.launch import call
 from jaxorch.target import local_gpu
 from tests.codegen import scalar_cases as scalars
@@ -106,10 +107,11 @@ def kernel_of(names, ops):
 
 @functools.cache
 def computed(names):
-    """The results of every operation on operands of these dtypes."""
+    """The results of every operation on operands of these dtypes, from the GPU whatever the default device is."""
     source, outs = kernel_of(names, groups()[names])
-    with jax.enable_x64(True):
-        operands = [jax.device_put(x) for x in scalars.inputs(names)]
+    gpu = jax.local_devices(backend="cuda")[0]
+    with jax.enable_x64(True), jax.default_device(gpu):
+        operands = [jax.device_put(x, gpu) for x in scalars.inputs(names)]
         results = jax.jit(lambda *operands: call(source, operands, outs))(*operands)
         return [np.asarray(r) for r in results]
 
@@ -119,8 +121,9 @@ def test_operations_on_the_device_equal_lax(names):
     capability = int(str(jax.local_devices(backend="cuda")[0].compute_capability).replace(".", ""))
     if capability < 89 and any("float8_e4m3" in f"{op}{names}" for op in groups()[names]):
         pytest.skip("no conversion to float8_e4m3fn before sm_89")
+    results = computed(names)
     with jax.default_device(jax.devices("cpu")[0]):
-        for op, got in zip(groups()[names], computed(names), strict=True):
+        for op, got in zip(groups()[names], results, strict=True):
             ulp = scalars.tolerance(op, names[0])
             approximate = is_float(got.dtype) and op.ulp > 0 and names[0] in ("float32", "float64")
             # the fast forms of float32 functions give 0 for a denormal
@@ -207,6 +210,29 @@ def test_long_rows(shape, kernels_win):
     x = x * 3 + 100
     f = lambda x: (jax.nn.softmax(x), jax.nn.log_softmax(x), x.mean(-1), x.var(-1), jnp.argmax(x, -1))  # noqa: E731
     close(jaxorch.optimize(f, options=FAST)(x), jax.jit(f)(x), 1e-4)
+
+
+def test_a_large_shared_operand(kernels_win):
+    """Programs walk the batch fastest, row by row of the bias."""
+    x, bias = arguments((5, 8, 512, 1024), (8, 512, 1024))
+    f = lambda x, bias: (jax.nn.softmax(x + bias), (x + bias).max(-1))  # noqa: E731
+    close(jaxorch.optimize(f, options=FAST)(x, bias), jax.jit(f)(x, bias))
+
+
+@pytest.mark.parametrize("parts", [1, 8192])
+def test_norms_in_parts(parts, kernels_win, monkeypatch):
+    """Partial moments, then a kernel whose programs each combine them for a block of a row."""
+    monkeypatch.setattr(split, "FEW_ROWS", 512)
+    monkeypatch.setattr(split, "PARTS", parts)
+    (x,) = arguments((2, 4096, 256))
+    x = (x * 2 + 5).astype(BF16)
+
+    def group_norm(x):
+        m = x.astype(F32).reshape(2, 4096, 16, 16)
+        mean, variance = m.mean((1, 3), keepdims=True), m.var((1, 3), keepdims=True)
+        return jax.nn.silu(((m - mean) * lax.rsqrt(variance + 1e-5)).reshape(x.shape))
+
+    close(jaxorch.optimize(group_norm, options=FAST)(x), jax.jit(group_norm)(x), 1e-4)
 
 
 def test_nan_and_infinities(kernels_win):

@@ -7,8 +7,9 @@ import pytest
 
 from jaxorch.ir.graph import Reduce
 from jaxorch.ir.view import Value
+from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, Output, build
-from tests.codegen.drive import limits, program, whole_kernel
+from tests.codegen.drive import interpreted, limits, program, whole_kernel
 
 F32 = np.float32
 
@@ -116,8 +117,20 @@ def test_long_rows_are_looped():
         assert build(made.graph, nodes, made.graph.outputs).schedule == "rows-looped"
 
 
-def test_a_long_output_over_short_reductions_is_looped():
-    made = program(lambda x, y: y - x.sum(-1, keepdims=True), np.zeros((4, 6), F32), np.zeros((4, 64), F32))
-    with limits(row=63):
+@pytest.mark.parametrize(
+    ("f", "row", "schedule"),
+    [
+        (lambda x, y: y - x.sum(-1, keepdims=True), 64, "rows"),
+        (lambda x, y: y - x.sum(-1, keepdims=True), 63, "rows-blocked"),
+        (lambda x, y: y - jnp.concatenate([x, x, x], -1).sum(-1, keepdims=True), 63, "rows-looped"),  # 18 of 64 columns
+        (lambda x, y: (y - x.sum(-1, keepdims=True), x.sum(-1)), 63, "rows-looped"),  # a row's value is stored once
+    ],
+)
+def test_a_long_output_over_short_reductions(f, row, schedule):
+    made = program(f, np.ones((4, 6), F32), np.ones((4, 64), F32))
+    with limits(row=row):
         kernel = whole_kernel(made.graph)
-    assert kernel.schedule == "rows-looped"
+    assert kernel.schedule == schedule
+    for config in (Config(0, 1, 16, 1), Config(0, 2, 64, 1)) if schedule == "rows-blocked" else ():
+        (got,) = interpreted(made.graph, kernel, config, made.inputs(kernel)).values()
+        np.testing.assert_array_equal(got, np.full((4, 64), -5, F32))

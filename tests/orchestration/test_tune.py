@@ -36,7 +36,7 @@ class Machine:
         monkeypatch.setattr(module, "call", self.call)
         monkeypatch.setattr(module, "device_times", self.device_times)
 
-    def check(self, source, arguments, *, arch, shared_limit):
+    def check(self, source, inputs, outputs, *, arch, shared_limit):
         self.compiled.append(source.config)
         assert (arch, shared_limit) == (H200.arch, H200.shared_per_block)
         if self.compile_fails(source.config):
@@ -49,7 +49,7 @@ class Machine:
             raise LaunchError("illegal address")
         return [jnp.zeros(a.shape, a.dtype) for a in outputs]
 
-    def device_times(self, versions, sets, *, repeats):
+    def device_times(self, versions, sets, *, donated, repeats):
         self.timed += 1
         running = [c for c in self.launched if not self.launch_fails(c)][-len(versions) :]
         return [Timing(self.microseconds(c), 0, 0, repeats, (), "clock") for c in running]

@@ -186,6 +186,9 @@ ROWS = {
     "constant": lambda rng, shape: np.full(shape, 3.7),
     "huge and tiny": lambda rng, shape: rng.normal(size=shape) * np.exp2(rng.integers(-30, 30, shape)),
     "one outlier": lambda rng, shape: np.where(np.arange(shape[-1]) == 5, 1e6, rng.normal(size=shape)),
+    "the first of a column an outlier": lambda rng, shape: np.where(
+        np.arange(shape[-1]) == 0, 1e6, rng.normal(size=shape)
+    ),
     "sorted": lambda rng, shape: np.sort(rng.normal(size=shape) + 100, -1),
 }
 
@@ -205,7 +208,7 @@ def test_variance_is_as_exact_as_two_passes(name, columns, block):
     mean, variance = (found[v].astype(np.float64) for v in made.graph.outputs)
     wide = x.astype(np.float64)
     scale = np.abs(wide).max(-1)
-    # Welford: relative errors of some units, not of (mean/deviation)^2 of them
+    # sums of distances from a column's own element: relative errors of some units, not of (mean/deviation)^2 of them
     np.testing.assert_allclose(mean, wide.mean(-1), rtol=0, atol=4e-7 * scale.max())
     condition = np.sqrt((wide**2).mean(-1) / np.maximum(wide.var(-1), 1e-30))
     bound = 1e-6 * (1 + condition) * wide.var(-1) + (2e-7 * scale) ** 2
@@ -222,3 +225,17 @@ def test_nan_and_infinity_spread():
     np.testing.assert_array_equal(np.isnan(variance), [True, True, True, False])
     assert np.isnan(mean[0])
     assert (mean[3], variance[3]) == (1, 0)
+
+
+def test_infinities_anywhere_in_a_column():
+    """The first element of a column is what the column's sums are shifted by; an infinite one must not be."""
+    x = np.ones((4, 20), F32)
+    x[0, 2], x[1, 10], x[2, 2], x[2, 10], x[3, 3] = np.inf, -np.inf, np.inf, -np.inf, 1e38
+    x[3, 11] = 3e37
+    with limits(row=8):
+        made = program(lambda x: (x.mean(-1), x.var(-1)), x)
+        found = interpreted(made.graph, whole_kernel(made.graph), Config(0, 1, 8, 1), [x])
+    mean, variance = (found[v] for v in made.graph.outputs)
+    np.testing.assert_array_equal(mean[:3], [np.inf, -np.inf, np.nan])
+    np.testing.assert_allclose(mean[3], 1.3e38 / 20, rtol=1e-6)
+    np.testing.assert_array_equal(variance, [np.nan, np.nan, np.nan, np.inf])

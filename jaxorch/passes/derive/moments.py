@@ -2,9 +2,9 @@
 
     sum(x), sum((x - sum(x)/n)^2)  =  moments(x)
 
-The right side is computed by Welford's update and Chan's combination (B. P. Welford 1962; Chan, Golub,
-LeVeque 1979), which loses no digits where E[x^2] - E[x]^2 does.  Rows that fit a tile keep the two-pass
-form: there the second pass costs nothing.
+The right side is computed from sums of distances from one element of each column, which Chan's formula
+combines (Chan, Golub, LeVeque 1979; `codegen.reductions`); it loses few digits where E[x^2] - E[x]^2 loses
+all.  Rows that fit a tile keep the two-pass form: there the second pass costs nothing.
 """
 
 from __future__ import annotations

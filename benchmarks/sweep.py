@@ -1,0 +1,112 @@
+"""`python -m benchmarks.sweep CASE ...`: every configuration of every kernel planned for a case.
+
+Each is compiled and, where there is a GPU, timed beside the others. Without one the plan is an H200's, not timed.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cases import CASES
+from benchmarks.suites import resolve
+from jaxorch.codegen.source import generate
+from jaxorch.errors import JaxorchError
+from jaxorch.ir.graph import Graph
+from jaxorch.kernels.configs import Config, configurations
+from jaxorch.kernels.kernel import Kernel, aliases
+from jaxorch.options import Options
+from jaxorch.orchestration.cost import config_time
+from jaxorch.orchestration.devices import Device, device
+from jaxorch.orchestration.measure import Rotation, device_times
+from jaxorch.orchestration.plan import arguments
+from jaxorch.orchestration.tune import TRIES, launched, random_arguments
+from jaxorch.pipeline import planned
+from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.launch import check
+from jaxorch.target import DEFAULT_DEVICE, Target, local_arch, local_gpu
+
+COLUMNS = ("frame", "tile", "warps", "stages", "programs", "registers", "spills", "shared", "est. µs", "µs")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One configuration: what the compiler says of it, or why it does not compile or run, and its times in µs."""
+
+    config: Config
+    programs: int
+    compiled: Compiled | None
+    failure: str
+    estimated: float
+    measured: float | None = None
+
+
+def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int | None) -> list[Row]:
+    """A row for each of the first `limit` configurations, in the order in which the tuner would try them."""
+    inputs, outputs = arguments(graph, kernel)
+    donated = [*aliases(graph, kernel)]
+    rotation = Rotation(random_arguments(inputs, table.l2_bytes), donated) if live else None
+    rows: list[Row] = []
+    running = {}
+    for config in configurations(graph, kernel)[:limit]:
+        source = generate(graph, kernel, config)
+        compiled, failure = None, ""
+        try:
+            compiled = check(source, inputs, outputs, arch=table.arch, shared_limit=table.shared_per_block)
+            if rotation:
+                running[len(rows)] = launched(source, outputs, rotation)
+        except (JaxorchError, jax.errors.JaxRuntimeError) as error:
+            failure = str(error).splitlines()[0]
+        rows.append(Row(config, source.grid, compiled, failure, config_time(graph, kernel, config, table)))
+    sets = rotation.sets if rotation else []
+    times = device_times(list(running.values()), sets, donated=donated, repeats=11) if running else ()
+    measured = dict(zip(running, (t.median_us for t in times), strict=True))
+    return [Row(r.config, r.programs, r.compiled, r.failure, r.estimated, measured.get(k)) for k, r in enumerate(rows)]
+
+
+def chosen(rows: Sequence[Row], tries: int) -> int | None:
+    """The number of the row that the tuner takes: the fastest of its tries, where nothing is timed the first."""
+    usable = [k for k, row in enumerate(rows[:tries]) if row.compiled is not None and not row.failure]
+    usable = [k for k in usable if rows[k].compiled.spill_bytes == 0] or usable
+    return min(usable, key=lambda k: (rows[k].measured or 0.0, k), default=None)
+
+
+def rendered(title: str, rows: Sequence[Row], tries: int) -> Table:
+    """The rows as a table; the one that the tuner takes is marked."""
+    found = Table(*COLUMNS, "", title=title, title_justify="left")
+    best = chosen(rows, tries)
+    for k, row in enumerate(rows):
+        config, compiled = row.config, row.compiled
+        cells = [config.frame, f"{config.block_rows}x{config.block_columns}", config.num_warps, config.num_stages]
+        said = [compiled.registers, compiled.spill_bytes, compiled.shared_bytes] if compiled else ["–"] * 3
+        measured = "–" if row.measured is None else f"{row.measured:.1f}"
+        mark = "chosen" if k == best else row.failure or ("not tried by default" if k >= tries else "")
+        found.add_row(*map(str, [*cells, row.programs, *said, f"{row.estimated:.1f}", measured, mark]))
+    return found
+
+
+def main(words: Sequence[str] | None = None, console: Console | None = None) -> None:
+    """Print the tables of the cases that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
+    parser.add_argument("cases", nargs="+", help="cases and suites")
+    parser.add_argument("--limit", type=int, help="configurations of each kernel, in the tuner's order; all by default")
+    options = parser.parse_args(words)
+    live = local_gpu() is not None
+    target = Target("cuda", local_gpu() or DEFAULT_DEVICE, live)
+    table = replace(device(target.device), arch=local_arch()) if live else device(target.device)
+    console = console or Console(width=150)
+    for name in resolve(options.cases):
+        function, specs, _ = CASES[name]()
+        plan = planned(jax.make_jaxpr(function)(*specs), Options(effort="fast"), target)
+        steps = {step.source.digest: step for step in plan.kernels}  # equal kernels once
+        for step in steps.values():
+            rows = sweep(plan.graph, step.kernel, table, live=live, limit=options.limit)
+            title = f"{name}: {step.source.name}, {step.kernel.schedule}, {table.name}"
+            console.print(rendered(title, rows, TRIES["default"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The sweep: a row for every configuration, which one the tuner takes, and the table without a GPU."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from benchmarks import sweep
+from benchmarks.cases import CASES, S
+from jaxorch.errors import CompileError
+from jaxorch.kernels.configs import Config
+from jaxorch.runtime.compile import Compiled
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setitem(CASES, "small", lambda: (jax.nn.softmax, (S(16384, 512, d=jnp.float32),), ()))
+
+
+def printed(*words):
+    out = io.StringIO()
+    sweep.main(list(words), Console(file=out, width=200))
+    return [line for line in out.getvalue().splitlines() if line.startswith("│")]
+
+
+def row(measured, spills=0, failure=""):
+    return sweep.Row(Config(0, 1, 64, 4), 8, Compiled("", 32, spills, 0, 0.0), failure, 10.0, measured)
+
+
+def test_a_table_without_a_gpu(small):
+    lines = printed("small", "--limit", "3")
+    assert len(lines) == 3
+    assert ["chosen" in line for line in lines] == [True, False, False]
+    cells = [cell.strip() for cell in lines[0].split("│")]
+    assert cells[2].endswith("x512")
+    assert int(cells[6]) > 8  # registers
+    assert (cells[7], cells[10]) == ("0", "–")
+    assert float(cells[9]) > 10
+
+
+def test_a_configuration_that_does_not_compile_is_a_row(small, monkeypatch):
+    def check(source, inputs, outputs, **_):
+        if source.config.num_warps == 4:
+            raise CompileError("too much of something")
+        return Compiled("", 32, 0, 0, 0.0)
+
+    monkeypatch.setattr(sweep, "check", check)
+    lines = printed("small", "--limit", "4")
+    assert "too much of something" in lines[0]
+    assert "chosen" not in lines[0]
+    assert sum("chosen" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "number"),
+    [
+        ([row(3.0), row(2.0), row(1.0)], 1),  # the third is not tried
+        ([row(3.0), row(2.0, spills=8)], 0),
+        ([row(3.0, spills=8), row(2.0, spills=8)], 1),
+        ([row(None, failure="illegal address"), row(2.0)], 1),
+        ([row(None), row(None)], 0),
+        ([], None),
+    ],
+)
+def test_what_the_tuner_takes(rows, number):
+    assert sweep.chosen(rows, tries=2) == number
+
+
+def test_an_unknown_case_is_refused():
+    with pytest.raises(ValueError, match="no case or suite"):
+        printed("nothing")
+    with pytest.raises(SystemExit):
+        printed()
