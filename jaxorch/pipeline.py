@@ -36,6 +36,7 @@ from jaxorch.orchestration.tune import Tuned, place, tune
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.moments import one_pass_moments
+from jaxorch.passes.derive.separable import separate_windows
 from jaxorch.passes.derive.split import split_long_reductions
 from jaxorch.passes.derive.sumexp import one_pass_sumexp
 from jaxorch.passes.lookups import fold_lookups
@@ -68,6 +69,7 @@ PASSES: tuple[Pass, ...] = (
     cse,
     one_pass_moments,
     one_pass_sumexp,
+    separate_windows,
     split_long_reductions,
 )
 

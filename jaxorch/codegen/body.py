@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +20,19 @@ from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Reduce, Scatter
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.monoid import COMBINES
 from jaxorch.ir.simplify import coords_of, linear_terms, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
-from jaxorch.kernels.access import Accesses, Reduction, collect, looked_up_at, operand_coords, pieces_at, stored_array
+from jaxorch.kernels.access import (
+    Accesses,
+    Reduction,
+    collect,
+    looked_up_at,
+    operand_coords,
+    pieces_at,
+    stored_array,
+    taps,
+)
 from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID
 from jaxorch.kernels.kernel import Kernel, Output, aliases
@@ -71,6 +82,7 @@ class _Body[V]:
         self.column_values: dict[int, dict[Any, Any]] = {}
         self.layers: list[dict[Any, Any]] = []  # innermost last: values of the branches being written
         self.reduced: dict[Reduction, tuple[V, ...]] = {}
+        self.unrolling = 0  # unrolled reductions being computed
 
     # Scopes and caches
 
@@ -194,6 +206,8 @@ class _Body[V]:
                 dtypes = [self.graph.array(v.values[0]).dtype for v in node.operands]
                 relaxed = value.node in self.relaxed
                 return self.ops.scalar(node.op, dict(node.params), args, dtypes, node.array.dtype, relaxed=relaxed)
+            case Reduce() if value.node in self.kernel.unrolled:
+                return self.unrolled(node, coords, guard)
             case Reduce():
                 return self.reduction(Reduction(value.node, coords))[value.output]
             case _:
@@ -203,7 +217,8 @@ class _Body[V]:
         pieces = pieces_at(view, coords, self.sizes)
         for own, _, index in pieces:
             self.bind((*(b.expr for b in own), *index))
-        if len(pieces) > 1 and all(self.uniform(g) for g, _, _ in pieces[:-1]):
+        # an unrolled reduction reads all its elements before it waits for one: no branches between
+        if len(pieces) > 1 and not self.unrolling and all(self.uniform(g) for g, _, _ in pieces[:-1]):
             return self.choose_once(pieces, guard)
         own, value, index = pieces[-1]
         result = self.value(value, index, ix.both(guard, own))
@@ -273,6 +288,16 @@ class _Body[V]:
 
     # Reductions
 
+    def unrolled(self, node: Reduce, coords: Coords, guard: Guard) -> V:
+        """A reduction of few elements, at each point: x0 . x1 . x2 ..., held in the compute dtype."""
+        (view,) = node.operands
+        dtype = self.graph.array(view.values[0]).dtype
+        self.unrolling += 1
+        elements = [self.view(view, tap, guard) for tap in taps(node, coords)]
+        self.unrolling -= 1
+        join = partial(self.ops.scalar, COMBINES[node.op], {}, dtypes=[dtype, dtype], out=dtype)
+        return reduce(lambda a, b: join([a, b]), elements)
+
     def reduction(self, key: Reduction) -> tuple[V, ...]:
         if key not in self.reduced:
             raise CompileError(f"reduction {key} was not computed before its use")
@@ -309,7 +334,8 @@ class _Body[V]:
     def needed(self) -> dict[Reduction, int]:
         accesses = Accesses()
         for output in self.kernel.outputs:
-            collect(self.graph, self.members, output.value, self.coords(output), self.frame.sizes, accesses)
+            coords = self.coords(output)
+            collect(self.graph, self.members, output.value, coords, self.frame.sizes, accesses, self.kernel.unrolled)
         return accesses.reductions
 
     def reduce_in_loop(self, count: int, keys: Sequence[Reduction]) -> None:

@@ -32,6 +32,8 @@ _LANE = 3  # the columns of a loop-carried tile, as an axis beside GRID, ROW and
 
 SECTOR = 32  # bytes: the least that a memory access moves
 
+_L1_BYTE = 2  # operations in the time that a byte takes from the first-level cache (128 a clock and processor)
+
 _SLOW = frozenset(
     {"exp", "log", "tanh", "logistic", "erf", "pow", "sin", "cos", "div", "rsqrt", "sqrt", "exp2", "log1p", "expm1"}
 )
@@ -138,6 +140,7 @@ class CountOps:
         passed = self.points(dims) * share * copies * itemsize * waste
         known = self.counts.passes.get(key, 0.0)
         self.counts.passes[key] = max(known, passed, min(known + passed, size))
+        self.counts.operations += _L1_BYTE * (known + passed - self.counts.passes[key])
 
     def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:
         itemsize = buffer.array.dtype.itemsize

@@ -68,7 +68,7 @@ class NumpyOps:
         return truth
 
     def bind(self, lookup: Lookup, value: Data, dtype: np.dtype[Any]) -> None:
-        self.bound[lookup] = np.clip(value.astype(np.int64), lookup.low, lookup.high)
+        self.bound[lookup] = lookup.clamped(value.astype(np.int64))
 
     def look(self, lookup: Lookup, index: tuple[Any, ...]) -> Data:
         del index  # bound at the coordinates where it is used

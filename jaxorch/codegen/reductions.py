@@ -6,7 +6,7 @@ columns past the end of the row never count, and a NaN among max/min/argmax oper
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxorch.codegen.ops import Ops, Tile
 from jaxorch.ir.dtypes import compute_dtype, is_float
-from jaxorch.ir.monoid import neutral
+from jaxorch.ir.monoid import COMBINES, neutral
 
 __all__ = ["Item", "direct", "finish", "initial", "step", "wants_first"]
 
@@ -31,9 +31,6 @@ class Item[V]:
     value: V
     dtype: np.dtype[Any]
     index: V | None
-
-
-_COMBINE: Mapping[str, str] = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "and", "or": "or"}
 
 
 class _Calls[V]:
@@ -131,7 +128,7 @@ def step[V](ops: Ops[V], op: str, item: Item[V], carried: Sequence[V]) -> None:
             ops.assign(top, x("max", top, value))
         case _:
             (acc,) = carried
-            ops.assign(acc, x(_COMBINE[op], acc, x.masked(op, item.value)))
+            ops.assign(acc, x(COMBINES[op], acc, x.masked(op, item.value)))
 
 
 def finish[V](

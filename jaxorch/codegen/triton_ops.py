@@ -179,6 +179,9 @@ class TritonOps(Writer):
             wide = f"tl.minimum({value.name}.to(tl.uint64), {top}).to(tl.int64)"
         else:
             wide = f"{value.name}.to(tl.int64)"
+            wide = f"tl.where({wide} < 0, {wide} + {lookup.wrap}, {wide})" if lookup.wrap else wide
+            # % truncates
+            wide = f"({wide} % {lookup.modulus} + {lookup.modulus}) % {lookup.modulus}" if lookup.modulus else wide
         narrow = "" if self.lane_type else ".to(tl.int32)"
         text = self.name(f"tl.minimum(tl.maximum({wide}, {low}), {high}){narrow}", value.dims, "i")
         self.remember(lookup, text, axes)

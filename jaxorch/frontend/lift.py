@@ -16,9 +16,12 @@ from jaxorch.frontend.compute import ELEMENTWISE, REDUCTIONS, map_params, reduce
 from jaxorch.frontend.indexing import INDEXED
 from jaxorch.frontend.movement import VIEWS, broadcast
 from jaxorch.frontend.trace import Equation, Trace
+from jaxorch.frontend.windows import WINDOWED, fill_of, monoid_of, patches, window_view
 from jaxorch.frontend.writing import WRITES
+from jaxorch.ir.constants import table_of
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Origin, Reduce, Scatter
+from jaxorch.ir.monoid import COMBINES
 from jaxorch.ir.view import Value, View, identity
 
 _np: Any = np  # its classes' type parameters would be unknown after isinstance
@@ -97,8 +100,12 @@ class _Lifter:
             op, axes = reduce_params(equation.primitive, equation.params)
             view = identity(self.value(equation.inputs[0]), arrays[0].shape)
             self.append(Reduce(op, (view,), axes, outs, (), _origin(k, equation)), equation.outputs)
+        elif equation.primitive in WINDOWED:
+            self.windowed(k, equation, arrays, outs)
+        elif equation.primitive == "conv_general_dilated" and self.patches(k, equation, arrays, outs[0]):
+            pass
         else:
-            raise UnsupportedError(f"{equation.primitive} is left to XLA")
+            raise UnsupportedError(_REASONS.get(equation.primitive, f"{equation.primitive} is left to XLA"))
 
     def check_supported(self, equation: Equation, arrays: list[Array]) -> None:
         for variable in (*equation.inputs, *equation.outputs):
@@ -122,6 +129,35 @@ class _Lifter:
         view = INDEXED[equation.primitive](equation.params, values, arrays, out, self.constant)
         self.append(Map("copy", (view,), out, (), _origin(k, equation)), equation.outputs)
 
+    def windowed(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
+        """A reduction over the window's axes; with an initial value that is not neutral, joined with that."""
+        op = monoid_of(equation.primitive, equation.params, len(equation.inputs))
+        (out,), dtype, origin = outs, arrays[0].dtype, _origin(k, equation)
+        neutral = fill_of(op, dtype)
+        value, *named = map(self.value, equation.inputs)
+        fill = self.constant(neutral, dtype)  # XLA skips the padding, whatever the initial value
+        initial = named[0] if named else fill
+        known = self.nodes[initial.node]
+        joins = not (isinstance(known, Const) and known.value == neutral)
+        view = window_view(equation.params, value, arrays[0], out, fill)
+        axes = tuple(range(len(out.shape), len(view.domain)))
+        own = Origin((k,)) if joins else origin
+        reduce = Reduce(op, (view,), axes, outs, (), own) if axes else Map("copy", (view,), out, (), own)
+        if not joins:
+            return self.append(reduce, equation.outputs)
+        self.nodes.append(reduce)
+        operands = (broadcast(initial, (), out.shape), identity(Value(len(self.nodes) - 1), out.shape))
+        return self.append(Map(COMBINES[op], operands, out, (), origin), equation.outputs)
+
+    def patches(self, k: int, equation: Equation, arrays: list[Array], out: Array) -> bool:
+        """Whether the convolution copies windows of its operand; then its node is appended."""
+        lhs, rhs = map(self.value, equation.inputs)
+        kernel = table_of(self.nodes, rhs.node, {})
+        view = None if kernel is None else patches(equation.params, lhs, arrays[0], out, kernel, self.constant)
+        if view is not None:
+            self.append(Map("copy", (view,), out, (), _origin(k, equation)), equation.outputs)
+        return view is not None
+
     def writing(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
         write = WRITES[equation.primitive](equation.params, [self.value(v) for v in equation.inputs], arrays)
         (out,) = outs
@@ -143,6 +179,11 @@ class _Lifter:
             views.append(broadcast(self.value(variable), array.shape, out.shape))
         operands = () if op == "iota" else tuple(views)
         self.append(Map(op, operands, out, params, _origin(k, equation)), equation.outputs)
+
+
+_REASONS = {
+    "select_and_scatter_add": "the gradient of a pooled maximum writes to places that its values decide",
+}
 
 
 def _origin(k: int, equation: Equation) -> Origin:

@@ -8,8 +8,10 @@ structural.  The normal form is in `ir.simplify`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
+
+import numpy as np
 
 from jaxorch.ir.value import Value
 
@@ -108,13 +110,22 @@ class Select:
 class Lookup:
     """An integer known at run time: value[index], clamped to low..high as lax clamps start indices.
 
-    With a rank-0 value (index ()) it is a run-time scalar, such as a decode step's position.
+    With a rank-0 value (index ()) it is a run-time scalar, such as a decode step's position. Before the clamp, `wrap`
+    is added once if it is negative, and with a `modulus` > 0 its remainder is taken, which is never negative.
     """
 
     value: Value
     index: tuple[Expr, ...]
     low: int
     high: int
+    wrap: int = 0
+    modulus: int = 0
+
+    def clamped(self, found: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """What is used of elements `found`."""
+        found = np.where(found < 0, found + self.wrap, found) if self.wrap else found
+        found = np.mod(found, self.modulus) if self.modulus else found
+        return np.clip(found, self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +247,8 @@ def substitute(expr: Expr, coords: Sequence[Expr]) -> Expr:
             return mod(substitute(a, coords), k)
         case Select(guard, a, b):
             return Select(substitute_guard(guard, coords), substitute(a, coords), substitute(b, coords))
-        case Lookup(value, index, low, high):
-            return Lookup(value, tuple(substitute(e, coords) for e in index), low, high)
+        case Lookup(_, index):
+            return replace(expr, index=tuple(substitute(e, coords) for e in index))
         case _:
             assert_never(expr)
 
@@ -349,8 +360,8 @@ def map_lookups(expr: Expr, new: Callable[[Lookup], Expr]) -> Expr:
             return mod(map_lookups(a, new), k)
         case Select(guard, a, b):
             return Select(map_guard(guard, new), map_lookups(a, new), map_lookups(b, new))
-        case Lookup(value, index, low, high):
-            return new(Lookup(value, tuple(map_lookups(e, new) for e in index), low, high))
+        case Lookup(_, index):
+            return new(replace(expr, index=tuple(map_lookups(e, new) for e in index)))
         case _:
             assert_never(expr)
 
@@ -382,13 +393,38 @@ def range_of(expr: Expr, sizes: Sizes) -> tuple[int, int]:
         case Mod(a, k):
             lo, hi = range_of(a, sizes)
             return (lo % k, hi % k) if lo // k == hi // k else (0, k - 1)
-        case Select(_, a, b):
-            (la, ha), (lb, hb) = range_of(a, sizes), range_of(b, sizes)
+        case Select(guard, a, b):
+            (la, ha), (lb, hb) = _range_where(guard, a, sizes, True), _range_where(guard, b, sizes, False)
             return min(la, lb), max(ha, hb)
         case Lookup(_, _, low, high):
             return low, high
         case _:
             assert_never(expr)
+
+
+def _range_where(guard: Guard, side: Expr, sizes: Sizes, truth: bool) -> tuple[int, int]:
+    """The range of one side of a Select: narrower where the guard bounds that expression, or it without a constant."""
+    low, high = range_of(side, sizes)
+    if len(guard) != 1:
+        return low, high
+    (b,) = guard
+    match side:
+        case Add(e, Const(c)) if e == b.expr:
+            shift = c
+        case _ if side == b.expr:
+            shift = 0
+        case _:
+            return low, high
+    least, most = b.low + shift, b.high - 1 + shift
+    if truth:
+        narrow = max(low, least), min(high, most)
+    elif least <= low:  # not e < high  =  e >= high
+        narrow = max(low, most + 1), high
+    elif most >= high:
+        narrow = low, min(high, least - 1)
+    else:
+        return low, high
+    return narrow if narrow[0] <= narrow[1] else (low, high)
 
 
 def decide(bound: Bound, sizes: Sizes) -> bool | None:

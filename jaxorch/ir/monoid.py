@@ -5,13 +5,17 @@ Input: a reduction's op and a dtype.  Output: the scalar e with op(e, x) = x for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxorch.ir.dtypes import is_float
 
-__all__ = ["neutral"]
+__all__ = ["COMBINES", "neutral"]
+
+COMBINES: Mapping[str, str] = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "and", "or": "or"}
+"""Reduce.op -> the elementwise primitive that joins two of its elements."""
 
 
 def neutral(op: str, dtype: np.dtype[Any]) -> bool | int | float:

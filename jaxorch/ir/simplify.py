@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import assert_never
 
@@ -59,6 +60,9 @@ def _simplified(expr: Expr, sizes: tuple[int, ...]) -> Expr:
 
 def clamp(expr: Expr, low: int, high: int, sizes: Sizes) -> Expr:
     """`expr`, at least `low` and at most `high`, in normal form."""
+    if isinstance(expr, Lookup):  # clamp(clamp(v, a, b), c, d) = clamp(v, clamp(a, c, d), clamp(b, c, d))
+        ends = (min(max(end, low), high) for end in (expr.low, expr.high))
+        return simplify(replace(expr, low=next(ends), high=next(ends)), sizes)
     least, most = range_of(expr, sizes)
     if most > high:  # min(e, high) = select(e <= high, e, high)
         expr = Select((Bound(expr, least, high + 1),), expr, Const(high))
@@ -164,10 +168,10 @@ def _normal(expr: Expr, sizes: Sizes) -> _Linear:
             return _normal_div(_normal(a, sizes), k, sizes)
         case Mod(a, k):
             return _normal_mod(_normal(a, sizes), k, sizes)
-        case Lookup(value, index, low, high):
+        case Lookup(_, index, low, high):
             if low == high:  # a clamp to one value
                 return {}, low
-            return {Lookup(value, tuple(simplify(e, sizes) for e in index), low, high): 1}, 0
+            return {replace(expr, index=tuple(simplify(e, sizes) for e in index)): 1}, 0
         case Select(guard, a, b):
             return _normal_select(guard, a, b, sizes)
         case _:

@@ -40,7 +40,10 @@ def expr_text(expr: Expr, names: Sequence[str]) -> str:
             return f"({expr_text(then, names)} if {guard_text(guard, names)} else {expr_text(otherwise, names)})"
         case Lookup(value, index, low, high):
             at = ", ".join(expr_text(e, names) for e in index)
-            return f"clamp({value_text(value)}[{at}], {low}, {high})"
+            found = f"{value_text(value)}[{at}]"
+            found = f"wrap({found}, {expr.wrap})" if expr.wrap else found
+            found = f"({found} mod {expr.modulus})" if expr.modulus else found
+            return f"clamp({found}, {low}, {high})"
         case _:
             assert_never(expr)
 

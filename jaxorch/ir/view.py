@@ -184,7 +184,7 @@ def evaluate_view(view: View, read: Callable[[Value], np.ndarray[Any, Any]]) -> 
     def look(lookup: Lookup, index: tuple[Any, ...]) -> Any:
         source = read(lookup.value)
         inside = tuple(np.clip(i, 0, size - 1) for i, size in zip(index, source.shape, strict=True))
-        return np.clip(source[inside].astype(np.int64), lookup.low, lookup.high)
+        return lookup.clamped(source[inside].astype(np.int64))
 
     count = math.prod(view.domain)
     coords = [c.reshape(count) for c in np.indices(view.domain)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Const, Graph, Map, Reduce, Scatter, operands_of
@@ -15,7 +16,17 @@ from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, expressions
 
-__all__ = ["Accesses", "Load", "Reduction", "collect", "looked_up_at", "operand_coords", "pieces_at", "stored_array"]
+__all__ = [
+    "Accesses",
+    "Load",
+    "Reduction",
+    "collect",
+    "looked_up_at",
+    "operand_coords",
+    "pieces_at",
+    "stored_array",
+    "taps",
+]
 
 type Coords = tuple[Expr, ...]
 
@@ -102,16 +113,31 @@ def looked_up_at(lookup: Lookup, array: Array, sizes: tuple[int, ...]) -> Coords
     return tuple(clamp(e, 0, size - 1, sizes) for e, size in zip(lookup.index, array.shape, strict=True))
 
 
+def taps(node: Reduce, coords: Coords) -> Iterator[Coords]:
+    """The coordinates in the reduction's domain of each element that is reduced at `coords`, in row-major order."""
+    for place in product(*(range(node.domain[a]) for a in node.axes)):
+        yield operand_coords(node, coords, tuple(map(ix.Const, place)))
+
+
 def collect(
-    graph: Graph, members: Collection[int], value: Value, coords: Coords, sizes: tuple[int, ...], into: Accesses
+    graph: Graph,
+    members: Collection[int],
+    value: Value,
+    coords: Coords,
+    sizes: tuple[int, ...],
+    into: Accesses,
+    unrolled: Collection[int] = (),
 ) -> None:
-    """Adds to `into` what computing `value` at `coords` (over axes of `sizes`) reads."""
-    _Walk(graph, members, into).value(value, coords, (), sizes)
+    """Adds to `into` what computing `value` at `coords` (over axes of `sizes`) reads.
+
+    Reduces among `unrolled` are no reductions but sums of reads, as it were.
+    """
+    _Walk(graph, members, into, unrolled).value(value, coords, (), sizes)
 
 
 class _Walk:
-    def __init__(self, graph: Graph, members: Collection[int], into: Accesses) -> None:
-        self.graph, self.members, self.into = graph, members, into
+    def __init__(self, graph: Graph, members: Collection[int], into: Accesses, unrolled: Collection[int]) -> None:
+        self.graph, self.members, self.into, self.unrolled = graph, members, into, unrolled
         self.levels: dict[tuple[Value, Coords, Guard, tuple[int, ...]], int] = {}
 
     def value(self, value: Value, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
@@ -131,6 +157,9 @@ class _Walk:
         match node:
             case Map():
                 return max((self.view(v, coords, guard, sizes) for v in operands_of(node)), default=0)
+            case Reduce() if value.node in self.unrolled:
+                (view,) = node.operands
+                return max(self.view(view, tap, guard, sizes) for tap in taps(node, coords))
             case Reduce():
                 return self.reduction(value.node, node, coords, guard, sizes)
             case Scatter():  # coords are those of the updates

@@ -40,7 +40,8 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
         case "rows-blocked":
             found = _interleave([list(_blocked(k, f)) for k, f in enumerate(kernel.frames)])
         case _:
-            found = _interleave([list(_pointwise(k, f)) for k, f in enumerate(kernel.frames)])
+            blocks = _unrolled if kernel.unrolled else _pointwise
+            found = _interleave([list(blocks(k, f)) for k, f in enumerate(kernel.frames)])
     return tuple(dict.fromkeys(found))
 
 
@@ -51,7 +52,7 @@ def whole(kernel: Kernel, frame: int = 0) -> Config:
 
 
 def _longest(graph: Graph, kernel: Kernel) -> int:
-    nodes = [graph.nodes[n] for n in kernel.nodes]
+    nodes = [graph.nodes[n] for n in kernel.nodes if n not in kernel.unrolled]
     return max([kernel.frames[0].sizes[2], *(n.count for n in nodes if isinstance(n, Reduce))])
 
 
@@ -88,6 +89,25 @@ def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
         (16, 256, 4),
     )
     for block_rows, block_columns, warps in blocks:
+        yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
+
+
+def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
+    # at most eight elements a thread, since each holds the reads of a whole window
+    _, rows, columns = frame.sizes
+    if not frame.rows:
+        for block, warps in ((1024, 4), (512, 4), (512, 2), (2048, 8), (1024, 8), (256, 2)):
+            block = max(block // frame.unroll, 32)
+            yield Config(number, 1, min(block, power_of_two(columns)), warps)
+        return
+    for block_rows, block_columns, warps in (
+        (8, 128, 4),
+        (16, 64, 4),
+        (4, 256, 4),
+        (8, 64, 4),
+        (32, 32, 4),
+        (16, 128, 8),
+    ):
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 
 

@@ -20,7 +20,8 @@ from jaxorch.ir.view import Piece, Value, lookups
 from jaxorch.kernels.access import Accesses, Reduction, collect, stored_array
 from jaxorch.kernels.frame import Frame, flat_frames, refine
 from jaxorch.kernels.order import walked_pointwise, walked_rows
-from jaxorch.passes.derive import LONGEST_TILE_ROW
+from jaxorch.kernels.unroll import inner, repeats_rows, taps_of, windows
+from jaxorch.passes.derive import LONGEST_TILE_ROW, MOST_TAPS
 
 __all__ = ["SHORT_ROW", "Kernel", "Output", "aliases", "build"]
 
@@ -44,6 +45,7 @@ class Kernel:
     schedule: "pointwise", "rows" (a tile holds whole rows), "rows-looped" (a loop runs along the row) or "rows-blocked"
     (a row's columns are spread over programs, each of which reduces anew the short rows that it needs).
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
+    unrolled: its Reduces that are computed point by point (`kernels.unroll`), as Maps are.
     """
 
     nodes: tuple[int, ...]
@@ -51,6 +53,7 @@ class Kernel:
     outputs: tuple[Output, ...]
     schedule: str
     frames: tuple[Frame, ...]
+    unrolled: tuple[int, ...] = ()
 
     def column_blocks(self, frame: int, block: int) -> int:
         """Programs that share the columns of a tile's rows, `block` columns each."""
@@ -71,9 +74,39 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
     hazard = _hazard(graph, members, outputs)
     if hazard is not None:
         return hazard
-    if any(isinstance(graph.nodes[n], Reduce) for n in members):
-        return _rows(graph, members, tuple(outputs))
-    return _pointwise(graph, members, tuple(outputs))
+    unrolled = windows(graph, members)
+    found = _build(graph, _Members(members, unrolled), tuple(outputs))
+    if isinstance(found, str) and (more := inner(graph, members)) != unrolled:
+        again = _build(graph, _Members(members, more), tuple(outputs))
+        return found if isinstance(again, str) else again
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The nodes of a kernel, and those of them that are unrolled."""
+
+    nodes: frozenset[int]
+    unrolled: frozenset[int]
+
+    def reduces(self, graph: Graph) -> list[Reduce]:
+        """The reductions that are rows of a tile."""
+        found = (graph.nodes[n] for n in sorted(self.nodes - self.unrolled))
+        return [n for n in found if isinstance(n, Reduce)]
+
+    def kernel(
+        self, inputs: tuple[Value, ...], outputs: tuple[Output, ...], schedule: str, frames: tuple[Frame, ...]
+    ) -> Kernel:
+        return Kernel(tuple(sorted(self.nodes)), inputs, outputs, schedule, frames, tuple(sorted(self.unrolled)))
+
+
+def _build(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel | str:
+    taps = taps_of(graph, members.nodes, members.unrolled)
+    if taps > MOST_TAPS:
+        return f"windows of windows: {taps} reads a point, {MOST_TAPS} at most"
+    if repeats_rows(graph, members.nodes, members.unrolled):
+        return "a window over values of reduced rows"
+    return _rows(graph, members, outputs) if members.reduces(graph) else _pointwise(graph, members, outputs)
 
 
 def _hazard(graph: Graph, members: frozenset[int], outputs: Sequence[Value]) -> str | None:
@@ -97,16 +130,17 @@ def _values(node: Node, piece: Piece) -> Iterator[Value]:
     yield from (lookup.value for lookup in lookups(piece))
 
 
-def _walk(graph: Graph, members: frozenset[int], values: Sequence[Value], domain: tuple[int, ...]) -> Accesses:
+def _walk(graph: Graph, members: _Members, values: Sequence[Value], domain: tuple[int, ...]) -> Accesses:
     accesses = Accesses()
     flat = ix.linearize([Dim(a) for a in range(len(domain))], domain)
     for value in values:
-        collect(graph, members, value, coords_of(flat, stored_array(graph, value).shape, domain), domain, accesses)
+        coords = coords_of(flat, stored_array(graph, value).shape, domain)
+        collect(graph, members.nodes, value, coords, domain, accesses, members.unrolled)
     return accesses
 
 
 def _refined(
-    graph: Graph, members: frozenset[int], values: Sequence[Value], shape: tuple[int, ...]
+    graph: Graph, members: _Members, values: Sequence[Value], shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], Accesses]:
     """The outputs' domain with its axes split where an index splits them, and the accesses over it."""
     accesses = _walk(graph, members, values, shape)
@@ -114,7 +148,7 @@ def _refined(
     return (domain, accesses) if domain == shape else (domain, _walk(graph, members, values, domain))
 
 
-def _pointwise(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> Kernel | str:
+def _pointwise(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel | str:
     if len({stored_array(graph, v).size for v in outputs}) != 1:
         return "outputs of different sizes"
     domain, accesses = _refined(graph, members, outputs, stored_array(graph, outputs[0]).shape)
@@ -123,7 +157,7 @@ def _pointwise(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]
         frames = tuple(f for f in frames if f.unroll == 1)  # a place need not keep neighbours side by side
     frames = walked_pointwise(graph, outputs, accesses, frames)
     stored = tuple(Output(v, per_row=False) for v in outputs)
-    return Kernel(tuple(sorted(members)), _inputs(graph, outputs, accesses), stored, "pointwise", frames)
+    return members.kernel(_inputs(graph, outputs, accesses), stored, "pointwise", frames)
 
 
 def _inputs(graph: Graph, outputs: Sequence[Value], accesses: Accesses) -> tuple[Value, ...]:
@@ -132,7 +166,7 @@ def _inputs(graph: Graph, outputs: Sequence[Value], accesses: Accesses) -> tuple
     return tuple(sorted({load.value for load in accesses.loads} | bases))
 
 
-def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> Kernel | str:
+def _rows(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel | str:
     # The anchor is the largest output that is no reduction's: its points are the tile's.  With Reduce outputs only,
     # they are the rows.
     sizes = {v: stored_array(graph, v).size for v in outputs}
@@ -140,7 +174,7 @@ def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> 
     full = tuple(v for v in outputs if sizes[v] == sizes[anchor])
     rest = tuple(v for v in outputs if sizes[v] != sizes[anchor])
     # A kernel that stores per-row values has one kind of rows; most sets tried fail here, before any walk.
-    rows = {n.arrays[0].size for n in map(graph.nodes.__getitem__, members) if isinstance(n, Reduce)}
+    rows = {n.arrays[0].size for n in members.reduces(graph)}
     for value in rest:
         if rows != {sizes[value]}:
             return f"an output of {sizes[value]} elements beside {', '.join(map(str, sorted(rows)))} rows"
@@ -166,7 +200,7 @@ def _rows(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> 
     spread = longest <= SHORT_ROW and 8 * longest <= frame.sizes[2] and not any(o.per_row for o in marked)
     schedule = "rows" if persistent else "rows-blocked" if spread else "rows-looped"
     frames = walked_rows(graph, outputs, accesses, frame)
-    return Kernel(tuple(sorted(members)), _inputs(graph, outputs, accesses), marked, schedule, frames)
+    return members.kernel(_inputs(graph, outputs, accesses), marked, schedule, frames)
 
 
 def _reduce(graph: Graph, node: int) -> Reduce:
@@ -181,7 +215,7 @@ def _row_axes(accesses: Accesses, rank: int) -> tuple[int, ...] | None:
 
 
 def _check_per_row(
-    graph: Graph, members: frozenset[int], values: Sequence[Value], frame: Frame, accesses: Accesses
+    graph: Graph, members: _Members, values: Sequence[Value], frame: Frame, accesses: Accesses
 ) -> str | None:
     """Values with one element a row must have as many elements as there are rows, and reduce the same rows."""
     rows = math.prod(frame.domain[a] for a in frame.rows)
@@ -194,7 +228,8 @@ def _check_per_row(
         if array.size != rows:
             return f"an output of {array.size} elements beside {rows} rows"
         own = Accesses()
-        collect(graph, members, value, coords_of(flat, array.shape, frame.domain), frame.domain, own)
+        coords = coords_of(flat, array.shape, frame.domain)
+        collect(graph, members.nodes, value, coords, frame.domain, own, members.unrolled)
         if own.outside:
             return "a reduction at rows that its operand does not have"
         if met and not {_rows_of(graph, r) for r in own.reductions} <= met:

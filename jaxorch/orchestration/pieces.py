@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, Scatter, outputs_of, reads
 from jaxorch.ir.view import Value
+from jaxorch.passes.derive.match import is_window
 
 __all__ = ["Piece", "Pieces", "internal"]
 
@@ -61,6 +62,8 @@ class Pieces:
             users = self.users[number]
             alone = isinstance(nodes[number], Map) and len(users) == 1 and number not in returned | self.bases
             joins = alone and _computes(nodes[users[0]]) and users[0] not in self.redone
+            # before a window it would be computed for every element of every window: a choice, not a rule
+            joins = joins and not is_window(nodes[users[0]])
             owner[number] = owner.get(users[0], users[0]) if joins else number
         members: dict[int, list[int]] = {}
         for number, sink in owner.items():

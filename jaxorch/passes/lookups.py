@@ -1,7 +1,8 @@
-"""Folds lookups whose looked-up value depends on the position alone: the index becomes an expression.
+"""Folds lookups of values that are made of positions, or of other run-time integers: the index becomes an expression.
 
-Input and output: a graph.  Gathers with computed indices (diagonals, `x[arange(n), i]`, constant starts)
-lose their run-time index here.  Invariant: the clamp of a Lookup is kept where ranges do not imply it.
+Input and output: a graph.  Gathers with computed indices (diagonals, `x[arange(n), i]`, constant starts) lose
+their run-time index here, and what jnp does to indices that may be negative joins the lookup.  Invariant: the
+clamp of a Lookup is kept where ranges do not imply it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from jaxorch.ir.index import Expr, Lookup
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Piece, View, lookups, map_piece, simplify_view
 from jaxorch.options import Options
-from jaxorch.passes.predicates import index_values
+from jaxorch.passes.integers import index_values, run_time_values
 from jaxorch.passes.rewrite import drop_unused, rewritten
 from jaxorch.passes.tables import tabulated
 
@@ -25,6 +26,7 @@ def fold_lookups(graph: Graph, options: Options) -> Graph:
     known = index_values(graph)
     looked_up = [k.value for n in graph.nodes for p in pieces_of(n) for k in lookups(p)]
     known |= tabulated(graph, (v for v in looked_up if v.node not in known))
+    known = run_time_values(graph) | known
     nodes = [rewritten(n, lambda v: _folded(v, known), lambda p, u: _place(p, u.domain, known)) for n in graph.nodes]
     if all(a is b for a, b in zip(nodes, graph.nodes, strict=True)):
         return graph

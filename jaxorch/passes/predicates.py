@@ -14,12 +14,13 @@ import numpy as np
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Node
-from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.index import Bound, Expr, Guard
 from jaxorch.ir.simplify import simplify, simplify_guard
 from jaxorch.ir.view import Piece, View, simplify_view
 from jaxorch.options import Options
+from jaxorch.passes.integers import COMPARISONS, expression_of, index_values
 
-__all__ = ["LIMIT", "fold_index_predicates", "index_values"]
+__all__ = ["LIMIT", "fold_index_predicates"]
 
 LIMIT = 4
 """The most pieces that a folded selection may read."""
@@ -57,16 +58,6 @@ def fold_index_predicates(graph: Graph, options: Options) -> Graph:
     return graph if all(a is b for a, b in zip(nodes, graph.nodes, strict=True)) else replace(graph, nodes=tuple(nodes))
 
 
-def index_values(graph: Graph) -> dict[int, Expr]:
-    """The integer nodes that depend on the position alone, each with its value over its own axes."""
-    integers: dict[int, Expr] = {}
-    for k, node in enumerate(graph.nodes):
-        if isinstance(node, Const | Map) and node.array.dtype.kind in "iu":
-            expr = _integer(node, integers)
-            integers.update({} if expr is None else {k: expr})
-    return integers
-
-
 def _folded(node: Node, predicates: Mapping[int, _Cases]) -> Node:
     if not isinstance(node, Map) or node.op != "select_n" or len(node.operands) != 3:
         return node
@@ -83,71 +74,14 @@ def _folded(node: Node, predicates: Mapping[int, _Cases]) -> Node:
     return replace(node, op="copy", operands=(view,), params=())
 
 
-# Integers
-
-
-def _integer(node: Const | Map, integers: Mapping[int, Expr]) -> Expr | None:
-    """The node's value as an expression over its axes, if its exact value fits the dtype at every point."""
-    shape = node.array.shape
-    if isinstance(node, Const):
-        expr = ix.Const(int(node.value))
-    elif node.op == "iota":
-        dimension = dict(node.params)["dimension"]
-        assert isinstance(dimension, int)
-        expr = Dim(dimension)
-    else:
-        operands = [_integer_of(v, integers) for v in node.operands] if node.op in _INTEGERS else []
-        known = [e for e in operands if e is not None]
-        expr = _INTEGERS[node.op](shape, known) if known and len(known) == len(operands) else None
-    if expr is None:
-        return None
-    expr = simplify(expr, shape)
-    (low, high), limits = ix.range_of(expr, shape), np.iinfo(node.array.dtype)
-    return expr if limits.min <= low and high <= limits.max else None
-
-
-def _integer_of(view: View, integers: Mapping[int, Expr]) -> Expr | None:
-    piece = view.pieces[0]
-    expr = integers.get(piece.value.node)
-    return None if expr is None or len(view.pieces) > 1 else simplify(ix.substitute(expr, piece.index), view.domain)
-
-
-def _product(shape: _Shape, operands: Sequence[Expr]) -> Expr | None:
-    match operands:
-        case (ix.Const(k), e) | (e, ix.Const(k)):
-            return ix.mul(e, k)
-        case _:
-            return None
-
-
-def _division(rule: Callable[[Expr, int], Expr], shape: _Shape, operands: Sequence[Expr]) -> Expr | None:
-    # lax rounds div towards zero and gives rem the sign of e: //, % if 0 <= e and 0 < k
-    match operands:
-        case (e, ix.Const(k)) if k > 0 and ix.range_of(e, shape)[0] >= 0:
-            return rule(e, k)
-        case _:
-            return None
-
-
-_INTEGERS: dict[str, Callable[[_Shape, Sequence[Expr]], Expr | None]] = {
-    "copy": lambda shape, e: e[0],
-    "convert_element_type": lambda shape, e: e[0],
-    "neg": lambda shape, e: ix.mul(e[0], -1),
-    "add": lambda shape, e: ix.add(e[0], e[1]),
-    "sub": lambda shape, e: ix.sub(e[0], e[1]),
-    "mul": _product,
-    "div": lambda shape, e: _division(ix.floordiv, shape, e),
-    "rem": lambda shape, e: _division(ix.mod, shape, e),
-}
-
 # Predicates
 
 
 def _predicate(node: Const | Map, integers: Mapping[int, Expr], predicates: Mapping[int, _Cases]) -> _Cases | None:
     if isinstance(node, Const):
         return (_Case((), bool(node.value)),)
-    if node.op in _COMPARISONS:
-        left, right = (_integer_of(v, integers) for v in node.operands)
+    if node.op in COMPARISONS:
+        left, right = (expression_of(v, integers) for v in node.operands)
         return None if left is None or right is None else _compared(node.op, ix.sub(left, right), node.array.shape)
     operands = [_cases_of(v, predicates) for v in node.operands] if node.op in _LOGIC else []
     known = [c for c in operands if c is not None]
@@ -167,16 +101,6 @@ def _cases_of(view: View, predicates: Mapping[int, _Cases]) -> _Cases | None:
     return _simplified(found, view.domain)
 
 
-# op -> (low, high) of a - b where its case applies, given the range of a - b, and its truth there
-_COMPARISONS: dict[str, Callable[[int, int], tuple[int, int, bool]]] = {
-    "eq": lambda low, high: (0, 1, True),
-    "ne": lambda low, high: (0, 1, False),
-    "lt": lambda low, high: (low, 0, True),
-    "le": lambda low, high: (low, 1, True),
-    "gt": lambda low, high: (1, high + 1, True),
-    "ge": lambda low, high: (0, high + 1, True),
-}
-
 _TRUE, _FALSE = (_Case((), True),), (_Case((), False),)
 
 _LOGIC: dict[str, Callable[[Sequence[_Cases]], Sequence[_Case]]] = {
@@ -195,7 +119,7 @@ def _chosen(predicate: _Cases, on_false: Sequence[_Case], on_true: Sequence[_Cas
 
 def _compared(op: str, difference: Expr, sizes: _Shape) -> _Cases | None:
     simple = simplify(difference, sizes)
-    low, high, truth = _COMPARISONS[op](*ix.range_of(simple, sizes))
+    low, high, truth = COMPARISONS[op](*ix.range_of(simple, sizes))
     return _simplified([_Case((Bound(simple, low, high),), truth), _Case((), not truth)], sizes)
 
 

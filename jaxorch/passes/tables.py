@@ -8,23 +8,18 @@ is not integer arithmetic (nearest-neighbour resizing takes a floor of floats), 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.dtypes import compute_dtype
-from jaxorch.ir.graph import Const, Graph, Map
+from jaxorch.ir.constants import Table, table_of
+from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Dim, Expr
-from jaxorch.ir.scalars import apply, constant
-from jaxorch.ir.view import Value, evaluate_view
+from jaxorch.ir.view import Value
 
 __all__ = ["fit", "tabulated"]
 
-LARGEST_TABLE = 1 << 16  # elements
 LARGEST_DIVISOR = 64
-
-type Table = np.ndarray[Any, Any]
 
 
 def tabulated(graph: Graph, wanted: Iterable[Value]) -> dict[int, Expr]:
@@ -32,38 +27,11 @@ def tabulated(graph: Graph, wanted: Iterable[Value]) -> dict[int, Expr]:
     found: dict[int, Expr] = {}
     tables: dict[int, Table | None] = {}
     for value in dict.fromkeys(wanted):
-        table = _table(graph, value.node, tables)
+        table = table_of(graph.nodes, value.node, tables)
         expr = None if table is None else _along_one_axis(table)
         if expr is not None:
             found[value.node] = expr
     return found
-
-
-def _table(graph: Graph, number: int, tables: dict[int, Table | None]) -> Table | None:
-    if number not in tables:
-        tables[number] = _compute(graph, number, tables)
-    return tables[number]
-
-
-def _compute(graph: Graph, number: int, tables: dict[int, Table | None]) -> Table | None:
-    node = graph.nodes[number]
-    if isinstance(node, Const):
-        return constant(node.value, node.array.dtype)
-    if not isinstance(node, Map) or node.array.size > LARGEST_TABLE or 0 in node.array.shape:
-        return None
-    if node.op == "iota":
-        axis = dict(node.params)["dimension"]
-        assert isinstance(axis, int)
-        return np.indices(node.array.shape)[axis].astype(compute_dtype(node.array.dtype))
-    sources = {v: _table(graph, v.node, tables) for view in node.operands for v in view.values}
-    known = {v: table for v, table in sources.items() if table is not None}
-    if len(known) != len(sources):
-        return None
-    args = [evaluate_view(view, known.__getitem__) for view in node.operands]
-    if node.op == "copy":
-        return args[0]
-    dtypes = [graph.array(view.pieces[0].value).dtype for view in node.operands]
-    return apply(node.op, dict(node.params), args, dtypes, node.array.dtype)
 
 
 def _along_one_axis(table: Table) -> Expr | None:

@@ -45,7 +45,7 @@ def test_legal_kernels(name):
 
 ILLEGAL = {
     "different sizes": (lambda x: (jnp.exp(x), jnp.exp(x[0])), [(4, 6)], "outputs of different sizes"),
-    "a reduction of a reduction": (lambda x: x.sum(1).max(), [(4, 6)], "no split of the output's axes"),
+    "a reduction of a reduction": (lambda x: x.sum(1).max(), [(4, 66)], "no split of the output's axes"),
     "other rows": (lambda x: (x - x.max(0), x.sum(1)), [(6, 6)], "outputs over different rows"),
     "rows that are not there": (
         lambda x: jnp.pad(jax.nn.softmax(x), ((1, 0), (0, 0))),

@@ -6,19 +6,20 @@ reductions are joined only over the same axes of the same values, in rows longer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Map, Reduce
+from jaxorch.ir.graph import Graph, Map, Node, Reduce
 from jaxorch.ir.index import Dim, Expr
-from jaxorch.ir.simplify import simplify
+from jaxorch.ir.simplify import coefficient, simplify
 from jaxorch.ir.value import Value
 from jaxorch.ir.view import View
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 from jaxorch.passes.rewrite import drop_unused, replace_values
 
-__all__ = ["Point", "join_reductions", "map_at", "same_rows", "source_at"]
+__all__ = ["Point", "is_window", "join_reductions", "map_at", "overlap", "same_rows", "source_at"]
 
 type Point = tuple[Value, tuple[Expr, ...]]
 """A value and the coordinates at which it is read."""
@@ -41,6 +42,29 @@ def join_reductions(graph: Graph, op: str, joined: str, first_of: Callable[[Grap
     if not replaced:
         return graph
     return drop_unused(replace_values(Graph(tuple(nodes), graph.outputs), replaced))
+
+
+def is_window(node: Node) -> bool:
+    """Whether a node is a reduction along an axis where neighbouring results share elements, as o + w in an index."""
+    if not isinstance(node, Reduce):
+        return False
+    every = (e for view in node.operands for piece in view.pieces for e in piece.index)
+    return any(overlap(e, node) > 1 for e in every)
+
+
+def overlap(expr: Expr, node: Reduce) -> float:
+    """How many neighbours along a kept axis share one value of an index: its extent over the reduced axes by its step.
+
+    0 if it does not depend on both.
+    """
+    dims, reduced = ix.dims_of(expr), frozenset(node.axes)
+    if not dims & reduced or not dims - reduced:
+        return 0
+    steps = {a: coefficient(expr, a, node.domain) for a in sorted(dims)}
+    if None in steps.values():  # elements apart: as if they overlapped
+        return math.inf
+    extent = 1 + sum(abs(steps[a] or 0) * (node.domain[a] - 1) for a in sorted(dims & reduced))
+    return extent / min(abs(steps[a] or 1) for a in sorted(dims - reduced))
 
 
 def source_at(graph: Graph, view: View, coords: tuple[Expr, ...], sizes: tuple[int, ...]) -> Point | None:
