@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +19,6 @@ from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Reduce, Scatter
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
-from jaxorch.ir.monoid import COMBINES
 from jaxorch.ir.simplify import coords_of, linear_terms, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import (
@@ -295,8 +293,7 @@ class _Body[V]:
         self.unrolling += 1
         elements = [self.view(view, tap, guard) for tap in taps(node, coords)]
         self.unrolling -= 1
-        join = partial(self.ops.scalar, COMBINES[node.op], {}, dtypes=[dtype, dtype], out=dtype)
-        return reduce(lambda a, b: join([a, b]), elements)
+        return reductions.chain(self.ops, node.op, elements, dtype)
 
     def reduction(self, key: Reduction) -> tuple[V, ...]:
         if key not in self.reduced:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxorch.codegen.ops import Ops, Tile
 from jaxorch.ir.dtypes import compute_dtype, is_float
 from jaxorch.ir.monoid import COMBINES, neutral
 
-__all__ = ["Item", "direct", "finish", "initial", "step", "wants_first"]
+__all__ = ["Item", "chain", "direct", "finish", "initial", "step", "wants_first"]
 
 _INT32 = np.dtype(np.int32)
 _FLOAT32 = np.dtype(np.float32)
@@ -82,6 +83,11 @@ def direct[V](ops: Ops[V], op: str, item: Item[V], count: int, outs: Sequence[np
 def wants_first(op: str) -> bool:
     """Whether a loop's state starts from the elements of its first block."""
     return op == "moments"
+
+
+def chain[V](ops: Ops[V], op: str, elements: Sequence[V], dtype: np.dtype[Any]) -> V:
+    """x0 . x1 . x2 ... of an unrolled reduction, held in the compute dtype."""
+    return reduce(partial(_Calls(ops, dtype), COMBINES[op]), elements)
 
 
 def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile, first: Item[V] | None) -> tuple[V, ...]:
