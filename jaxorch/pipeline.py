@@ -6,49 +6,36 @@ report.  Invariant: a program computes what the jaxpr does; what is not improved
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from jax.extend import core as jex_core
 
-from jaxorch.codegen.source import generate
-from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
+from jaxorch.errors import CompileError, JaxorchWarning
 from jaxorch.frontend.lift import lift
-from jaxorch.frontend.regions import Region, region_of
-from jaxorch.frontend.trace import Regions, Trace, digest, flatten, replay
-from jaxorch.ir.dtypes import unsupported_reason
-from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce, Scatter
-from jaxorch.ir.text import array_text
+from jaxorch.frontend.trace import Trace, flatten
+from jaxorch.ir.graph import Graph
 from jaxorch.ir.verify import verify
-from jaxorch.kernels.configs import configurations
-from jaxorch.options import Options, cache_dir
-from jaxorch.orchestration import blp
-from jaxorch.orchestration.candidates import Enumeration, Fused, Left, enumerate_candidates
-from jaxorch.orchestration.cost import kernel_time, left_time
-from jaxorch.orchestration.devices import Device, device
-from jaxorch.orchestration.guard import Verdict, compare
-from jaxorch.orchestration.plan import KernelStep, Launch, LeftStep, Plan, run, written_operands
-from jaxorch.orchestration.tune import Tuned, place, tune
+from jaxorch.options import Options
+from jaxorch.orchestration.plan import Plan
+from jaxorch.orchestration.planner import Session, as_traced, plan_program
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.separable import separate_windows
-from jaxorch.passes.derive.split import split_long_reductions
+from jaxorch.passes.derive.split import split_long_reductions, split_more_reductions
 from jaxorch.passes.derive.sumexp import one_pass_sumexp
 from jaxorch.passes.lookups import fold_lookups
 from jaxorch.passes.places import scatters_to_views, settle_scatters
 from jaxorch.passes.predicates import fold_index_predicates
 from jaxorch.passes.virtualize import virtualize
-from jaxorch.report import KernelLine, Report, describe, header_of
-from jaxorch.runtime.launch import call, interpreted_call
-from jaxorch.runtime.store import Store
-from jaxorch.target import Target, local_arch, timing_device
+from jaxorch.report import Report, describe, nothing_planned
+from jaxorch.target import Target, timing_device
 
-__all__ = ["PASSES", "Program", "build", "optimized_graph", "planned"]
+__all__ = ["PASSES", "VARIANTS", "Program", "build", "graphs", "optimized_graph", "planned"]
 
 type Pass = Callable[[Graph, Options], Graph]
 
@@ -73,6 +60,9 @@ PASSES: tuple[Pass, ...] = (
     split_long_reductions,
 )
 
+# What may be done to the graph after these, where it pays: each gives another graph of the same meaning, or the same.
+VARIANTS: tuple[Pass, ...] = (split_more_reductions,)
+
 
 @dataclass(frozen=True)
 class Program:
@@ -94,6 +84,16 @@ def optimized_graph(trace: Trace, options: Options) -> Graph:
     return graph
 
 
+def graphs(trace: Trace, options: Options) -> tuple[Graph, ...]:
+    """The graph after all passes, and its variants."""
+    graph = optimized_graph(trace, options)
+    variants = [apply(graph, options) for apply in VARIANTS]
+    different = [v for v in variants if v is not graph]
+    for variant in different:
+        verify(variant)
+    return (graph, *different)
+
+
 def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Program:
     """Plans a program for a target.
 
@@ -101,239 +101,19 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
         JaxorchError: the plan cannot be made and `options.fallback` is "error".
     """
     trace = flatten(jaxpr)
-    graph = optimized_graph(trace, options)
     if target.platform == "cpu" and options.backend != "interpret":
-        report = describe(Plan(trace, graph, ()), target, note="compiled by XLA for the CPU")
-        return Program(partial(_original, trace), report)
+        return Program(partial(as_traced, trace), nothing_planned("compiled by XLA for the CPU"))
+    session = Session(options, target, partial(graphs, options=options))
     with timing_device(target):
-        return _Planner(trace, graph, _Session(options, target)).program()
+        found = plan_program(trace, session)
+    if found.failures and options.fallback == "error":
+        raise CompileError("; ".join(found.failures))
+    for failure in found.failures:
+        warnings.warn(f"jaxorch leaves a part to XLA: {failure}", JaxorchWarning, stacklevel=2)
+    return Program(found.run, describe(found, target, session.store.problems))
 
 
 def planned(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Plan:
-    """The plan of a program alone, for tools; it is not timed against XLA's version."""
-    trace = flatten(jaxpr)
+    """The plan of a program alone, for tools."""
     with timing_device(target):
-        return _Planner(trace, optimized_graph(trace, options), _Session(options, target)).plan({})[0]
-
-
-def _original(trace: Trace, *operands: Any) -> list[Any]:
-    """The program as traced; equations that no output needs are gone."""
-    env: dict[int, Any] = dict(zip(trace.inputs, operands, strict=True))
-    replay(trace, env, trace.outputs)
-    return [env[v] for v in trace.outputs]
-
-
-_LARGE_STATE = 1 << 20
-"""Bytes of an operand updated in place from which a copy of it costs more than launches do."""
-
-
-@dataclass(frozen=True)
-class _Choice:
-    options: tuple[Fused | Left, ...]
-    solution: blp.Solution
-    baselines: Mapping[str, float]
-    rejected: Mapping[tuple[int, ...], str]  # sets of nodes that no schedule runs as one kernel, and why
-
-
-class _Session:
-    """What the planners of a program and of the bodies in it have in common."""
-
-    def __init__(self, options: Options, target: Target) -> None:
-        self.options, self.target = options, target
-        self.device: Device = device(target.device)
-        if target.live:
-            self.device = replace(self.device, arch=local_arch())
-        self.live = target.live and options.effort != "fast" and options.backend != "interpret"
-        self.store = Store(cache_dir(options))
-        # by structure: equal kernels are priced, tuned and compiled once
-        self.costs: dict[str, float] = {}
-        self.tuned: dict[str, Tuned] = {}
-        self.failed: dict[str, None] = {}
-
-
-class _Planner:
-    def __init__(self, trace: Trace, graph: Graph, session: _Session) -> None:
-        self.trace, self.graph, self.session = trace, graph, session
-        self.failures: list[str] = []
-        self.carries: dict[int, int] = {}
-
-    def program(self) -> Program:
-        session, original = self.session, partial(_original, self.trace)
-        regions, bodies = self.regions()
-        if session.target.in_loop:
-            self.check_boundary()
-        plan, choice = self.plan(regions)
-        interpreted = session.options.backend == "interpret"
-        arch = None if session.target.live else session.device.arch
-        launch = interpreted_call if interpreted else partial(call, arch=arch)
-        planned = partial(_planned, plan, launch)
-        verdict = self.judge(plan, planned, original, [line for _, body in bodies for line in body.every_kernel])
-        failures = tuple(self.failures)
-        if failures and self.session.options.fallback == "error":
-            raise CompileError("; ".join(failures))
-        for failure in failures:
-            warnings.warn(f"jaxorch leaves a part to XLA: {failure}", JaxorchWarning, stacklevel=2)
-        problems = failures + session.store.problems
-        report = describe(plan, session.target, choice.solution, choice.baselines, verdict, problems, bodies=bodies)
-        return Program(planned if report.kept else original, report)
-
-    def check_boundary(self) -> None:
-        """In a loop that is not the program's own, what is updated in place is part of the loop's state.
-
-        A kernel would get it as a copy, and what it wrote would be copied back; XLA alone updates it where it lies.
-
-        Raises:
-            UnsupportedError: such an operand is large.
-        """
-        operands = {n.position: n.array for n in self.graph.nodes if isinstance(n, Input)}
-        for position in written_operands(self.graph, self.carries):
-            if operands[position].nbytes >= _LARGE_STATE:
-                raise UnsupportedError(
-                    f"it updates operand {position}, {array_text(operands[position])}, in place inside a loop that is "
-                    "not its own, which would copy it every step; optimise the function that holds the loop"
-                )
-
-    def regions(self) -> tuple[Regions, tuple[tuple[str, Report], ...]]:
-        """The loops and branches whose bodies are planned, with the reports of these."""
-        planned: dict[int, Callable[..., Sequence[Any]]] = {}
-        reports: list[tuple[str, Report]] = []
-        for number, node in enumerate(self.graph.nodes):
-            if not isinstance(node, Opaque) or not node.origin.equations:
-                continue
-            (k,) = node.origin.equations
-            equation = self.trace.equations[k]
-            region = region_of(equation, [self.trace.avals[v] for v in equation.inputs])
-            if region is None:
-                continue
-            if region.first_carry is not None:
-                self.carries[number] = region.first_carry
-            programs = [self.body(body) for body in region.bodies]
-            if any(p.report.kept for p in programs):
-                planned[k] = partial(_run_region, region, [p.run for p in programs])
-                reports += ((f"{region.what}, {equation.source}", p.report) for p in programs)
-        return planned, tuple(reports)
-
-    def body(self, jaxpr: jex_core.ClosedJaxpr) -> Program:
-        trace = flatten(jaxpr)
-        return _Planner(trace, optimized_graph(trace, self.session.options), self.session).program()
-
-    def plan(self, regions: Regions) -> tuple[Plan, _Choice]:
-        """The plan, its kernels tuned and compiled, and the choice it comes from."""
-        found = enumerate_candidates(self.graph)
-        choice = self.choose(found)
-        while (steps := self.steps(choice)) is None:  # a chosen kernel failed: choose again without it
-            choice = self.choose(found)
-        return Plan(self.trace, self.graph, steps, regions), choice
-
-    def choose(self, found: Enumeration) -> _Choice:
-        """The cheapest way to run the graph, by estimated times, without the kernels that have failed."""
-        options: list[Fused | Left] = [f for f in found.fused if f.structure not in self.session.failed]
-        options += found.left
-        candidates = [self.candidate(o) for o in options]
-        required = [
-            v for v in dict.fromkeys(self.graph.outputs) if not isinstance(self.graph.nodes[v.node], Input | Const)
-        ]
-        expensive = [k for k, n in enumerate(self.graph.nodes) if isinstance(n, Opaque | Reduce | Scatter)]
-        solution = blp.solve(candidates, required, expensive)
-        blp.check(solution, candidates, required)
-        greedy, unfused = blp.greedy(candidates, required, expensive), blp.unfused(candidates, required, expensive)
-        return _Choice(tuple(options), solution, {"greedy": greedy.cost, "unfused": unfused.cost}, found.rejected)
-
-    def candidate(self, option: Fused | Left) -> blp.Candidate:
-        if isinstance(option, Left):
-            return blp.Candidate(
-                option.nodes, option.inputs, option.outputs, left_time(self.graph, option, self.session.device)
-            )
-        outputs = tuple(o.value for o in option.kernel.outputs)
-        if option.structure not in self.session.costs:
-            self.session.costs[option.structure] = self.priced(option)
-        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, self.session.costs[option.structure])
-
-    def priced(self, option: Fused) -> float:
-        """The estimated time, infinite for a kernel that cannot be written; that is recorded."""
-        try:
-            return kernel_time(self.graph, option.kernel, self.session.device)
-        except (CompileError, UnsupportedError) as error:
-            self.failures.append(str(error))
-            return math.inf
-
-    def steps(self, choice: _Choice) -> tuple[KernelStep | LeftStep, ...] | None:
-        """The chosen steps in order, every kernel tuned and compiled; None if one failed, which is recorded."""
-        steps: list[KernelStep | LeftStep] = []
-        for number in choice.solution.chosen:
-            option = choice.options[number]
-            cost = self.candidate(option).cost
-            if isinstance(option, Left):
-                steps.append(LeftStep(option, self.reason(option, choice), cost))
-                continue
-            step = self.kernel_step(option, cost)
-            if step is None:
-                return None
-            steps.append(step)
-        return tuple(steps)
-
-    def kernel_step(self, option: Fused, cost: float) -> KernelStep | None:
-        kernel, structure = option.kernel, option.structure
-        header = header_of(self.trace, self.graph, kernel)
-        if self.session.options.backend == "interpret":
-            config = configurations(self.graph, kernel)[0]
-            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), cost)
-        if structure not in self.session.tuned:
-            try:
-                self.session.tuned[structure] = tune(
-                    self.graph,
-                    kernel,
-                    self.session.device,
-                    effort=self.session.options.effort,
-                    live=self.session.live,
-                    store=self.session.store,
-                    header=header,
-                )
-            except (CompileError, UnsupportedError) as error:
-                self.session.failed[structure] = None
-                self.failures.append(str(error))
-                return None
-        tuned = self.session.tuned[structure]
-        return KernelStep(kernel, tuned.source, cost, tuned.measured, tuned.compiled)
-
-    def reason(self, left: Left, choice: _Choice) -> str:
-        nodes = [self.graph.nodes[n] for n in left.nodes]
-        opaque = [n for n in nodes if isinstance(n, Opaque)]
-        if opaque:
-            return opaque[0].reason
-        return choice.rejected.get(left.nodes, "XLA is estimated to be as fast")
-
-    def judge(
-        self,
-        plan: Plan,
-        planned: Callable[..., Any],
-        original: Callable[..., Any],
-        inside: Sequence[KernelLine],
-    ) -> Verdict:
-        if not plan.kernels and not plan.regions:
-            return Verdict(None, None, "no kernel was chosen")
-        if not self.session.live:
-            return Verdict(None, None, "not timed: estimated for a device that is not here, or effort='fast'")
-        operands = [n.array for n in self.graph.nodes if isinstance(n, Input)]
-        if any(unsupported_reason(a.dtype) for a in operands):
-            return Verdict(None, None, "not timed: an operand is no plain array")
-        outputs = [self.graph.array(v) for v in self.graph.outputs]
-        kernels = [s.source.digest for s in plan.kernels] + [f"{line.code} {line.config}" for line in inside]
-        key = f"{place(self.session.device)}-{digest(self.trace, kernels)}"
-        known = self.session.store.get("verdict", key)
-        if known is not None:
-            return Verdict(float(known["planned"]), float(known["xla"]))
-        verdict = compare(
-            planned, original, operands, outputs, written_operands(self.graph, self.carries), self.session.device
-        )
-        if verdict.planned is not None:
-            self.session.store.put("verdict", key, {"planned": verdict.planned, "xla": verdict.xla})
-        return verdict
-
-
-def _run_region(region: Region, bodies: Sequence[Callable[..., Any]], *operands: Any) -> Sequence[Any]:
-    return region.run(operands, bodies)
-
-
-def _planned(plan: Plan, launch: Launch, *operands: Any) -> list[Any]:
-    return run(plan, operands, launch)
+        return plan_program(flatten(jaxpr), Session(options, target, partial(graphs, options=options))).plan

@@ -8,7 +8,8 @@ from jax import lax
 
 import jaxorch
 from benchmarks.cases import CASES
-from jaxorch import Options, pipeline, primitive
+from jaxorch import Options, primitive
+from jaxorch.orchestration import planner
 from tests.aot import compile_case, compile_program, tools
 
 MIB = 1 << 20
@@ -124,7 +125,7 @@ def scanned(caches, row, position):
 @pytest.mark.parametrize(("f", "shape"), [(step, (2, 5, 8)), (scanned, (3, 2, 5, 8))], ids=["step", "scan"])
 def test_the_old_value_is_what_it_was(f, shape, backend, monkeypatch):
     """Used inside after the update, and by a caller who did not give it away."""
-    monkeypatch.setattr(pipeline, "left_time", lambda *_: 1e6)
+    monkeypatch.setattr(planner, "left_time", lambda *_: 1e6)
     primitive.clear()
     cache, row = (jnp.asarray(np.random.default_rng(0).normal(size=s), jnp.float32) for s in (shape, (2, 1, 8)))
     before = np.array(cache)

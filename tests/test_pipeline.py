@@ -14,8 +14,9 @@ import jaxorch
 from jaxorch import Options, pipeline, primitive
 from jaxorch.errors import CompileError, JaxorchError, JaxorchWarning, PlanError
 from jaxorch.ir.graph import Opaque
-from jaxorch.orchestration import solver, tune
+from jaxorch.orchestration import planner, solver, tune
 from jaxorch.runtime.compile import Compiled
+from jaxorch.target import Target
 from tests.codegen.drive import limits
 
 INTERPRET = Options(backend="interpret", fallback="error")
@@ -25,13 +26,13 @@ F32, BF16, F16, I32 = jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32
 @pytest.fixture(autouse=True)
 def kernels_win(monkeypatch):
     """What a kernel can do is done by kernels, however small; nothing is remembered between tests."""
-    left_time = pipeline.left_time
+    left_time = planner.left_time
 
     def slow(graph, left, device):
         time = left_time(graph, left, device)
         return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
 
-    monkeypatch.setattr(pipeline, "left_time", slow)
+    monkeypatch.setattr(planner, "left_time", slow)
     primitive.clear()
     with jax.default_matmul_precision("highest"):
         yield
@@ -80,7 +81,7 @@ def check(f, *args, kernels=1):
 def report_of(optimised, *args):
     """The report of the very program that a call runs on this machine."""
     (call,) = [e for e in optimised.trace(*args).jaxpr.eqns if e.primitive is primitive.jaxorch_call_p]
-    return primitive.program(call.params["call_jaxpr"], INTERPRET, pipeline.Target("cpu", "h200", live=False)).report
+    return primitive.program(call.params["call_jaxpr"], INTERPRET, Target("cpu", "h200", live=False)).report
 
 
 def layer_norm(x, g, b):
@@ -420,7 +421,7 @@ def test_without_a_solver_the_program_goes_to_xla(monkeypatch):
     def missing(*_, **__):
         raise PlanError("no BLP solver: injected")
 
-    monkeypatch.setattr(pipeline.blp, "solve", missing)
+    monkeypatch.setattr(planner.blp, "solve", missing)
     x = jnp.arange(12.0).reshape(3, 4)
     f = lambda x: jax.nn.softmax(x)  # noqa: E731
     with pytest.warns(JaxorchWarning, match="no BLP solver"):
@@ -434,7 +435,7 @@ def test_solver_is_asked(monkeypatch):
     """The plan comes from the BLP, not from its greedy baseline."""
     asked = []
     minimize = solver.minimize
-    monkeypatch.setattr(pipeline.blp, "minimize", lambda *a, **k: asked.append(1) or minimize(*a, **k))
+    monkeypatch.setattr(planner.blp, "minimize", lambda *a, **k: asked.append(1) or minimize(*a, **k))
     check(lambda x: jax.nn.softmax(jnp.sin(x)) + x.sum(), jnp.ones((3, 4)))
     assert asked
 

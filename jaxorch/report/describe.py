@@ -1,93 +1,48 @@
 """Describes a plan: names, source lines, bytes and times of each step.
 
-Input: a plan and what the planner knows of it.  Output: a `Report`.
+Input: a planned program.  Output: a `Report`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import groupby
+from collections.abc import Iterable
 
 from jaxorch.codegen.count_ops import count
-from jaxorch.frontend.trace import Trace
-from jaxorch.ir.graph import Graph, Map, Node, Opaque, Reduce
 from jaxorch.kernels.configs import Config
-from jaxorch.kernels.kernel import Kernel
-from jaxorch.orchestration.check import Solution
 from jaxorch.orchestration.cost import minimum_bytes
-from jaxorch.orchestration.guard import Verdict
+from jaxorch.orchestration.header import MOST_SOURCES, names_of, sources_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan
+from jaxorch.orchestration.planner import Planned
 from jaxorch.report.model import KernelLine, LeftLine, Report
 from jaxorch.target import Target
 
-__all__ = ["describe", "header_of"]
-
-_MOST_SOURCES = 6
+__all__ = ["describe", "nothing_planned"]
 
 
-def describe(
-    plan: Plan,
-    target: Target,
-    solution: Solution | None = None,
-    baselines: Mapping[str, float] | None = None,
-    verdict: Verdict | None = None,
-    problems: tuple[str, ...] = (),
-    note: str = "",
-    bodies: tuple[tuple[str, Report], ...] = (),
-) -> Report:
-    """The report of a plan."""
-    kernels = tuple(_kernel(plan, step) for step in plan.kernels)
+def describe(planned: Planned, target: Target, problems: tuple[str, ...] = ()) -> Report:
+    """The report of a program, with those of the bodies in it; `problems` beside what failed while it was planned."""
+    plan, verdict = planned.plan, planned.verdict
     left = tuple(_left(plan, step) for step in plan.steps if isinstance(step, LeftStep))
-    verdict = verdict or Verdict(None, None)
     return Report(
-        device=target.device if target.platform != "cpu" or solution else "cpu",
-        note=note or verdict.note,
-        kernels=kernels,
+        device=target.device,
+        note=verdict.note,
+        kernels=tuple(_kernel(plan, step) for step in plan.kernels),
         left=_merged(left),
-        estimated=solution.cost if solution else 0.0,
-        baselines=tuple((baselines or {}).items()),
-        status=solution.status if solution else "",
-        gap=solution.gap if solution else 0.0,
+        estimated=planned.solution.cost,
+        baselines=tuple(planned.baselines.items()),
+        status=planned.solution.status,
+        gap=planned.solution.gap,
         planned=verdict.planned,
         xla=verdict.xla,
-        kept=bool(kernels or bodies) and verdict.keeps_plan,
-        problems=problems,
-        bodies=bodies,
+        kept=planned.kept,
+        problems=(*planned.failures, *problems),
+        bodies=tuple((what, describe(body, target)) for what, body in planned.bodies),
     )
 
 
-def header_of(trace: Trace, graph: Graph, kernel: Kernel) -> list[str]:
-    """Comment lines for a kernel's source: what it computes, from where."""
-    lines = [f"schedule: {kernel.schedule}"]
-    for number in kernel.nodes:
-        node = graph.nodes[number]
-        sources = _sources(trace, [node])
-        lines.append(f"{_name(node)}{'  ' if sources else ''}{', '.join(sources)}")
-    return lines
-
-
-def _name(node: Node) -> str:
-    match node:
-        case Map():
-            return node.op
-        case Reduce():
-            return f"reduce_{node.op}"
-        case Opaque():
-            return node.primitive
-        case _:
-            return type(node).__name__.lower()
-
-
-def _names(nodes: Iterable[Node]) -> tuple[str, ...]:
-    """The primitives in order, a run of equal ones once."""
-    return tuple(name for name, _ in groupby(_name(n) for n in nodes))
-
-
-def _sources(trace: Trace, nodes: Iterable[Node]) -> tuple[str, ...]:
-    found = dict.fromkeys(trace.equations[k].source for n in nodes for k in n.origin.equations)
-    # "path:line:column (function)", of which the file's name and the line say enough
-    short = dict.fromkeys(s.split(" ")[0].rsplit("/", 1)[-1] for s in found)
-    return tuple(short)[:_MOST_SOURCES]
+def nothing_planned(note: str) -> Report:
+    """The report of a program that the CPU runs as it was traced."""
+    return Report("cpu", note, (), (), 0.0, (), "", 0.0, None, None, False, ())
 
 
 def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
@@ -98,8 +53,8 @@ def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
     return KernelLine(
         name=step.source.name,
         schedule=kernel.schedule,
-        primitives=_names(nodes),
-        sources=_sources(plan.trace, nodes),
+        primitives=names_of(nodes),
+        sources=sources_of(plan.trace, nodes),
         bytes_moved=int(counts.moved),
         bytes_minimum=minimum_bytes(graph, kernel),
         estimated=step.estimated,
@@ -121,7 +76,7 @@ def _config(config: Config, programs: int) -> str:
 
 def _left(plan: Plan, step: LeftStep) -> LeftLine:
     nodes = [plan.graph.nodes[n] for n in step.left.nodes]
-    return LeftLine(_names(nodes), _sources(plan.trace, nodes), step.reason)
+    return LeftLine(names_of(nodes), sources_of(plan.trace, nodes), step.reason)
 
 
 def _merged(lines: Iterable[LeftLine]) -> tuple[LeftLine, ...]:
@@ -130,5 +85,5 @@ def _merged(lines: Iterable[LeftLine]) -> tuple[LeftLine, ...]:
     for line in lines:
         known = merged.get((line.primitives, line.reason))
         sources = dict.fromkeys((*known.sources, *line.sources)) if known else line.sources
-        merged[line.primitives, line.reason] = LeftLine(line.primitives, tuple(sources)[:_MOST_SOURCES], line.reason)
+        merged[line.primitives, line.reason] = LeftLine(line.primitives, tuple(sources)[:MOST_SOURCES], line.reason)
     return tuple(merged.values())

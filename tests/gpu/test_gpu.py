@@ -17,13 +17,13 @@ from benchmarks.correctness import judge, poison
 from benchmarks.inputs import drawer
 from benchmarks.reference import float64_reference
 from benchmarks.suites import SPINE_BARS
-from jaxorch import Options, pipeline, primitive
+from jaxorch import Options, primitive
 from jaxorch.codegen.source import Source
 from jaxorch.codegen.triton_scalars import TRITON, triton_load_cast, triton_store_cast
 from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array, Opaque
 from jaxorch.kernels.configs import Config
-from jaxorch.orchestration import tune
+from jaxorch.orchestration import planner, tune
 from jaxorch.orchestration.guard import Verdict
 from jaxorch.passes.derive import split
 from jaxorch.runtime.launch import call
@@ -49,13 +49,13 @@ def fresh(tmp_path, monkeypatch):
 @pytest.fixture
 def kernels_win(monkeypatch):
     """What a kernel can do is done by kernels, however small the arrays."""
-    left_time = pipeline.left_time
+    left_time = planner.left_time
 
     def slow(graph, left, device):
         time = left_time(graph, left, device)
         return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
 
-    monkeypatch.setattr(pipeline, "left_time", slow)
+    monkeypatch.setattr(planner, "left_time", slow)
 
 
 # The measured cases
@@ -293,7 +293,7 @@ def test_the_guard_compares_with_xla():
 
 @pytest.mark.parametrize(("planned", "kept"), [(5.0, True), (20.0, False)])
 def test_the_guard_keeps_what_is_faster(planned, kept, monkeypatch):
-    monkeypatch.setattr(pipeline, "compare", lambda *_: Verdict(planned, 10.0))
+    monkeypatch.setattr(planner, "compare", lambda *_: Verdict(planned, 10.0))
     compiled = jax.jit(jaxorch.optimize(norm, options=TUNED)).lower(SPEC).compile()
     assert ("triton" in compiled.as_text()) == kept
     (x,) = arguments(SPEC.shape)

@@ -13,6 +13,7 @@ from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, Opaque, Reduce
 from jaxorch.kernels.configs import whole
 from jaxorch.options import Options
+from jaxorch.orchestration import planner
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, arguments, run
 from jaxorch.target import Target
 from tests.codegen.drive import limits
@@ -40,13 +41,10 @@ PROGRAMS = {
 
 def planned(monkeypatch, f, *arrays) -> Plan:
     """A plan in which kernels do all they can."""
-    plans = []
-    describe = pipeline.describe
-    monkeypatch.setattr(pipeline, "describe", lambda plan, *a, **k: plans.append(plan) or describe(plan, *a, **k))
-    left_time = pipeline.left_time
-    monkeypatch.setattr(pipeline, "left_time", lambda g, c, d: _dear(g, c, left_time(g, c, d)))
-    pipeline.build(jax.make_jaxpr(f)(*arrays), Options(backend="interpret"), Target("cpu", "h200", live=False))
-    return plans[-1]
+    left_time = planner.left_time
+    monkeypatch.setattr(planner, "left_time", lambda g, c, d: _dear(g, c, left_time(g, c, d)))
+    target = Target("cpu", "h200", live=False)
+    return pipeline.planned(jax.make_jaxpr(f)(*arrays), Options(backend="interpret"), target)
 
 
 def _dear(graph, left, time):

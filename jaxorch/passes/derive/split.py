@@ -24,10 +24,12 @@ from jaxorch.ir.view import Piece, Value, View, compose, identity
 from jaxorch.options import Options
 from jaxorch.passes.rewrite import drop_unused, rename
 
-__all__ = ["FEW_ROWS", "PARTS", "SHORTEST", "split_long_reductions"]
+__all__ = ["FEW_ROWS", "MORE_PARTS", "MORE_ROWS", "PARTS", "SHORTEST", "split_long_reductions", "split_more_reductions"]
 
 FEW_ROWS = 128  # rows that would not fill a GPU
 PARTS = 512  # parts wanted over all rows
+MORE_ROWS = 512  # rows that fill it with few programs each processor, where parts are worth a try
+MORE_PARTS = 8192
 SHORTEST = 4096  # elements of a part, at least
 
 _BOOL = np.dtype(np.bool_)
@@ -37,12 +39,22 @@ _NOWHERE = Origin()
 def split_long_reductions(graph: Graph, options: Options) -> Graph:
     """Splits every reduction whose rows are few and long."""
     del options
-    if not any(_parts(n) for n in graph.nodes):
+    return _split_all(graph, FEW_ROWS, PARTS)
+
+
+def split_more_reductions(graph: Graph, options: Options) -> Graph:
+    """Splits long reductions of more rows too, into more parts: better where loads want many programs."""
+    del options
+    return _split_all(graph, MORE_ROWS, MORE_PARTS)
+
+
+def _split_all(graph: Graph, few: int, wanted: int) -> Graph:
+    if not any(_parts(n, few, wanted) for n in graph.nodes):
         return graph
     builder = _Builder()
     for number, old in enumerate(graph.nodes):
         node = rename(old, builder.image)
-        parts = _parts(node)
+        parts = _parts(node, few, wanted)
         results = _split(builder, node, parts) if parts and isinstance(node, Reduce) else [builder.add(node)]
         if len(results) == 1 and not parts:
             builder.moved[number] = results[0].node
@@ -51,14 +63,14 @@ def split_long_reductions(graph: Graph, options: Options) -> Graph:
     return drop_unused(Graph(tuple(builder.nodes), tuple(builder.image(v) for v in graph.outputs)))
 
 
-def _parts(node: Node) -> int:
-    """Into how many parts a node's rows are to be split; 0 for none."""
+def _parts(node: Node, few: int, wanted: int) -> int:
+    """Into how many parts the rows of a node are to be split if they are fewer than `few`; 0 for none."""
     if not isinstance(node, Reduce) or node.op.startswith("arg"):
         return 0
     rows = node.arrays[0].size
-    if rows >= FEW_ROWS or node.count < 2 * SHORTEST:
+    if rows >= few or node.count < 2 * SHORTEST:
         return 0
-    most = min(-(-PARTS // rows), node.count // SHORTEST)
+    most = min(-(-wanted // rows), node.count // SHORTEST)
     exact = max((s for s in range(1, most + 1) if node.count % s == 0), default=1)
     if 2 * exact > most or node.op == "moments":
         return exact if exact > 1 else 0
