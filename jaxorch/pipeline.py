@@ -20,7 +20,7 @@ from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.trace import Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
-from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce
+from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
@@ -157,7 +157,7 @@ class _Planner:
         required = [
             v for v in dict.fromkeys(self.graph.outputs) if not isinstance(self.graph.nodes[v.node], Input | Const)
         ]
-        expensive = [k for k, n in enumerate(self.graph.nodes) if isinstance(n, Opaque | Reduce)]
+        expensive = [k for k, n in enumerate(self.graph.nodes) if isinstance(n, Opaque | Reduce | Contract)]
         solution = blp.solve(candidates, required, expensive)
         blp.check(solution, candidates, required)
         greedy, unfused = blp.greedy(candidates, required, expensive), blp.unfused(candidates, required, expensive)

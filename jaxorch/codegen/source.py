@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jaxorch.codegen.body import buffers, emit, grid_size
-from jaxorch.codegen.ops import Tile
+from jaxorch.codegen.body import buffers
+from jaxorch.codegen.emit import emit, grid_size
+from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
-from jaxorch.ir.graph import Graph, Reduce
+from jaxorch.codegen.triton_products import TritonProducts
+from jaxorch.ir.graph import Array, Graph, Reduce
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel
 
@@ -31,6 +34,7 @@ class Source:
     """A generated kernel: pass the inputs, then the outputs, to `name` over a 1-D grid of `grid` programs.
 
     `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
+    A kernel of two launches writes arrays of `scratch` instead of the outputs; `combine` reads the inputs and these.
     """
 
     name: str
@@ -38,20 +42,60 @@ class Source:
     grid: int
     config: Config
     digest: str
+    scratch: tuple[Array, ...] = ()
+    combine: Source | None = None
 
 
 def generate(
     graph: Graph, kernel: Kernel, config: Config, *, header: Sequence[str] = (), interpret: bool = False
 ) -> Source:
     """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments."""
-    ins, outs = buffers(graph, kernel)
+    if config.splits == 1:
+        return _launch(graph, kernel, config, "whole", header, interpret)
+    first = _launch(graph, kernel, config, "partial", header, interpret)
+    second = _launch(graph, kernel, config, "combine", header, interpret)
+    digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
+    return replace(first, digest=digest, scratch=scratch_arrays(graph, kernel, config), combine=second)
+
+
+def _launch(
+    graph: Graph, kernel: Kernel, config: Config, launch: Launch, header: Sequence[str], interpret: bool
+) -> Source:
+    ins, outs = launch_buffers(graph, kernel, config, launch) if kernel.core else buffers(graph, kernel)
+    ops = _ops(graph, kernel, config, launch, (*ins, *outs), interpret)
+    emit(graph, kernel, config, ops, launch)
+    helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
+    arguments = ", ".join(b.name for b in (*ins, *outs))
+    body = "\n".join("    " + line for line in ops.blocks[0].lines)
+    rest = f"({arguments}):\n{body}\n"
+    code = hashlib.sha256((helpers + rest).encode()).hexdigest()
+    schedule = kernel.schedule.replace("-", "_") + ("" if launch == "whole" else f"_{launch}")
+    name = f"jaxorch_{schedule}_{code[:8]}"
+    comments = "".join(f"# {line}\n" for line in header)
+    text = f"{comments}{_IMPORTS}{helpers}\n\n@triton.jit\ndef {name}{rest}"
+    grid = grid_size(kernel, config, launch)
+    config = combine_config(kernel, config) if launch == "combine" else config
+    types = [(b.array.shape, b.array.dtype.name) for b in (*ins, *outs)]
+    digest = hashlib.sha256(repr((code, grid, config, types)).encode()).hexdigest()
+    return Source(name, text, grid, config, digest)
+
+
+def _ops(
+    graph: Graph, kernel: Kernel, config: Config, launch: Launch, arguments: Sequence[Buffer], interpret: bool
+) -> TritonOps:
+    """The handler of one launch."""
     frame = kernel.frames[config.frame]
-    columns = -(-frame.sizes[2] // config.block_columns) if kernel.schedule == "pointwise" else 1
+    config = combine_config(kernel, config) if launch == "combine" else config
+    columns = -(-frame.sizes[2] // config.block_columns) if kernel.schedule in ("pointwise", "gemm") else 1
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
-    wide = max([*counted, *(b.array.size for b in (*ins, *outs))]) >= 2**31
-    tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid")
-    ops = TritonOps(
+    wide = max([*(() if kernel.core else counted), *(b.array.size for b in arguments)]) >= 2**31
+    grid, rows, width = frame.sizes
+    grid *= config.splits if launch == "partial" else 1
+    tile = Tile((grid, rows, width), config.block_rows, config.block_columns, "grid")
+    if kernel.core:
+        return TritonProducts(tile, column_blocks=columns, num_stages=config.num_stages, wide=wide, interpret=interpret)
+    return TritonOps(
         tile,
         column_blocks=columns,
         num_stages=config.num_stages,
@@ -59,16 +103,3 @@ def generate(
         unroll=frame.unroll,
         interpret=interpret,
     )
-    emit(graph, kernel, config, ops)
-    helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
-    arguments = ", ".join(b.name for b in (*ins, *outs))
-    body = "\n".join("    " + line for line in ops.blocks[0].lines)
-    rest = f"({arguments}):\n{body}\n"
-    code = hashlib.sha256((helpers + rest).encode()).hexdigest()
-    name = f"jaxorch_{kernel.schedule.replace('-', '_')}_{code[:8]}"
-    comments = "".join(f"# {line}\n" for line in header)
-    text = f"{comments}{_IMPORTS}{helpers}\n\n@triton.jit\ndef {name}{rest}"
-    grid = grid_size(kernel, config)
-    types = [(b.array.shape, b.array.dtype.name) for b in (*ins, *outs)]
-    digest = hashlib.sha256(repr((code, grid, config, types)).encode()).hexdigest()
-    return Source(name, text, grid, config, digest)

@@ -7,12 +7,14 @@ of the graph can also be computed by replaying the trace.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jaxorch.errors import UnsupportedError
 from jaxorch.frontend.compute import ELEMENTWISE, REDUCTIONS, map_params, reduce_params
+from jaxorch.frontend.contraction import CONTRACTIONS
 from jaxorch.frontend.indexing import INDEXED
 from jaxorch.frontend.movement import VIEWS, broadcast
 from jaxorch.frontend.trace import Equation, Trace
@@ -94,6 +96,10 @@ class _Lifter:
             op, axes = reduce_params(equation.primitive, equation.params)
             view = identity(self.value(equation.inputs[0]), arrays[0].shape)
             self.append(Reduce(op, (view,), axes, outs, (), _origin(k, equation)), equation.outputs)
+        elif equation.primitive in CONTRACTIONS:
+            values = [self.value(v) for v in equation.inputs]
+            node = CONTRACTIONS[equation.primitive](equation.params, values, arrays, outs[0])
+            self.append(replace(node, origin=_origin(k, equation)), equation.outputs)
         else:
             raise UnsupportedError(f"{equation.primitive} is left to XLA")
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import assert_never
 
-from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Params, Reduce, outputs_of
+from jaxorch.ir.graph import Array, Const, Contract, Graph, Input, Map, Node, Opaque, Params, Reduce, outputs_of
 from jaxorch.ir.index import Add, Bound, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Mul, Select, dims_of, guard_dims
 from jaxorch.ir.index import Const as Integer
 from jaxorch.ir.view import Piece, Value, View
@@ -121,6 +121,8 @@ def _definition(node: Node) -> str:
             return f"{op}{_params_text(params)}({_views_text(operands)})"
         case Reduce(op, operands, axes, _, params):
             return f"reduce {op}{_params_text(params)} over {list(axes)}({_views_text(operands, domains=True)})"
+        case Contract(operands, axes, _, params):
+            return f"contract{_params_text(params)} over {list(axes)}({_views_text(operands, domains=True)})"
         case Opaque(primitive, _, operands):
             return f"opaque {primitive}({_views_text(operands, domains=True)})"
         case _:

@@ -10,12 +10,22 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Const, Graph, Map, Reduce, operands_of
+from jaxorch.ir.graph import Array, Const, Contract, Graph, Map, Reduce, operands_of
 from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 
-__all__ = ["Accesses", "Load", "Reduction", "collect", "looked_up_at", "operand_coords", "pieces_at"]
+__all__ = [
+    "Accesses",
+    "Load",
+    "Reduction",
+    "ShallowWalk",
+    "Walk",
+    "collect",
+    "looked_up_at",
+    "operand_coords",
+    "pieces_at",
+]
 
 type Coords = tuple[Expr, ...]
 
@@ -32,7 +42,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """A Reduce node evaluated at `coords` of its remaining axes."""
+    """A Reduce or Contract node evaluated at `coords` of its remaining axes."""
 
     node: int
     coords: Coords
@@ -46,6 +56,8 @@ class Accesses:
     reductions: dict[Reduction, int] = field(default_factory=dict[Reduction, int])
     guards: dict[tuple[Guard, tuple[int, ...]], None] = field(default_factory=dict[tuple[Guard, tuple[int, ...]], None])
     outside: dict[int, None] = field(default_factory=dict[int, None])  # Reduces wanted where they have no element
+    contractions: dict[Reduction, None] = field(default_factory=dict[Reduction, None])  # met, not walked into
+    indices: dict[Expr, None] = field(default_factory=dict[Expr, None])  # coordinates that iotas yield
 
     def offsets(self, graph: Graph) -> list[tuple[Expr, int]]:
         """(flat offset, element count of the buffer) of each load."""
@@ -59,8 +71,9 @@ class Accesses:
         for load in self.loads:
             yield from load.index
             yield from (b.expr for b in load.guard)
-        for reduction in self.reductions:
+        for reduction in (*self.reductions, *self.contractions):
             yield from reduction.coords
+        yield from self.indices
         for guard, _ in self.guards:
             yield from (b.expr for b in guard)
 
@@ -79,7 +92,7 @@ def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[
     return found
 
 
-def operand_coords(node: Reduce, coords: Coords, reduced: Coords) -> Coords:
+def operand_coords(node: Reduce | Contract, coords: Coords, reduced: Coords) -> Coords:
     """Coordinates in the reduction's domain: `coords` on the remaining axes, `reduced` on the reduced ones."""
     kept, gone = iter(coords), iter(reduced)
     return tuple(next(gone) if axis in node.axes else next(kept) for axis in range(len(node.domain)))
@@ -97,10 +110,12 @@ def collect(
     graph: Graph, members: Collection[int], value: Value, coords: Coords, sizes: tuple[int, ...], into: Accesses
 ) -> None:
     """Adds to `into` what computing `value` at `coords` (over axes of `sizes`) reads."""
-    _Walk(graph, members, into).value(value, coords, (), sizes)
+    Walk(graph, members, into).value(value, coords, (), sizes)
 
 
-class _Walk:
+class Walk:
+    """A walk over what a value needs, in one index space; a Contract is recorded and not walked into."""
+
     def __init__(self, graph: Graph, members: Collection[int], into: Accesses) -> None:
         self.graph, self.members, self.into = graph, members, into
         self.levels: dict[tuple[Value, Coords, Guard, tuple[int, ...]], int] = {}
@@ -120,10 +135,18 @@ class _Walk:
             self.into.loads[Load(value, coords, guard, sizes)] = None
             return 0
         match node:
+            case Map("iota"):
+                axis = dict(node.params)["dimension"]
+                assert isinstance(axis, int)
+                self.into.indices[coords[axis]] = None
+                return 0
             case Map():
                 return max((self.view(v, coords, guard, sizes) for v in operands_of(node)), default=0)
             case Reduce():
                 return self.reduction(value.node, node, coords, guard, sizes)
+            case Contract():
+                self.into.contractions[Reduction(value.node, coords)] = None
+                return 0
             case _:
                 raise AssertionError(f"{type(node).__name__} inside a kernel")
 
@@ -155,3 +178,12 @@ class _Walk:
         key = Reduction(number, coords)
         self.into.reductions[key] = level
         return level + 1
+
+
+class ShallowWalk(Walk):
+    """A walk that records reductions and does not walk into them."""
+
+    def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        del node, guard, sizes
+        self.into.reductions[Reduction(number, coords)] = 0
+        return 1

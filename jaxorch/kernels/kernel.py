@@ -12,11 +12,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Map, Reduce
+from jaxorch.ir.graph import Contract, Graph, Map, Reduce
 from jaxorch.ir.index import Const, Dim, Expr
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, collect
+from jaxorch.kernels.contract import Core, contracted
 from jaxorch.kernels.frame import Frame, flat_frames, refine
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 
@@ -35,7 +36,8 @@ class Output:
 class Kernel:
     """One generated kernel.
 
-    schedule: "pointwise", "rows" (a tile holds whole rows) or "rows-looped" (a loop runs along the row).
+    schedule: "pointwise", "rows" (a tile holds whole rows), "rows-looped" (a loop runs along the row), "gemm" or "online"
+    (around the contractions of `core`).
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
     """
 
@@ -44,6 +46,7 @@ class Kernel:
     outputs: tuple[Output, ...]
     schedule: str
     frames: tuple[Frame, ...]
+    core: Core | None = None
 
 
 def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Kernel | str:
@@ -51,6 +54,13 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
     members = frozenset(nodes)
     if any(graph.array(v).size == 0 for v in outputs):
         return "a zero-size output"
+    if any(isinstance(graph.nodes[n], Contract) for n in members):
+        found = contracted(graph, members, tuple(outputs))
+        if isinstance(found, str):
+            return found
+        stored = tuple(Output(v, per_row=False) for v in outputs)
+        schedule = "gemm" if found.core.softmax is None else "online"
+        return Kernel(tuple(sorted(members)), found.inputs, stored, schedule, (found.frame,), found.core)
     if any(isinstance(graph.nodes[n], Reduce) for n in members):
         return _rows(graph, members, tuple(outputs))
     return _pointwise(graph, members, tuple(outputs))

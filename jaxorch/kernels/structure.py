@@ -80,4 +80,5 @@ def carry_over(kernel: Kernel, known: Structure, to: Structure) -> Kernel:
         tuple(Output(new(o.value), o.per_row) for o in kernel.outputs),
         kernel.schedule,
         kernel.frames,
+        kernel.core and kernel.core.renamed(new),
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from jaxorch.codegen.body import grid_size
 from jaxorch.codegen.count_ops import Counts, count
+from jaxorch.codegen.emit import grid_size, launches
 from jaxorch.ir.graph import Const, Graph, Map, Opaque, operands_of
 from jaxorch.ir.view import Value, is_reshape
 from jaxorch.kernels.configs import Config, configurations
@@ -23,6 +23,8 @@ __all__ = ["config_time", "kernel_time", "left_time", "minimum_bytes"]
 # joins or rearranges arrays (measured: 0.2 for a concatenation of caches, 0.5 to 0.8 for most others).
 _XLA_EFFICIENCY = 0.85
 _XLA_MOVEMENT_EFFICIENCY = 0.6
+# The part of the matrix rate, which cuBLAS reaches, that generated loops over products do.
+_MATRIX_EFFICIENCY = 0.7
 
 
 def minimum_bytes(graph: Graph, kernel: Kernel) -> int:
@@ -40,13 +42,14 @@ def kernel_time(graph: Graph, kernel: Kernel, device: Device) -> float:
 
 def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) -> float:
     """The estimate in one configuration, µs."""
-    counts = count(graph, kernel, config)
-    return _roofline(counts, grid_size(kernel, config), device) + device.launch_s * 1e6
+    counts, parts = count(graph, kernel, config), launches(config)
+    return _roofline(counts, grid_size(kernel, config, parts[0]), device) + len(parts) * device.launch_s * 1e6
 
 
 def _roofline(counts: Counts, programs: int, device: Device) -> float:
     memory = max(counts.moved / device.memory_bandwidth, counts.cached / device.l2_bandwidth)
-    compute = counts.operations / device.vector_flops
+    matrix = sum(flops / device.matmul_flops(name) for name, flops in counts.matrix.items())
+    compute = counts.operations / device.vector_flops + matrix / _MATRIX_EFFICIENCY
     # with fewer programs than processors, the others idle
     return max(memory, compute) * 1e6 * max(1.0, device.sms / programs)
 

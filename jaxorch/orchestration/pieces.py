@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, outputs_of, reads
+from jaxorch.ir.graph import Const, Contract, Graph, Input, Map, Node, Opaque, Reduce, outputs_of, reads
 from jaxorch.ir.view import Value
 
 __all__ = ["Piece", "Pieces", "internal"]
@@ -59,7 +59,8 @@ class Pieces:
                 continue
             users = self.users[number]
             alone = isinstance(nodes[number], Map) and len(users) == 1 and number not in returned
-            joins = alone and _computes(nodes[users[0]]) and users[0] not in self.redone
+            # what a product reads stays apart: another kernel may write it, and XLA does
+            joins = alone and isinstance(nodes[users[0]], Map | Reduce) and users[0] not in self.redone
             owner[number] = owner.get(users[0], users[0]) if joins else number
         members: dict[int, list[int]] = {}
         for number, sink in owner.items():
@@ -73,7 +74,7 @@ class Pieces:
         for number, node in enumerate(graph.nodes):
             if not isinstance(node, Map) or node.op not in _CHEAP or number in returned or len(self.users[number]) < 2:
                 continue
-            if all(_computes(graph.nodes[u]) for u in self.users[number]):
+            if all(isinstance(graph.nodes[u], Map | Reduce) for u in self.users[number]):
                 sources = self._sources(number, found)
                 if sum(graph.array(v).nbytes for v in sources) <= node.array.nbytes:
                     found.add(number)
@@ -166,4 +167,4 @@ def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
 
 
 def _computes(node: Node) -> bool:
-    return isinstance(node, Map | Reduce)
+    return isinstance(node, Map | Reduce | Contract)

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from jaxorch.codegen.count_ops import count
 from jaxorch.frontend.trace import Trace
-from jaxorch.ir.graph import Graph, Map, Node, Opaque, Reduce
+from jaxorch.ir.graph import Contract, Graph, Map, Node, Opaque, Reduce
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.check import Solution
 from jaxorch.orchestration.cost import minimum_bytes
@@ -69,6 +69,8 @@ def _name(node: Node) -> str:
             return node.op
         case Reduce():
             return f"reduce_{node.op}"
+        case Contract():
+            return "dot_general"
         case Opaque():
             return node.primitive
         case _:

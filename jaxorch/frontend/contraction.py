@@ -1,0 +1,81 @@
+"""Contractions: lax primitives that sum products of two operands, and the node each becomes.
+
+A row takes the equation's parameters, the operands' values and arrays and the result's array.  Invariant:
+the node's domain is (batch, free axes of the left operand, of the right one, contracted axes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxorch.errors import UnsupportedError
+from jaxorch.ir.dtypes import compute_dtype
+from jaxorch.ir.graph import Array, Contract
+from jaxorch.ir.index import Dim, Expr
+from jaxorch.ir.view import Piece, Value, View
+
+__all__ = ["CONTRACTIONS"]
+
+_jax: Any = jax  # what is used of it carries few types
+
+type _Rule = Callable[[Mapping[str, Any], Sequence[Value], Sequence[Array], Array], Contract]
+
+
+def _dot_general(params: Mapping[str, Any], values: Sequence[Value], arrays: Sequence[Array], out: Array) -> Contract:
+    """The Contract of a dot_general.
+
+    Raises:
+        UnsupportedError: it stays with XLA, for the reason that the message is.
+    """
+    (left_axes, right_axes), (left_batch, right_batch) = params["dimension_numbers"]
+    left, right = arrays
+    if left.dtype != right.dtype:
+        raise UnsupportedError("a product of operands of different dtypes")
+    if not left_axes:
+        raise UnsupportedError("an outer product")
+    batch = [left.shape[a] for a in left_batch]
+    left_free = [a for a in range(len(left.shape)) if a not in (*left_axes, *left_batch)]
+    right_free = [a for a in range(len(right.shape)) if a not in (*right_axes, *right_batch)]
+    free = [*(left.shape[a] for a in left_free), *(right.shape[a] for a in right_free)]
+    first = len(batch) + len(free)  # the first contracted axis
+    domain = (*batch, *free, *(left.shape[a] for a in left_axes))
+    contracted = tuple(range(first, len(domain)))
+    axes = tuple(range(len(batch)))
+    left_own = tuple(range(len(batch), len(batch) + len(left_free)))
+    right_own = tuple(range(len(batch) + len(left_free), first))
+    views = (
+        _operand(values[0], domain, [(left_batch, axes), (left_free, left_own), (left_axes, contracted)]),
+        _operand(values[1], domain, [(right_batch, axes), (right_free, right_own), (right_axes, contracted)]),
+    )
+    kept = (("accumulate", compute_dtype(out.dtype).name), ("precision", _precision(params["precision"])))
+    return Contract(views, contracted, out, kept)
+
+
+def _operand(value: Value, domain: tuple[int, ...], places: Sequence[tuple[Sequence[int], Sequence[int]]]) -> View:
+    """The view of an operand whose axes lie where `places` pairs them with axes of the domain."""
+    index: dict[int, Expr] = {}
+    for own, there in places:
+        index.update((a, Dim(b)) for a, b in zip(own, there, strict=True))
+    return View(domain, (Piece((), value, tuple(index[a] for a in sorted(index))),))
+
+
+def _precision(given: Any) -> str:
+    """The name of a `jax.lax.Precision`: the stricter one where the operands' differ."""
+    pair = given if isinstance(given, tuple) else (given, given)
+    order = ("DEFAULT", "HIGH", "HIGHEST")
+    found: list[int] = []
+    for one in pair:  # pyright: ignore[reportUnknownVariableType]
+        if one is None:
+            found.append(0)
+        elif isinstance(one, _jax.lax.Precision):
+            found.append(order.index(one.name))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        else:
+            raise UnsupportedError(f"a product by the algorithm {given}")
+    return order[max(found)]
+
+
+# primitive -> the rule that makes its node
+CONTRACTIONS: Mapping[str, _Rule] = {"dot_general": _dot_general}
