@@ -126,6 +126,7 @@ class ProductBody[V](Body[V]):
     def scope(self, tile: Tile) -> Generator[None]:
         outer, self.tile = self.tile, tile
         if tile.walk == "loop":  # a loop of its own, of one scope
+            self.plane_values[tile] = {}  # values of an earlier loop are gone
             with self.ops.loop(tile, (), None), self.ops.scope(tile):
                 yield
         else:

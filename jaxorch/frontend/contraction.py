@@ -50,7 +50,7 @@ def _dot_general(params: Mapping[str, Any], values: Sequence[Value], arrays: Seq
         _operand(values[0], domain, [(left_batch, axes), (left_free, left_own), (left_axes, contracted)]),
         _operand(values[1], domain, [(right_batch, axes), (right_free, right_own), (right_axes, contracted)]),
     )
-    kept = (("accumulate", compute_dtype(out.dtype).name), ("precision", _precision(params["precision"])))
+    kept = (("accumulate", compute_dtype(out.dtype).name), ("precision", _precision(params["precision"], left.dtype.name)))
     return Contract(views, contracted, out, kept)
 
 
@@ -62,19 +62,30 @@ def _operand(value: Value, domain: tuple[int, ...], places: Sequence[tuple[Seque
     return View(domain, (Piece((), value, tuple(index[a] for a in sorted(index))),))
 
 
-def _precision(given: Any) -> str:
+# (name of jax.lax.DotAlgorithmPreset, dtype of the operands) -> the precision that means the same
+_ALGORITHMS = {
+    ("BF16_BF16_F32", "bfloat16"): "DEFAULT",
+    ("F16_F16_F32", "float16"): "DEFAULT",
+    ("TF32_TF32_F32", "float32"): "DEFAULT",
+    ("TF32_TF32_F32_X3", "float32"): "HIGH",
+    ("F32_F32_F32", "float32"): "HIGHEST",
+    ("F64_F64_F64", "float64"): "DEFAULT",
+}
+
+_STRICTNESS = ("DEFAULT", "HIGH", "HIGHEST")
+
+
+def _precision(given: Any, dtype: str) -> str:
     """The name of a `jax.lax.Precision`: the stricter one where the operands' differ."""
-    pair = given if isinstance(given, tuple) else (given, given)
-    order = ("DEFAULT", "HIGH", "HIGHEST")
-    found: list[int] = []
-    for one in pair:  # pyright: ignore[reportUnknownVariableType]
-        if one is None:
-            found.append(0)
-        elif isinstance(one, _jax.lax.Precision):
-            found.append(order.index(one.name))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        else:
-            raise UnsupportedError(f"a product by the algorithm {given}")
-    return order[max(found)]
+    if isinstance(given, _jax.lax.DotAlgorithmPreset):
+        known = _ALGORITHMS.get((given.name, dtype), "DEFAULT" if given.name == "DEFAULT" else None)
+        if known is None:
+            raise UnsupportedError(f"a product of {dtype} by the algorithm {given.name}")
+        return known
+    pair: tuple[Any, ...] = given if isinstance(given, tuple) else (given, given)
+    if not all(one is None or isinstance(one, _jax.lax.Precision) for one in pair):
+        raise UnsupportedError(f"a product by the algorithm {given}")
+    return max(("DEFAULT" if one is None else str(one.name) for one in pair), key=_STRICTNESS.index)
 
 
 # primitive -> the rule that makes its node

@@ -10,12 +10,13 @@ import math
 
 from jaxorch.codegen.count_ops import Counts, count
 from jaxorch.codegen.emit import grid_size, launches
-from jaxorch.ir.graph import Const, Graph, Map, Opaque, operands_of
+from jaxorch.ir.graph import Const, Contract, Graph, Map, Opaque, operands_of
 from jaxorch.ir.view import Value, is_reshape
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import Left
 from jaxorch.orchestration.devices import Device
+from jaxorch.orchestration.library import product_time
 
 __all__ = ["config_time", "kernel_time", "left_time", "minimum_bytes"]
 
@@ -64,7 +65,8 @@ def left_time(graph: Graph, left: Left, device: Device) -> float:
     moved = _read_bytes(graph, left) + sum(graph.array(v).nbytes for v in left.outputs)
     moves = any(isinstance(n, Map) and _rearranges(graph, n) for n in nodes)
     efficiency = _XLA_MOVEMENT_EFFICIENCY if moves else _XLA_EFFICIENCY
-    return moved / device.memory_bandwidth / efficiency * 1e6 + device.xla_launch_s * 1e6
+    time = moved / device.memory_bandwidth / efficiency * 1e6 + device.xla_launch_s * 1e6
+    return time + sum(product_time(graph, n, device, moved) for n in nodes if isinstance(n, Contract))
 
 
 def _read_bytes(graph: Graph, left: Left) -> int:

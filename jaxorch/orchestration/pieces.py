@@ -48,6 +48,7 @@ class Pieces:
         self.redone = self._redone()
         self.all = self._pieces()
         self.neighbours, self.after = self._relations()
+        self.products = frozenset(k for k, p in enumerate(self.all) if isinstance(graph.nodes[p.nodes[-1]], Contract))
 
     # What the pieces are
 
@@ -133,6 +134,28 @@ class Pieces:
         """Whether neither a piece outside nor an opaque node lies on a path between two inside."""
         below = set[int]().union(*(self.after[k] for k in chosen)) - chosen
         return not any(self.after[k] & chosen for k in below)
+
+    def may_join(self, chosen: frozenset[int]) -> bool:
+        """Whether some schedule may run so many products; two belong together only if one feeds the other."""
+        products = sorted(k for k in chosen if k in self.products)
+        return len(products) < 2 or (len(products) == 2 and products[1] in self.after[products[0]])
+
+    def chains(self) -> list[frozenset[int]]:
+        """For each product whose operands come of one earlier product and of no other between: the pieces from it on."""
+        before: dict[int, list[int]] = {k: [] for k in self.products}
+        for first in sorted(self.products):
+            for last in sorted(self.after[first] & self.products):
+                before[last].append(first)
+        found: list[frozenset[int]] = []
+        for last, firsts in before.items():
+            for first in firsts:
+                chain = frozenset(k for k in self.after[first] if last in self.after_of(k)) | {first, last}
+                if len(chain & self.products) == 2 and len(chain) <= 2 * _MOST_SHARED and self.is_convex(chain):
+                    found.append(chain)
+        return found
+
+    def after_of(self, piece: int) -> set[int]:
+        return self.after[piece] if piece < len(self.all) else set[int]()
 
     def _relations(self) -> tuple[list[set[int]], list[set[int]]]:
         """(pieces that share a value, pieces that come after through any path)."""
