@@ -180,6 +180,9 @@ class CountOps:
         yield
         self.taken = outer
 
+    def operand(self, value: Dims, dtype: np.dtype[Any]) -> Dims:
+        return value
+
     def dot(self, left: Dims, right: Dims, acc: Dims | None, product: Product) -> Dims:
         rows, columns = (
             -(-n // b) * b

@@ -131,9 +131,13 @@ class NumpyOps:
         del tile, live, doubt  # the one block holds everything
         return nullcontext()
 
+    def operand(self, value: Data, dtype: np.dtype[Any]) -> Data:
+        assert self.tile is not None
+        return np.broadcast_to(value.astype(dtype), self.tile.sizes)
+
     def dot(self, left: Data, right: Data, acc: Data | None, product: Product) -> Data:
         held = compute_dtype(product.accumulate)
-        a, b = (x.astype(product.dtype).astype(held) for x in (left, right))
+        a, b = left.astype(held), right.astype(held)
         result = np.matmul(a, b.swapaxes(1, 2) if product.transposed else b)
         return result if acc is None else acc + result
 

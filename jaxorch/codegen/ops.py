@@ -130,7 +130,11 @@ class Ops[V](Protocol):
         ...
 
     def dot(self, left: V, right: V, acc: V | None, product: Product) -> V:
-        """`left` @ `right` of tiles, or @ `right` transposed, plus `acc`; held in the dtype of accumulation."""
+        """`left` @ `right` of operands, or @ `right` transposed, plus `acc`; held in the dtype of accumulation."""
+        ...
+
+    def operand(self, value: V, dtype: np.dtype[Any]) -> V:
+        """`value` of logical `dtype` as `dot` takes it: a whole tile of the current scope, rounded to that dtype."""
         ...
 
     def step_count(self) -> V:

@@ -211,12 +211,12 @@ class ProductBody[V](Body[V]):
         guard = self.key_guard(tile) if "key" in tile.spans else ()
         view = self.contract(number).operands[operand]
         value = self.view(view, self.operand_at(number, at, axis, tile), guard)
-        if not zeroed or all(self.is_loaded(p.value) for p in view.pieces):
-            return value  # what is not loaded is 0
-        zero = self.ops.const(0, self.dtype(number))
-        for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
-            value = self.ops.within(value, zero, place) if span in ("key", "inner") else value
-        return self.ops.select(guard, value, zero) if guard else value
+        if zeroed and not all(self.is_loaded(p.value) for p in view.pieces):  # what is not loaded is 0
+            zero = self.ops.const(0, self.dtype(number))
+            for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
+                value = self.ops.within(value, zero, place) if span in ("key", "inner") else value
+            value = self.ops.select(guard, value, zero) if guard else value
+        return self.ops.operand(value, self.dtype(number))
 
     def is_loaded(self, value: Value) -> bool:
         node = self.graph.nodes[value.node]

@@ -217,18 +217,13 @@ class TritonProducts(TritonOps):
         condition = self.condition(guard, self.axes())
         return self.widened(f"tl.where({condition}, {raw[0].name}, {raw[1].name})", dims)
 
-    def operand(self, value: Text, dtype: np.dtype[Any]) -> str:
-        """A value of logical `dtype` as the matrix unit takes it: a whole tile, in that dtype."""
-        known = self.narrow.get(self.spread(value).name)
-        if known is not None:
-            return known.name
+    def operand(self, value: Text, dtype: np.dtype[Any]) -> Text:
         value = self.spread(value)
-        return self.name(triton_store_cast(value.name, dtype), value.dims).name
+        known = self.narrow.get(value.name)
+        return known if known is not None else self.name(triton_store_cast(value.name, dtype), value.dims)
 
     def dot(self, left: Text, right: Text, acc: Text | None, product: Product) -> Text:
-        a, b = self.operand(left, product.dtype), right.name
-        with self.scope(self.right_tile(product)):
-            b = self.operand(right, product.dtype)
+        a, b = left.name, right.name
         b = f"tl.trans({b})" if product.transposed else b
         words = [a, b] + ([acc.name] if acc else [])
         if product.dtype == np.float32:
@@ -238,9 +233,6 @@ class TritonProducts(TritonOps):
         if product.accumulate != np.float32:
             words.append(f"out_dtype={TRITON_NAME[product.accumulate.name]}")
         return self.name(f"tl.dot({', '.join(words)})", frozenset((ROW, COLUMN, STEP)))
-
-    def right_tile(self, product: Product) -> Tile:
-        return self.tile
 
     # The rest
 
