@@ -108,8 +108,8 @@ class OnlineBody[V](ProductBody[V]):
         """The scores, -inf past the last key."""
         view, coords = self.shift(tile)
         low = self.ops.const(-np.inf, FLOAT32)
-        u = self.ops.valid(self.view(view, coords, ()), low)
         guard = self.key_guard(tile)
+        u = self.ops.valid(self.view(view, coords, guard), low)
         return self.ops.select(guard, u, low) if guard else u
 
     def shift(self, tile: Tile) -> tuple[View, tuple[ix.Expr, ...]]:

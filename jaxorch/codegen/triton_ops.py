@@ -195,7 +195,8 @@ class TritonOps(Writer):
         missing = dims - ix.dims_of(offset) - {GRID}
         if mask and missing:  # the pointers must have the mask's shape
             pointer = f"{pointer} + {self.zeros(missing)}"
-        return f"tl.load({pointer}{mask}{', other=0' if mask else ''})", dims
+        other = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
+        return f"tl.load({pointer}{mask}{f', other={other}' if mask else ''})", dims
 
     def zeros(self, dims: frozenset[int]) -> str:
         shape = self.shape(self.tile.block_columns if COLUMN in dims else 1, None if ROW in dims else 1)
