@@ -10,7 +10,7 @@ from __future__ import annotations
 from jaxorch.codegen.body import Body
 from jaxorch.codegen.gemm import GemmBody
 from jaxorch.codegen.online import OnlineBody
-from jaxorch.codegen.ops import Ops
+from jaxorch.codegen.ops import ProductOps
 from jaxorch.codegen.products import Launch, combine_config
 from jaxorch.ir.graph import Graph
 from jaxorch.kernels.configs import Config
@@ -34,12 +34,11 @@ def grid_size(kernel: Kernel, config: Config, launch: Launch = "whole") -> int:
     return grid * splits * -(-rows // config.block_rows) * blocks
 
 
-def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: Ops[V], launch: Launch = "whole") -> None:
+def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: ProductOps[V], launch: Launch = "whole") -> None:
     """Writes the body of one launch of the kernel through `ops`."""
-    match kernel.schedule:
-        case "gemm":
-            GemmBody(graph, kernel, config, ops, launch).run()
-        case "online":
-            OnlineBody(graph, kernel, config, ops, launch).run()
-        case _:
-            Body(graph, kernel, config, ops).run()
+    if kernel.core is None:
+        Body(graph, kernel, config, ops).run()
+    elif kernel.core.softmax is None:
+        GemmBody(graph, kernel, config, ops, launch).run()
+    else:
+        OnlineBody(graph, kernel, config, ops, launch).run()

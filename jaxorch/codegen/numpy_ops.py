@@ -192,6 +192,7 @@ def run(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) ->
     ins, outs = buffers(graph, kernel)
     arrays = {b.name: np.ascontiguousarray(a) for b, a in zip(ins, inputs, strict=True)}
     arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in outs}
+    ops = NumpyOps(arrays)
     for launch in launches(config):
         written = launch_buffers(graph, kernel, config, launch)[1]
         arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in written if launch == "partial"}

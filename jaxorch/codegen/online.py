@@ -23,7 +23,6 @@ from jaxorch.ir.index import Bound, Guard
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import pieces_at
-
 from jaxorch.kernels.frame import COLUMN
 from jaxorch.kernels.softmax import Softmax
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxorch.ir.graph import Array
 from jaxorch.ir.index import Expr, Guard, Lookup
 
-__all__ = ["Buffer", "Ops", "Product", "Tile", "ahead"]
+__all__ = ["Buffer", "Ops", "Product", "ProductOps", "Tile", "ahead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ def ahead(tile: Tile) -> Tile:
 class Product:
     """What a matrix product does: its operands' dtype, that of its sums, and how float32 operands are rounded.
 
-    `summed`: products that an element sums in all steps of the loop together; `transposed`: the right operand's rows are the result's columns.
+    summed: products that an element sums in all steps of the loop together.  transposed: the right operand's rows are
+    the result's columns.
     """
 
     dtype: np.dtype[Any]
@@ -109,10 +110,6 @@ class Ops[V](Protocol):
         """`value` on the columns inside the scope, `otherwise` on those past its end; a whole tile."""
         ...
 
-    def within(self, value: V, otherwise: V, axis: int) -> V:
-        """`value` on the rows (ROW) or columns (COLUMN) inside the scope, `otherwise` past their end."""
-        ...
-
     def fold(self, op: str, value: V, dtype: np.dtype[Any]) -> V:
         """Reduces a whole tile along its columns: "sum", "prod", "max", "min" (NaN wins), "and", "or"."""
         ...
@@ -122,6 +119,22 @@ class Ops[V](Protocol):
         ...
 
     def assign(self, carried: V, value: V) -> None: ...
+    def step_count(self) -> V:
+        """In a looped scope: how many blocks have been visited, this one included, as float32."""
+        ...
+
+    def column_counts(self, tile: Tile) -> V:
+        """After a looped scope: how many blocks had each column of the tile inside, as float32."""
+        ...
+
+
+class ProductOps[V](Ops[V], Protocol):
+    """What kernels around contractions call beside `Ops`; their `fold` also knows "peak", a max that may drop NaN."""
+
+    def within(self, value: V, otherwise: V, axis: int) -> V:
+        """`value` on the rows (ROW) or columns (COLUMN) inside the scope, `otherwise` past their end."""
+        ...
+
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
         """A loop along the axis that `tile` loops along; scopes that share that axis may be entered inside.
 
@@ -135,14 +148,6 @@ class Ops[V](Protocol):
 
     def operand(self, value: V, dtype: np.dtype[Any]) -> V:
         """`value` of logical `dtype` as `dot` takes it: a whole tile of the current scope, rounded to that dtype."""
-        ...
-
-    def step_count(self) -> V:
-        """In a looped scope: how many blocks have been visited, this one included, as float32."""
-        ...
-
-    def column_counts(self, tile: Tile) -> V:
-        """After a looped scope: how many blocks had each column of the tile inside, as float32."""
         ...
 
 

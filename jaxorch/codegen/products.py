@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxorch.codegen.body import Body, Coords, buffers
-from jaxorch.codegen.ops import Buffer, Ops, Product, Tile
+from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Contract, Graph
 from jaxorch.ir.graph import Const as IrConst
@@ -42,7 +42,7 @@ def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array,
     grid, rows, columns = kernel.frames[config.frame].sizes
     node = graph.nodes[kernel.core.last]
     assert isinstance(node, Contract)
-    sums = Array((config.splits * grid, rows, columns), np.dtype(dict(node.params)["accumulate"]))  # pyright: ignore[reportArgumentType]
+    sums = Array((config.splits * grid, rows, columns), np.dtype(str(dict(node.params)["accumulate"])))
     row = Array((config.splits * grid, rows), FLOAT32)
     return (sums,) if kernel.core.softmax is None else (sums, row, row)
 
@@ -69,9 +69,10 @@ def combine_config(kernel: Kernel, config: Config) -> Config:
 class ProductBody[V](Body[V]):
     """The walk of a kernel around contractions."""
 
-    def __init__(self, graph: Graph, kernel: Kernel, config: Config, ops: Ops[V], launch: Launch) -> None:
+    def __init__(self, graph: Graph, kernel: Kernel, config: Config, ops: ProductOps[V], launch: Launch) -> None:
         super().__init__(graph, kernel, combine_config(kernel, config) if launch == "combine" else config, ops)
         assert kernel.core is not None
+        self.ops: ProductOps[V] = ops  # pyright: ignore[reportIncompatibleVariableOverride]
         self.core: Core = kernel.core
         self.launch = launch
         self.splits = config.splits
@@ -178,7 +179,7 @@ class ProductBody[V](Body[V]):
         return () if ix.decide(bound, tile.sizes) else (bound,)
 
     def operand_at(self, number: int, at: Coords, axis: int, tile: Tile) -> Coords:
-        """Coordinates in a Contract's domain over the scope's axes; `axis` of the space runs over its contracted ones."""
+        """Coordinates in a Contract's domain over the scope's; `axis` of the space runs over its contracted axes."""
         node, space = self.contract(number), self.space(tile)
         kept = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in at)
         return operand_coords(node, kept, coords_of(space[axis], [node.domain[a] for a in node.axes], tile.sizes))
@@ -204,10 +205,8 @@ class ProductBody[V](Body[V]):
             return self.bound[value]
         return super().compute(value, coords, guard)
 
-    def tile_of(
-        self, number: int, operand: int, at: Coords, axis: int, tile: Tile, *, zeroed: bool = True
-    ) -> V:
-        """An operand of a Contract over the current scope; 0 past the last contracted element, if it is to be made so."""
+    def tile_of(self, number: int, operand: int, at: Coords, axis: int, tile: Tile, *, zeroed: bool = True) -> V:
+        """An operand of a Contract over the current scope; 0 past the last contracted element if `zeroed`."""
         guard = self.key_guard(tile) if "key" in tile.spans else ()
         view = self.contract(number).operands[operand]
         value = self.view(view, self.operand_at(number, at, axis, tile), guard)

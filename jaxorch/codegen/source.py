@@ -10,8 +10,9 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from jaxorch.codegen.body import buffers
+from jaxorch.codegen.body import Body, buffers
 from jaxorch.codegen.emit import emit, grid_size
 from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays
@@ -62,8 +63,7 @@ def _launch(
     graph: Graph, kernel: Kernel, config: Config, launch: Launch, header: Sequence[str], interpret: bool
 ) -> Source:
     ins, outs = launch_buffers(graph, kernel, config, launch) if kernel.core else buffers(graph, kernel)
-    ops = _ops(graph, kernel, config, launch, (*ins, *outs), interpret)
-    emit(graph, kernel, config, ops, launch)
+    ops = _written(graph, kernel, config, launch, (*ins, *outs), interpret)
     helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
     arguments = ", ".join(b.name for b in (*ins, *outs))
     body = "\n".join("    " + line for line in ops.blocks[0].lines)
@@ -80,26 +80,25 @@ def _launch(
     return Source(name, text, grid, config, digest)
 
 
-def _ops(
+def _written(
     graph: Graph, kernel: Kernel, config: Config, launch: Launch, arguments: Sequence[Buffer], interpret: bool
 ) -> TritonOps:
-    """The handler of one launch."""
+    """The handler after it has written one launch."""
     frame = kernel.frames[config.frame]
-    config = combine_config(kernel, config) if launch == "combine" else config
-    columns = -(-frame.sizes[2] // config.block_columns) if kernel.schedule in ("pointwise", "gemm") else 1
+    own = combine_config(kernel, config) if launch == "combine" else config
+    columns = -(-frame.sizes[2] // own.block_columns) if kernel.schedule in ("pointwise", "gemm") else 1
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
     wide = max([*(() if kernel.core else counted), *(b.array.size for b in arguments)]) >= 2**31
     grid, rows, width = frame.sizes
-    grid *= config.splits if launch == "partial" else 1
-    tile = Tile((grid, rows, width), config.block_rows, config.block_columns, "grid")
-    if kernel.core:
-        return TritonProducts(tile, column_blocks=columns, num_stages=config.num_stages, wide=wide, interpret=interpret)
-    return TritonOps(
-        tile,
-        column_blocks=columns,
-        num_stages=config.num_stages,
-        wide=wide,
-        unroll=frame.unroll,
-        interpret=interpret,
-    )
+    tile = Tile((grid * config.splits, rows, width), own.block_rows, own.block_columns, "grid")
+    if launch == "combine":
+        tile = replace(tile, sizes=frame.sizes)
+    common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}
+    if kernel.core is None:
+        plain = TritonOps(tile, unroll=frame.unroll, interpret=interpret, **common)
+        Body(graph, kernel, config, plain).run()
+        return plain
+    ops = TritonProducts(tile, interpret=interpret, **common)
+    emit(graph, kernel, config, ops, launch)
+    return ops

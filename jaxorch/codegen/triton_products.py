@@ -242,12 +242,16 @@ class TritonProducts(TritonOps):
         name = f"carry{self.count}"
         self.count += 1
         self.put(f"{name} = tl.broadcast_to({literal}, {shape})")
-        return Text(name, frozenset((ROW, STEP)) | ({COLUMN} if tile.block_columns > 1 else frozenset()))
+        return Text(
+            name, frozenset((ROW, STEP)) | (frozenset((COLUMN,)) if tile.block_columns > 1 else frozenset[int]())
+        )
 
     def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
         where = "axis=1, keep_dims=True"
         text = f"tl.max({value.name}, {where})" if op == "peak" else self.folded(op, value.name, where, dtype)
-        return self.name(text, value.dims - {COLUMN} | ({STEP} if self.varies(value.dims) else frozenset()))
+        return self.name(
+            text, value.dims - {COLUMN} | (frozenset((STEP,)) if self.varies(value.dims) else frozenset[int]())
+        )
 
     def store(self, buffer: Buffer, offset: Expr, value: Text) -> None:
         super().store(buffer, offset, Text(value.name, value.dims - {STEP}))

@@ -64,7 +64,7 @@ class Writer:
     def __init__(self, frame: Tile) -> None:
         self.frame = frame
         self.blocks = [Block("function")]
-        self.count = 0
+        self.count: int = 0
         self.lane_type = ""  # how lanes are cast where offsets need 64 bits
 
     @property

@@ -21,6 +21,7 @@ __all__ = ["CONTRACTIONS"]
 
 _jax: Any = jax  # what is used of it carries few types
 
+type _Axes = tuple[int, ...]
 type _Rule = Callable[[Mapping[str, Any], Sequence[Value], Sequence[Array], Array], Contract]
 
 
@@ -30,7 +31,8 @@ def _dot_general(params: Mapping[str, Any], values: Sequence[Value], arrays: Seq
     Raises:
         UnsupportedError: it stays with XLA, for the reason that the message is.
     """
-    (left_axes, right_axes), (left_batch, right_batch) = params["dimension_numbers"]
+    dimensions: tuple[tuple[_Axes, _Axes], tuple[_Axes, _Axes]] = params["dimension_numbers"]
+    (left_axes, right_axes), (left_batch, right_batch) = dimensions
     left, right = arrays
     if left.dtype != right.dtype:
         raise UnsupportedError("a product of operands of different dtypes")
@@ -50,7 +52,10 @@ def _dot_general(params: Mapping[str, Any], values: Sequence[Value], arrays: Seq
         _operand(values[0], domain, [(left_batch, axes), (left_free, left_own), (left_axes, contracted)]),
         _operand(values[1], domain, [(right_batch, axes), (right_free, right_own), (right_axes, contracted)]),
     )
-    kept = (("accumulate", compute_dtype(out.dtype).name), ("precision", _precision(params["precision"], left.dtype.name)))
+    kept = (
+        ("accumulate", compute_dtype(out.dtype).name),
+        ("precision", _precision(params["precision"], left.dtype.name)),
+    )
     return Contract(views, contracted, out, kept)
 
 
@@ -82,7 +87,7 @@ def _precision(given: Any, dtype: str) -> str:
         if known is None:
             raise UnsupportedError(f"a product of {dtype} by the algorithm {given.name}")
         return known
-    pair: tuple[Any, ...] = given if isinstance(given, tuple) else (given, given)
+    pair: Sequence[Any] = list(given) if isinstance(given, tuple) else [given, given]  # pyright: ignore[reportUnknownArgumentType]
     if not all(one is None or isinstance(one, _jax.lax.Precision) for one in pair):
         raise UnsupportedError(f"a product by the algorithm {given}")
     return max(("DEFAULT" if one is None else str(one.name) for one in pair), key=_STRICTNESS.index)

@@ -22,7 +22,7 @@ __all__ = ["Config", "configurations", "power_of_two", "whole"]
 class Config:
     """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops.
 
-    block_keys: contracted elements a step, of kernels around contractions; splits: over how many programs each sum goes.
+    Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes.
     """
 
     frame: int

@@ -8,17 +8,14 @@ inner products and columns only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Contract, Graph, Map, Reduce
+from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.ir.index import Dim, Expr, Lookup
 from jaxorch.ir.simplify import coords_of
-from jaxorch.ir.view import Value, View
+from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, operand_coords
 from jaxorch.kernels.frame import Frame, refine
 from jaxorch.kernels.softmax import Form, Softmax
@@ -269,7 +266,7 @@ def _first(
     sizes: tuple[int, ...],
 ) -> _Sides | str:
     """The sides of the first product: which operand has the keys."""
-    probabilities, values, epilogue = found
+    probabilities, values, _ = found
     assert core.softmax is not None
     inner, key = len(sizes) - 1, len(sizes) - 2
     if sizes[inner] > LARGEST_INNER:

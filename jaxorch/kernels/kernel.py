@@ -36,8 +36,8 @@ class Output:
 class Kernel:
     """One generated kernel.
 
-    schedule: "pointwise", "rows" (a tile holds whole rows), "rows-looped" (a loop runs along the row), "gemm" or "online"
-    (around the contractions of `core`).
+    schedule: "pointwise", "rows" (a tile holds whole rows), "rows-looped" (a loop runs along the row); "gemm" and
+    "online" are around the contractions of `core`.
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
     """
 

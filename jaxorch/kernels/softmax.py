@@ -10,7 +10,7 @@ Input: the operand of the second product.  Output: a `Softmax`, or why the rule 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Reduce
@@ -29,8 +29,10 @@ class Softmax:
     """The first product and what makes probabilities of it.
 
     first: the Contract of the scores, at coordinates `at`; `query` is its operand that varies along the rows.
-    exponential: the Map that is exp(scores - peak); `shift` the difference, at coordinates `shift_at`.  peak and total: the row's maximum and its sum of exponentials.
-    scaled: whether factors of probabilities stay in the sum.  deferred: (node, operand) of products and quotients by row values, to be applied to the second product instead.
+    exponential: the Map that is exp(scores - peak); `shift` the difference, at coordinates `shift_at`.
+    peak and total: the row's maximum and its sum of exponentials.
+    scaled: whether factors of probabilities stay in the sum.
+    deferred: (node, operand) of products and quotients by row values, to be applied to the second product instead.
     """
 
     first: int
@@ -80,7 +82,18 @@ class Form:
         total = self.total(exponential, peak)
         if total is None:
             return "no sum of the exponentials"
-        return Softmax(first.node, first.coords, 0, exponential, shift, shift_at, peak, total, self.scaled_inside, tuple(self.deferred))
+        return Softmax(
+            first.node,
+            first.coords,
+            0,
+            exponential,
+            shift,
+            shift_at,
+            peak,
+            total,
+            self.scaled_inside,
+            tuple(self.deferred),
+        )
 
     def total(self, exponential: int, peak: Value) -> Value | None:
         """The one sum of the exponentials among the members."""
@@ -142,7 +155,7 @@ class Form:
         return all(self.is_zero(value) for _, value, _ in pieces_at(view, coords, self.sizes))
 
     def scaled(self, node: int, form: tuple[View, int], factor: tuple[View, int], coords: Coords) -> bool:
-        """form * factor or form / factor, the factor free of scores or a value of the row."""
+        """Form * factor or form / factor, the factor free of scores or a value of the row."""
         if not self.is_free(factor[0], coords):
             if not self.is_of_row(factor[0], coords):
                 return False

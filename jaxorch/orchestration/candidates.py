@@ -93,7 +93,7 @@ def _left(pieces: Pieces) -> Iterator[Left]:
 
 
 def _try_convex_sets(pieces: Pieces, is_legal: Callable[[frozenset[int]], bool]) -> None:
-    """Tries convex sets of pieces, each once, grown from each piece, and from each pair of products that belong together.
+    """Tries convex sets of pieces, each once, grown from each piece and from each pair of products that may be one.
 
     What grew from a legal set comes first, then what saves most bytes; a set that no schedule runs may still
     grow into one that some schedule does.

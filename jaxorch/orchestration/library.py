@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Contract, Graph
@@ -68,4 +69,4 @@ def _is_readable(graph: Graph, node: Contract, view: View, other: View) -> bool:
 def _is_one(group: Sequence[tuple[int, int]]) -> bool:
     """Whether axes of (stride, size) together have one stride."""
     wide = [(s, n) for s, n in group if n > 1]
-    return all(a == b * n for (a, _), (b, n) in zip(wide, wide[1:], strict=False))
+    return all(a == b * n for (a, _), (b, n) in pairwise(wide))

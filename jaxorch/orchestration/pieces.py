@@ -141,7 +141,7 @@ class Pieces:
         return len(products) < 2 or (len(products) == 2 and products[1] in self.after[products[0]])
 
     def chains(self) -> list[frozenset[int]]:
-        """For each product whose operands come of one earlier product and of no other between: the pieces from it on."""
+        """From a product to one that needs it, with no other product between: all pieces on the way."""
         before: dict[int, list[int]] = {k: [] for k in self.products}
         for first in sorted(self.products):
             for last in sorted(self.after[first] & self.products):

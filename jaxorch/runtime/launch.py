@@ -32,7 +32,7 @@ _TRITON_TYPES = {
 
 
 def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, arch: int | None = None) -> list[Any]:
-    """Launches a kernel, or both of its launches, on the GPU inside traced code; `arch` names the compute capability where no GPU is here.
+    """Launches a kernel (both of its launches) on the GPU inside traced code; `arch`: its capability if not here.
 
     Raises:
         LaunchError: jax-triton is not installed.
@@ -113,7 +113,6 @@ def _parameters(source: Source) -> list[str]:
 
 def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[Array]) -> list[Any]:
     """Runs a kernel through Triton's interpreter, as a host callback inside traced code."""
-
     if source.combine is not None:
         parts = interpreted_call(replace(source, combine=None), operands, source.scratch)
         return interpreted_call(source.combine, [*operands, *parts], outputs)
