@@ -175,7 +175,9 @@ class CountOps:
 
     @contextmanager
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
-        outer, self.taken = self.taken, self.taken * (self.share(live) if doubt else 1.0)
+        outer = self.taken
+        with self.scope(tile):
+            self.taken *= self.share(live) if doubt else 1.0
         self.scopes += 1
         yield
         self.taken = outer

@@ -21,8 +21,8 @@ from jaxorch.ir.graph import Array, Contract, Graph
 from jaxorch.ir.graph import Const as IrConst
 from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
 from jaxorch.ir.simplify import coords_of, simplify
-from jaxorch.ir.view import Value
-from jaxorch.kernels.access import operand_coords
+from jaxorch.ir.view import Value, View
+from jaxorch.kernels.access import operand_coords, pieces_at
 from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.contract import Core
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
@@ -208,18 +208,27 @@ class ProductBody[V](Body[V]):
     def tile_of(self, number: int, operand: int, at: Coords, axis: int, tile: Tile, *, zeroed: bool = True) -> V:
         """An operand of a Contract over the current scope; 0 past the last contracted element if `zeroed`."""
         guard = self.key_guard(tile) if "key" in tile.spans else ()
-        view = self.contract(number).operands[operand]
-        value = self.view(view, self.operand_at(number, at, axis, tile), guard)
-        if zeroed and not all(self.is_loaded(p.value) for p in view.pieces):  # what is not loaded is 0
-            zero = self.ops.const(0, self.dtype(number))
-            for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
-                value = self.ops.within(value, zero, place) if span in ("key", "inner") else value
-            value = self.ops.select(guard, value, zero) if guard else value
+        view, coords = self.contract(number).operands[operand], self.operand_at(number, at, axis, tile)
+        value, zero = self.view(view, coords, guard), self.ops.const(0, self.dtype(number))
+        masked = self.masked(view, coords, tile) if zeroed else frozenset((ROW, COLUMN))
+        for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
+            if span in ("key", "inner") and place not in masked:
+                value = self.ops.within(value, zero, place)
+                value = self.ops.select(guard, value, zero) if guard and span == "key" else value
         return self.ops.operand(value, self.dtype(number))
+
+    def masked(self, view: View, coords: Coords, tile: Tile) -> frozenset[int]:
+        """The axes past whose end the view is 0 by itself: those that all its loads vary along, if it is loads alone."""
+        found = frozenset((ROW, COLUMN))
+        for _, value, index in pieces_at(view, coords, tile.sizes):
+            if not self.is_loaded(value):
+                return frozenset()
+            found &= frozenset[int]().union(*(ix.dims_of(e) for e in index))
+        return found
 
     def is_loaded(self, value: Value) -> bool:
         node = self.graph.nodes[value.node]
-        return value.node not in self.members and not (isinstance(node, IrConst) and node.value != 0)
+        return value.node not in self.members and not isinstance(node, IrConst)
 
     # Stores
 

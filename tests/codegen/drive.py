@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from jaxorch.codegen import numpy_ops
-from jaxorch.codegen.source import generate
+from jaxorch.codegen.source import Source, generate
 from jaxorch.frontend.trace import Trace, flatten, replay
 from jaxorch.ir.dtypes import compute_dtype, is_float
-from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Reduce, operands_of, outputs_of
+from jaxorch.ir.graph import Const, Contract, Graph, Input, Map, Node, Reduce, operands_of, outputs_of
 from jaxorch.ir.scalars import SCALARS
 from jaxorch.ir.view import Value, evaluate_view
 from jaxorch.kernels.configs import Config, whole
@@ -120,7 +120,7 @@ _FOLDS: dict[str, Callable[[Data, tuple[int, ...]], list[Data]]] = {
 
 def whole_kernel(graph: Graph) -> Kernel | str:
     """Everything that can be computed as one kernel, or why not."""
-    nodes = [k for k, n in enumerate(graph.nodes) if isinstance(n, Map | Reduce)]
+    nodes = [k for k, n in enumerate(graph.nodes) if isinstance(n, Map | Reduce | Contract)]
     outputs = [v for v in dict.fromkeys(graph.outputs) if not isinstance(graph.nodes[v.node], Input | Const)]
     return build(graph, nodes, outputs) if nodes and outputs else "nothing is computed"
 
@@ -146,11 +146,19 @@ def interpreted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[D
     arrays = [graph.array(o.value) for o in kernel.outputs]
     outs = [np.full(a.shape, np.nan if is_float(a.dtype) else 0x55, a.dtype) for a in arrays]
     ins = [np.ascontiguousarray(a) for a in inputs]
+    if source.combine is not None:
+        parts = [np.full(a.shape, np.nan if is_float(a.dtype) else 0x55, a.dtype) for a in source.scratch]
+        _launch(source, ins, parts)
+        ins, source = [*ins, *parts], source.combine
+    _launch(source, ins, outs)
+    return {o.value: out for o, out in zip(kernel.outputs, outs, strict=True)}
+
+
+def _launch(source: Source, ins: Sequence[Data], outs: Sequence[Data]) -> None:
     report = StoreReport()
     run(source.text, source.name, (source.grid,), [*ins, *outs], constants={}, report=report)
-    for output, count in zip(kernel.outputs, report.counts[len(ins) :], strict=True):
-        assert (count == 1).all(), f"{output} in {config} is stored {np.unique(count)} times:\n{source.text}"
-    return {o.value: out for o, out in zip(kernel.outputs, outs, strict=True)}
+    for number, count in enumerate(report.counts[len(ins) :]):
+        assert (count == 1).all(), f"array {number} is stored {np.unique(count)} times:\n{source.text}"
 
 
 def agree(got: Data, want: Data, tolerance: float) -> None:

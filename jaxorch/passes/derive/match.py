@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Map, Reduce
+from jaxorch.ir.graph import Contract, Graph, Map, Reduce, reads
 from jaxorch.ir.index import Dim, Expr
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.value import Value
@@ -18,7 +18,7 @@ from jaxorch.ir.view import View
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 from jaxorch.passes.rewrite import drop_unused, replace_values
 
-__all__ = ["Point", "join_reductions", "map_at", "same_rows", "source_at"]
+__all__ = ["Point", "join_reductions", "map_at", "of_contractions", "same_rows", "source_at"]
 
 type Point = tuple[Value, tuple[Expr, ...]]
 """A value and the coordinates at which it is read."""
@@ -41,6 +41,16 @@ def join_reductions(graph: Graph, op: str, joined: str, first_of: Callable[[Grap
     if not replaced:
         return graph
     return drop_unused(replace_values(Graph(tuple(nodes), graph.outputs), replaced))
+
+
+def of_contractions(graph: Graph) -> frozenset[int]:
+    """Nodes that Maps and Reduces make of a contraction: what reduces scores is left whole, for the online rule."""
+    found: set[int] = set()
+    for number, node in enumerate(graph.nodes):
+        sources = [v.node for v in reads(node)] if isinstance(node, Map | Reduce) else []
+        if any(k in found or isinstance(graph.nodes[k], Contract) for k in sources):
+            found.add(number)
+    return frozenset(found)
 
 
 def source_at(graph: Graph, view: View, coords: tuple[Expr, ...], sizes: tuple[int, ...]) -> Point | None:

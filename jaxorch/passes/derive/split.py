@@ -22,6 +22,7 @@ from jaxorch.ir.index import Bound, Dim
 from jaxorch.ir.monoid import neutral
 from jaxorch.ir.view import Piece, Value, View, compose, identity
 from jaxorch.options import Options
+from jaxorch.passes.derive.match import of_contractions
 from jaxorch.passes.rewrite import drop_unused, rename
 
 __all__ = ["FEW_ROWS", "PARTS", "SHORTEST", "split_long_reductions"]
@@ -37,12 +38,13 @@ _NOWHERE = Origin()
 def split_long_reductions(graph: Graph, options: Options) -> Graph:
     """Splits every reduction whose rows are few and long."""
     del options
-    if not any(_parts(n) for n in graph.nodes):
+    scores = of_contractions(graph)
+    if not any(_parts(n) for k, n in enumerate(graph.nodes) if k not in scores):
         return graph
     builder = _Builder()
     for number, old in enumerate(graph.nodes):
         node = rename(old, builder.image)
-        parts = _parts(node)
+        parts = _parts(node) if number not in scores else 0
         results = _split(builder, node, parts) if parts and isinstance(node, Reduce) else [builder.add(node)]
         if len(results) == 1 and not parts:
             builder.moved[number] = results[0].node
