@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from jaxorch.codegen.body import Coords
 from jaxorch.codegen.ops import Tile
 from jaxorch.codegen.products import ProductBody
+from jaxorch.ir import index as ix
+from jaxorch.ir.dtypes import compute_dtype
+from jaxorch.ir.index import Guard
+from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, Walk
 from jaxorch.kernels.configs import power_of_two
@@ -26,6 +31,7 @@ class GemmBody[V](ProductBody[V]):
     def run(self) -> None:
         tile = self.plane("row", "column")
         value = Value(self.core.last)
+        self.rows: list[V] = []
         if self.launch == "combine":
             self.bound[value] = self.combined(tile)
         else:
@@ -52,14 +58,39 @@ class GemmBody[V](ProductBody[V]):
         product = self.product(self.core.last, self.keys, transposed=False)
         key, left = len(self.frame.domain), self.core.left
         acc = self.ops.carry(tile, 0, product.accumulate)
+        self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
         with self.ops.loop(a, (), None):
             with self.scope(a):
+                for at, total in zip(self.core.beside, self.rows, strict=True):
+                    self.add_row(a, at, total)
                 x = self.tile_of(self.core.last, left, self.core.at, key, a)
             with self.scope(b):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
                 self.ops.assign(acc, self.ops.dot(x, y, acc, product))
         return acc
+
+    def add_row(self, tile: Tile, at: Coords, total: V) -> None:
+        """Adds a block's products to a sum that has one element a row."""
+        dtype, key, last = self.dtype(self.core.last), len(self.frame.domain), self.core.last
+        held = compute_dtype(self.product(last, 0, transposed=False).accumulate)
+        both = [
+            self.view(self.contract(last).operands[k], self.operand_at(last, place, key, tile), self.key_guard(tile))
+            for k, place in ((self.core.left, self.core.at), (1 - self.core.left, at))
+        ]
+        product = self.ops.scalar("mul", {}, both, [dtype, dtype], held)
+        zero = self.ops.const(0, held)
+        summed = self.ops.fold("sum", self.ops.valid(product, zero), held)
+        self.ops.assign(total, self.ops.scalar("add", {}, [total, summed], [held, held], held))
+
+    def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
+        if value == Value(self.core.last) and self.core.beside:
+            assert self.tile is not None
+            space, sizes = self.space(self.tile), self.tile.sizes
+            for at, total in zip(self.core.beside, self.rows, strict=True):
+                if coords == tuple(simplify(ix.substitute(e, space), sizes) for e in at):
+                    return total
+        return super().compute(value, coords, guard)
 
     # Statistics of the left operand's rows
 

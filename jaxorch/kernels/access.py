@@ -55,7 +55,9 @@ class Accesses:
     loads: dict[Load, None] = field(default_factory=dict[Load, None])
     reductions: dict[Reduction, int] = field(default_factory=dict[Reduction, int])
     guards: dict[tuple[Guard, tuple[int, ...]], None] = field(default_factory=dict[tuple[Guard, tuple[int, ...]], None])
-    outside: dict[int, None] = field(default_factory=dict[int, None])  # Reduces wanted where they have no element
+    outside: dict[int, None] = field(
+        default_factory=dict[int, None]
+    )  # Reduces, Contracts wanted where they have no element
     contractions: dict[Reduction, None] = field(default_factory=dict[Reduction, None])  # met, not walked into
     indices: dict[Expr, None] = field(default_factory=dict[Expr, None])  # coordinates that iotas yield
 
@@ -145,6 +147,7 @@ class Walk:
             case Reduce():
                 return self.reduction(value.node, node, coords, guard, sizes)
             case Contract():
+                self.note_outside(value.node, node.array, coords, guard, sizes)
                 self.into.contractions[Reduction(value.node, coords)] = None
                 return 0
             case _:
@@ -166,11 +169,14 @@ class Walk:
             level = max(level, self.value(lookup.value, index, (), sizes))
         return level
 
-    def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+    def note_outside(self, number: int, array: Array, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> None:
         # a guard is not applied inside a reduction, so it must not be what keeps the coordinates inside the array
-        ranges = zip((ix.range_of(e, sizes) for e in coords), node.arrays[0].shape, strict=True)
+        ranges = zip((ix.range_of(e, sizes) for e in coords), array.shape, strict=True)
         if guard and any(low < 0 or high >= size for (low, high), size in ranges):
             self.into.outside[number] = None
+
+    def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        self.note_outside(number, node.arrays[0], coords, guard, sizes)
         extents = tuple(node.domain[a] for a in node.axes)
         inner_sizes = sizes + extents
         inner = operand_coords(node, coords, tuple(Dim(len(sizes) + k) for k in range(len(extents))))
@@ -184,6 +190,6 @@ class ShallowWalk(Walk):
     """A walk that records reductions and does not walk into them."""
 
     def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
-        del node, guard, sizes
+        self.note_outside(number, node.arrays[0], coords, guard, sizes)
         self.into.reductions[Reduction(number, coords)] = 0
         return 1

@@ -9,14 +9,14 @@ inner products and columns only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.ir.index import Dim, Expr, Lookup
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
-from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, operand_coords
+from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, operand_coords, pieces_at
 from jaxorch.kernels.frame import Frame, refine
 from jaxorch.kernels.softmax import Form, Softmax
 
@@ -33,7 +33,8 @@ class Core:
     """The contractions of a kernel.  Coordinates are over (*domain, KEY, INNER): the frame's axes, then two more.
 
     last: the Contract that the tile of rows and columns accumulates; `at` its coordinates, `key` the products that each
-    of its elements sums, `left` its operand that varies along the rows.  stats: reductions of the rows of that operand.
+    of its elements sums, `left` its operand that varies along the rows.  `beside`: other coordinates at which it is
+    wanted, the same for all columns, as the denominators that a product of a column of ones gives.
     """
 
     last: int
@@ -41,6 +42,7 @@ class Core:
     left: int
     key: int
     softmax: Softmax | None = None
+    beside: tuple[tuple[Expr, ...], ...] = ()
 
     def renamed(self, new: Callable[[Value], Value]) -> Core:
         """The core with its nodes and values renamed."""
@@ -50,7 +52,8 @@ class Core:
 
         at = tuple(ix.map_lookups(e, look) for e in self.at)
         softmax = self.softmax and self.softmax.renamed(new, look)
-        return replace(self, last=new(Value(self.last)).node, at=at, softmax=softmax)
+        beside = tuple(tuple(ix.map_lookups(e, look) for e in place) for place in self.beside)
+        return replace(self, last=new(Value(self.last)).node, at=at, softmax=softmax, beside=beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class _Sides:
     rows: Sequence[Accesses]  # vary along the tile's rows
     columns: Sequence[Accesses]
     every: Accesses
+    beside: Accesses = field(default_factory=Accesses)  # what the right operand reads where no columns are
 
     def contracted(self, domain: tuple[int, ...]) -> Contracted | str:
         rank = len(domain)
@@ -115,7 +119,7 @@ class _Sides:
         own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
         rows, columns = (tuple(sorted(axes)) for axes in own)
         core = self.core
-        if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and not self.every.reductions:
+        if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and self.may_swap:
             rows, columns, core = columns, rows, replace(core, left=1 - core.left)
         grid = tuple(a for a in range(rank) if a not in rows and a not in columns)
         frame = Frame(domain, grid, rows, columns)
@@ -125,8 +129,15 @@ class _Sides:
             return f"a second product of {frame.sizes[2]} columns"
         if any(not ix.dims_of(e) <= {*grid, *rows} for r in self.every.reductions for e in r.coords):
             return "a reduction that varies along the columns of a product"
+        if _dims((self.beside,)) & {*rows, *columns}:
+            return "several places of one contraction"
         inputs = tuple(sorted({load.value for load in self.every.loads}))
         return Contracted(core, frame, inputs)
+
+    @property
+    def may_swap(self) -> bool:
+        """Whether either operand may vary along the rows."""
+        return not self.every.reductions and not self.core.beside
 
     def _online_axes(self, rank: int) -> tuple[set[int], set[int]]:
         """Rows: what queries and scores vary along, and neither keys nor values; columns: what values alone do."""
@@ -168,12 +179,18 @@ def _at(
     for value in outputs:
         coords = coords_of(flat, graph.array(value).shape, domain)
         ShallowWalk(graph, members, epilogue).value(value, coords, (), sizes)
-    if len(epilogue.contractions) != 1:
-        return "several places of one contraction" if epilogue.contractions else "a contraction that no output needs"
-    ((found),) = epilogue.contractions
-    if found.node != numbers[-1]:
+    if epilogue.outside:
+        return "a contraction or a reduction at places that it does not have"
+    if not epilogue.contractions:
+        return "a contraction that no output needs"
+    if {found.node for found in epilogue.contractions} != {numbers[-1]}:
         return "two contractions side by side"
-    core = Core(found.node, found.coords, 0, last.count)
+    # the place that varies along most axes is the tile; max takes the first of equals
+    found = max(epilogue.contractions, key=lambda r: len(frozenset[int]().union(*(ix.dims_of(e) for e in r.coords))))
+    beside = tuple(r.coords for r in epilogue.contractions if r != found)
+    core = Core(found.node, found.coords, 0, last.count, beside=beside)
+    if len(numbers) == 2 and beside:
+        return "several places of one contraction"
     if len(numbers) == 1:
         return _gemm(graph, members, core, epilogue, sizes)
     return _online(graph, members, core, epilogue, sizes, numbers[0])
@@ -201,11 +218,22 @@ def _gemm(
             return "a reduction that varies along the contracted axis"
     if all(side.reductions for side in sides):
         return "reductions on both operands"
-    left = 1 if sides[1].reductions else 0
-    every = Accesses()
-    for side in (*sides, epilogue):
+    left = 1 if sides[1].reductions or not _is_same(node, 0, core, key, sizes) else 0
+    if sides[1 - left].reductions or not _is_same(node, left, core, key, sizes):
+        return "several places of one contraction"
+    every, others = Accesses(), Accesses()
+    for at in core.beside:
+        Walk(graph, members, others).view(node.operands[1 - left], _operand(node, at, key, sizes), (), sizes)
+    for side in (*sides, others, epilogue):
         _merge(every, side)
-    return _Sides(replace(core, left=left), (sides[left],), (sides[1 - left],), every)
+    return _Sides(replace(core, left=left), (sides[left],), (sides[1 - left],), every, others)
+
+
+def _is_same(node: Contract, left: int, core: Core, key: int, sizes: tuple[int, ...]) -> bool:
+    """Whether an operand is the same at all places where the contraction is wanted."""
+    places = [_operand(node, at, key, sizes) for at in (core.at, *core.beside)]
+    first, *others = (pieces_at(node.operands[left], place, sizes) for place in places)
+    return all(other == first for other in others)
 
 
 def _online(

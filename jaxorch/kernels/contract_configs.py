@@ -66,7 +66,7 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
         block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
         keys = max(_fitted(depth // _itemsize(graph, core), core.key), 32 // _itemsize(graph, core))
         programs = grid * -(-rows // block_rows) * -(-columns // block_columns)
-        for splits in _splits(programs, core.key, 512):
+        for splits in _splits(programs, core.key, 512) if not core.beside else (1,):
             found.append((block_rows, block_columns, warps, stages, keys, splits))
     few = [f for f in found if _programs(frame, f) >= _PROGRAMS // 2]
     return [*few, *(f for f in found if f not in few)]
