@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxorch.codegen.body import Coords
 from jaxorch.codegen.ops import Tile, ahead
 from jaxorch.codegen.products import FLOAT32, ProductBody
 from jaxorch.ir import index as ix
@@ -24,12 +25,13 @@ from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import pieces_at
 from jaxorch.kernels.frame import COLUMN
-from jaxorch.kernels.softmax import Softmax
+from jaxorch.kernels.softmax import Softmax, scale_of
 
 __all__ = ["OnlineBody"]
 
 _BOOL = np.dtype(np.bool_)
 _LOWEST = float(np.finfo(np.float32).min)  # not -inf: the distance of a first score would be inf - inf
+_FAR = 2e38
 _LOG2E = 1.4426950408889634
 _NEGLIGIBLE = 256.0  # exp(-x) is 0 in float32 for every x above
 
@@ -42,6 +44,10 @@ class OnlineBody[V](ProductBody[V]):
         assert self.core.softmax is not None
         self.softmax: Softmax = self.core.softmax
         self.fast = self.softmax.exponential in self.relaxed
+        view, coords = self.shift(self.plane("row", "key"))
+        self.scale = scale_of(self.graph, self.members, view, coords, self.plane("row", "key").sizes)
+        if not self.fast or self.softmax.peaks_outside:
+            self.scale = None
 
     @property
     def inner(self) -> int:
@@ -72,7 +78,7 @@ class OnlineBody[V](ProductBody[V]):
         first, last = self.softmax, self.core
         with self.scope(queries):
             q = self.tile_of(first.first, first.query, first.at, inner, queries)
-        peak, total = self.ops.carry(self.row, _LOWEST, FLOAT32), self.ops.carry(self.row, 0.0, FLOAT32)
+        peak, total = self.ops.carry(self.row, self.lowest, FLOAT32), self.ops.carry(self.row, 0.0, FLOAT32)
         acc = self.ops.carry(tile, 0.0, FLOAT32)
         live, floor = self.live(scores)
         with self.scope(ahead(scores)):
@@ -91,34 +97,80 @@ class OnlineBody[V](ProductBody[V]):
             with self.scope(tile):
                 product = self.product(last.last, self.keys, transposed=False)
                 self.ops.assign(acc, self.ops.dot(p, v, self.call("mul", acc, decay), product))
-        return peak, total, acc
+        if self.scale is None or self.launch == "whole":
+            return peak, total, acc
+        with self.scope(self.row):
+            return self.call("mul", peak, self.ops.const(self.scale, FLOAT32)), total, acc
+
+    @property
+    def lowest(self) -> float:
+        """What peaks start from: a number far below all scores, that stays one in every unit."""
+        return _LOWEST if self.scale is None else -_FAR / max(self.scale * _LOG2E, 1.0)
 
     def exponential(self, tile: Tile, peak: V, total: V) -> tuple[V, V]:
         """What earlier sums are to be scaled by, and this block's exponentials; updates peak and total."""
         u = self.scores(tile)
         top = self.call("max", peak, self.ops.fold("peak", u, FLOAT32))
-        decay, e = self.exp(self.call("sub", peak, top)), self.exp(self.call("sub", u, top))
+        if self.scale is None:
+            decay, e = self.exp(self.call("sub", peak, top)), self.exp(self.call("sub", u, top))
+        else:  # exp(scale*(x - m)) = exp2(c*x - c*m) for c = scale*log2(e): one multiply-add before the exponential
+            c = self.ops.const(self.scale * _LOG2E, FLOAT32)
+            shift = self.call("mul", top, c)
+            decay, e = (self.exp2(self.call("sub", self.call("mul", x, c), shift)) for x in (peak, u))
         summed = self.ops.fold("sum", e, FLOAT32)
         self.ops.assign(total, self.call("add", self.call("mul", total, decay), summed))
         self.ops.assign(peak, top)
         return decay, e
 
     def scores(self, tile: Tile) -> V:
-        """The scores, -inf past the last key."""
+        """The scores, divided by `scale` if there is one; -inf past the last key."""
         view, coords = self.shift(tile)
         low = self.ops.const(-np.inf, FLOAT32)
         guard = self.key_guard(tile)
-        u = self.ops.valid(self.view(view, coords, guard), low)
+        u = self.view(view, coords, guard) if self.scale is None else self.unscaled(view, coords, guard)
+        u = self.ops.valid(u, low)
         return self.ops.select(guard, u, low) if guard else u
 
-    def shift(self, tile: Tile) -> tuple[View, tuple[ix.Expr, ...]]:
+    def in_units(self, masked: float) -> float:
+        """A masked value in units of `scale`, above the number that peaks start from unless it is -inf."""
+        if self.scale is None or masked == -np.inf:
+            return masked
+        return max(masked / self.scale, 0.5 * self.lowest)
+
+    def unscaled(self, view: View, coords: Coords, guard: Guard) -> V:
+        """The scores in units of `scale`: what is multiplied by it as it is, masked values divided by it."""
+        pieces = pieces_at(view, coords, self.sizes)
+        for own, _, index in pieces:
+            self.bind((*(b.expr for b in own), *index))
+        result: V | None = None
+        for own, value, index in reversed(pieces):
+            here = self.unscaled_value(value, index, ix.both(guard, own))
+            result = here if result is None else self.ops.select(own, here, result)
+        assert result is not None
+        return result
+
+    def unscaled_value(self, value: Value, coords: Coords, guard: Guard) -> V:
+        node = self.graph.nodes[value.node]
+        match node:
+            case Const(number):
+                return self.ops.const(self.in_units(float(number)), FLOAT32)
+            case Map("select_n", (predicate, *cases)):
+                chosen = [self.unscaled(case, coords, guard) for case in cases]
+                args, dtypes = [self.view(predicate, coords, guard), *chosen], [_BOOL, FLOAT32, FLOAT32]
+                return self.ops.scalar("select_n", {}, args, dtypes, FLOAT32)
+            case Map("mul" | "div", (view, _)):
+                return self.view(view, coords, guard)
+            case _:
+                return self.value(value, coords, guard)
+
+    def shift(self, tile: Tile) -> tuple[View, Coords]:
         """The scores' view under the exponential, and where the scope reads it."""
         node = self.graph.nodes[self.softmax.shift]
         assert isinstance(node, Map)
         space = self.space(tile)
         return node.operands[0], tuple(simplify(ix.substitute(e, space), tile.sizes) for e in self.softmax.shift_at)
 
-    def compute(self, value: Value, coords: tuple[ix.Expr, ...], guard: Guard) -> V:
+    def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         node = self.graph.nodes[value.node]
         for number, operand in self.softmax.deferred:
             if number == value.node and isinstance(node, Map):
@@ -153,7 +205,9 @@ class OnlineBody[V](ProductBody[V]):
 
         def rows() -> V:
             with self.scope(self.row):
-                bound = self.ops.const(float(np.float32(floor) + np.float32(_NEGLIGIBLE)), FLOAT32)
+                unit = self.scale or 1.0
+                low = np.float32(self.in_units(floor)) + np.float32(_NEGLIGIBLE / unit)
+                bound = self.ops.const(float(low), FLOAT32)
                 above = self.ops.scalar("gt", {}, [peak, bound], [FLOAT32, FLOAT32], _BOOL)
                 return self.ops.scalar("not", {}, [above], [_BOOL], _BOOL)
 
@@ -177,7 +231,7 @@ class OnlineBody[V](ProductBody[V]):
                 result = self.call(node.op, result, factor)
             self.bound[Value(self.core.last)] = result
 
-    def place_of(self, number: int, tile: Tile) -> tuple[ix.Expr, ...]:
+    def place_of(self, number: int, tile: Tile) -> Coords:
         """Where the second product's operand wants a node, at key 0: deferred factors are the same at all keys."""
         coords = self.operand_at(self.core.last, self.core.at, len(self.frame.domain), tile)
         view = self.contract(self.core.last).operands[self.core.left]
@@ -221,8 +275,10 @@ class OnlineBody[V](ProductBody[V]):
         if not self.fast:
             return self.call("exp", value)
         # exp(x) = exp2(log2(e)*x); scaled after the subtraction, since a masked score times log2(e) may overflow
-        scaled = self.call("mul", value, self.ops.const(_LOG2E, FLOAT32))
-        return self.ops.scalar("exp2", {}, [scaled], [FLOAT32], FLOAT32, relaxed=True)
+        return self.exp2(self.call("mul", value, self.ops.const(_LOG2E, FLOAT32)))
+
+    def exp2(self, value: V) -> V:
+        return self.ops.scalar("exp2", {}, [value], [FLOAT32], FLOAT32, relaxed=True)
 
     def pick(self, predicate: V, then: V, otherwise: V) -> V:
         args, dtypes = [predicate, otherwise, then], [_BOOL, FLOAT32, FLOAT32]

@@ -218,7 +218,7 @@ class ProductBody[V](Body[V]):
         return self.ops.operand(value, self.dtype(number))
 
     def masked(self, view: View, coords: Coords, tile: Tile) -> frozenset[int]:
-        """The axes past whose end the view is 0 by itself: those that all its loads vary along, if loads are all it is."""
+        """The axes past whose end the view is 0 by itself: if it is loads alone, those that all of them vary along."""
         found = frozenset((ROW, COLUMN))
         for _, value, index in pieces_at(view, coords, tile.sizes):
             if not self.is_loaded(value):

@@ -294,7 +294,7 @@ def _first(
     sizes: tuple[int, ...],
 ) -> _Sides | str:
     """The sides of the first product: which operand has the keys."""
-    probabilities, values, _ = found
+    probabilities, values, epilogue = found
     assert core.softmax is not None
     inner, key = len(sizes) - 1, len(sizes) - 2
     if sizes[inner] > LARGEST_INNER:
@@ -312,5 +312,6 @@ def _first(
     for side in (*sides, *found):
         _merge(every, side)
     every.reductions.clear()
-    softmax = replace(core.softmax, query=query)
+    outside = any(r.node == core.softmax.peak.node for r in epilogue.reductions)
+    softmax = replace(core.softmax, query=query, peaks_outside=outside)
     return _Sides(replace(core, softmax=softmax), (sides[query], probabilities), (sides[1 - query], values), every)

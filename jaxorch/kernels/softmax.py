@@ -9,17 +9,18 @@ Input: the operand of the second product.  Output: a `Softmax`, or why the rule 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Graph, Map, Reduce
+from jaxorch.ir.graph import Const, Contract, Graph, Map, Reduce
 from jaxorch.ir.index import Dim, Expr, Lookup
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, operand_coords, pieces_at
 
-__all__ = ["Form", "Softmax"]
+__all__ = ["Form", "Softmax", "scale_of"]
 
 type Coords = tuple[Expr, ...]
 
@@ -31,6 +32,7 @@ class Softmax:
     first: the Contract of the scores, at coordinates `at`; `query` is its operand that varies along the rows.
     exponential: the Map that is exp(scores - peak); `shift` the difference, at coordinates `shift_at`.
     peak and total: the row's maximum and its sum of exponentials.
+    peaks_outside: whether the kernel stores peaks, or computes with them.
     scaled: whether factors of probabilities stay in the sum.
     deferred: (node, operand) of products and quotients by row values, to be applied to the second product instead.
     """
@@ -43,6 +45,7 @@ class Softmax:
     shift_at: Coords
     peak: Value
     total: Value
+    peaks_outside: bool
     scaled: bool
     deferred: tuple[tuple[int, int], ...]
 
@@ -57,9 +60,54 @@ class Softmax:
             tuple(ix.map_lookups(e, look) for e in self.shift_at),
             new(self.peak),
             new(self.total),
+            self.peaks_outside,
             self.scaled,
             tuple((new(Value(node)).node, k) for node, k in self.deferred),
         )
+
+
+def scale_of(graph: Graph, members: frozenset[int], view: View, coords: Coords, sizes: tuple[int, ...]) -> float | None:
+    """The positive constant that all scores but masked ones are products with, if they are: scores = scale * x.
+
+    A product itself has scale 1.  None where anything else is added: such a sum has no unit to be taken in.
+    """
+    found: dict[float, None] = {}
+    pending = [(value, index) for _, value, index in pieces_at(view, coords, sizes)]
+    while pending:
+        value, coords = pending.pop()
+        node = graph.nodes[value.node]
+        match node:
+            case Const(number) if number < math.inf:  # and no nan
+                pass
+            case Map("select_n", (_, first, second)) if value.node in members:
+                pending += [(v, i) for case in (first, second) for _, v, i in pieces_at(case, coords, sizes)]
+            case Map("mul" | "div", (x, y)) if value.node in members and _of_product(graph, members, x):
+                constant = graph.nodes[y.pieces[0].value.node]
+                if len(y.pieces) > 1 or not isinstance(constant, Const) or constant.value <= 0:
+                    return None
+                factor = float(constant.value)
+                found[factor if node.op == "mul" else 1.0 / factor] = None
+            case Contract() if value.node in members:
+                found[1.0] = None
+            case Map("convert_element_type", (x,)) if value.node in members and _of_product(graph, members, x):
+                found[1.0] = None
+            case _:
+                return None
+    (scale,) = found if len(found) == 1 else (None,)
+    return scale if scale is not None and 2.0**-40 < scale < 2.0**40 else None
+
+
+def _of_product(graph: Graph, members: frozenset[int], view: View) -> bool:
+    """Whether the view reads a Contract, through casts."""
+    while len(view.pieces) == 1:
+        number = view.pieces[0].value.node
+        node = graph.nodes[number]
+        if isinstance(node, Contract):
+            return number in members
+        if number not in members or not isinstance(node, Map) or node.op not in _CASTS:
+            return False
+        (view,) = node.operands
+    return False
 
 
 class Form:
@@ -91,6 +139,7 @@ class Form:
             shift_at,
             peak,
             total,
+            False,
             self.scaled_inside,
             tuple(self.deferred),
         )
