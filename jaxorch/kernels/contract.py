@@ -83,7 +83,7 @@ def contracted(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]
     domain, _ = refine(shape, found.every)
     if domain != shape:
         found = _at(graph, members, outputs, domain, numbers)
-    return found if isinstance(found, str) else found.contracted(domain)
+    return found if isinstance(found, str) else found.contracted(graph, domain)
 
 
 def unsupported(graph: Graph, node: Contract) -> str | None:
@@ -113,7 +113,7 @@ class _Sides:
     every: Accesses
     beside: Accesses = field(default_factory=Accesses)  # what the right operand reads where no columns are
 
-    def contracted(self, domain: tuple[int, ...]) -> Contracted | str:
+    def contracted(self, graph: Graph, domain: tuple[int, ...]) -> Contracted | str:
         rank = len(domain)
         row_dims, column_dims = (_dims(side) & set(range(rank)) for side in (self.rows, self.columns))
         own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
@@ -121,7 +121,7 @@ class _Sides:
         core = self.core
         if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and self.may_swap:
             rows, columns, core = columns, rows, replace(core, left=1 - core.left)
-        grid = tuple(a for a in range(rank) if a not in rows and a not in columns)
+        grid = self._grid(graph, [a for a in range(rank) if a not in rows and a not in columns])
         frame = Frame(domain, grid, rows, columns)
         if core.softmax is not None and not columns:
             return "a second product without columns"
@@ -133,6 +133,15 @@ class _Sides:
             return "several places of one contraction"
         inputs = tuple(sorted({load.value for load in self.every.loads}))
         return Contracted(core, frame, inputs)
+
+    def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
+        """The grid's axes, the fastest last: those along which most bytes stay the same, for neighbours to share."""
+
+        def shared(axis: int) -> int:
+            kept = {load.value for load in self.every.loads if not any(axis in ix.dims_of(e) for e in load.index)}
+            return sum(graph.array(value).nbytes for value in kept)
+
+        return tuple(sorted(axes, key=lambda a: (shared(a), a)))
 
     @property
     def may_swap(self) -> bool:
