@@ -19,7 +19,7 @@ from jaxorch.errors import CompileError, UnsupportedError
 from jaxorch.frontend.regions import Region, region_of
 from jaxorch.frontend.trace import Regions, Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
-from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce, Scatter
+from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.text import array_text
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
@@ -247,7 +247,7 @@ class _Way:
         candidates = [self.candidate(o) for o in options]
         nodes = self.graph.nodes
         required = [v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const)]
-        expensive = [k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Scatter)]
+        expensive = [k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter)]
         solution = blp.solve(candidates, required, expensive)
         blp.check(solution, candidates, required)
         greedy, unfused = blp.greedy(candidates, required, expensive), blp.unfused(candidates, required, expensive)

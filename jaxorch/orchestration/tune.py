@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -108,7 +108,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _record(config: Config) -> list[int]:
-    return [config.frame, config.block_rows, config.block_columns, config.num_warps, config.num_stages]
+    return list(astuple(config))
 
 
 def _number(value: object) -> float | None:

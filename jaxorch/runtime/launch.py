@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -32,11 +33,14 @@ _TRITON_TYPES = {
 
 
 def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, arch: int | None = None) -> list[Any]:
-    """Launches a kernel on the GPU inside traced code; `arch` names the compute capability where no GPU is here.
+    """Launches a kernel (both of its launches) on the GPU inside traced code; `arch`: its capability if not here.
 
     Raises:
         LaunchError: jax-triton is not installed.
     """
+    if source.combine is not None:
+        parts = call(replace(source, combine=None), operands, source.scratch, arch=arch)
+        return call(source.combine, [*operands, *parts], outputs, arch=arch)
     jax_triton = _jax_triton()
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
     with warnings.catch_warnings():
@@ -72,11 +76,15 @@ def _jax_triton() -> Any:
 def check(
     source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, shared_limit: int
 ) -> Compiled:
-    """Compiles and assembles a kernel for a GPU.
+    """Compiles and assembles a kernel for a GPU; of two launches, what takes most of each resource is reported.
 
     Raises:
         CompileError: it does not compile, or wants more shared memory than a block has.
     """
+    if source.combine is not None:
+        limits = {"arch": arch, "shared_limit": shared_limit}
+        first = check(replace(source, combine=None), inputs, source.scratch, **limits)
+        return _joined(first, check(source.combine, [*inputs, *source.scratch], outputs, **limits))
     passed = [*inputs, *_unshared(source, outputs)]
     signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
     compiled = compile_for(
@@ -101,6 +109,16 @@ def _unshared[T](source: Source, outputs: Sequence[T]) -> list[T]:
     return [output for k, output in enumerate(outputs) if k not in shared]
 
 
+def _joined(first: Compiled, second: Compiled) -> Compiled:
+    return Compiled(
+        first.ptx + second.ptx,
+        max(first.registers, second.registers),
+        first.spill_bytes + second.spill_bytes,
+        max(first.shared_bytes, second.shared_bytes),
+        first.seconds + second.seconds,
+    )
+
+
 def _parameters(source: Source) -> list[str]:
     head = source.text.split(f"def {source.name}(", 1)[1].split(")", 1)[0]
     return [name.strip() for name in head.split(",")]
@@ -108,6 +126,9 @@ def _parameters(source: Source) -> list[str]:
 
 def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[Array]) -> list[Any]:
     """Runs a kernel through Triton's interpreter, as a host callback inside traced code."""
+    if source.combine is not None:
+        parts = interpreted_call(replace(source, combine=None), operands, source.scratch)
+        return interpreted_call(source.combine, [*operands, *parts], outputs)
 
     def host(*arrays: Any) -> tuple[np.ndarray[Any, Any], ...]:
         written = dict(source.aliases)
