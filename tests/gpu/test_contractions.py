@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import jaxorch
-from jaxorch import Options, pipeline, primitive
+from jaxorch import Options, primitive
 from jaxorch.ir.graph import Opaque
+from jaxorch.orchestration import planner
 from tests.codegen.test_online import (
     BF16,
     F32,
@@ -30,13 +31,13 @@ FAST = Options(effort="fast", fallback="error")
 @pytest.fixture(autouse=True)
 def kernels_win(tmp_path, monkeypatch):
     """What a kernel can do is done by kernels; a store of its own for each test."""
-    left_time = pipeline.left_time
+    left_time = planner.left_time
 
     def slow(graph, left, device):
         time = left_time(graph, left, device)
         return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
 
-    monkeypatch.setattr(pipeline, "left_time", slow)
+    monkeypatch.setattr(planner, "left_time", slow)
     monkeypatch.setenv("JAXORCH_CACHE_DIR", str(tmp_path / "cache"))
     primitive.clear()
     yield
