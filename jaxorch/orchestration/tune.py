@@ -29,7 +29,7 @@ from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import call, check
+from jaxorch.runtime.launch import call, check, check_all
 from jaxorch.runtime.store import Store
 
 __all__ = ["TRIES", "Tuned", "in_place", "is_out_of_memory", "launched", "place", "random_arguments", "tune"]
@@ -73,10 +73,11 @@ def tune(
                 compiled = check(source, inputs, outputs, **limits)
                 return Tuned(source, compiled, _number(known.get("measured")), ())
     failures: list[str] = []
-    usable = _compile(sources, lambda s: check(s, inputs, outputs, **limits), failures, first=not live)
     if not live:
-        source, compiled = usable[0]
+        source, compiled = _first(sources, lambda s: check(s, inputs, outputs, **limits), failures)
         return Tuned(source, compiled, None, tuple(failures))
+    every = list(sources)
+    usable = _usable(every, check_all(every, inputs, outputs, **limits), failures)
     try:
         best, measured = _fastest([s for s, _ in usable], inputs, outputs, device, failures)
     except _jax.errors.JaxRuntimeError as error:
@@ -115,21 +116,26 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _compile(
-    sources: Iterable[Source], check: Callable[[Source], Compiled], failures: list[str], *, first: bool
-) -> list[tuple[Source, Compiled]]:
-    """The sources that compile; only the first one, with no more generated than it takes, if that is enough."""
-    usable: list[tuple[Source, Compiled]] = []
+def _first(
+    sources: Iterable[Source], check: Callable[[Source], Compiled], failures: list[str]
+) -> tuple[Source, Compiled]:
+    """The first source that compiles; no more are generated than it takes."""
     for source in sources:
         try:
-            usable.append((source, check(source)))
+            return source, check(source)
         except CompileError as error:
             failures.append(str(error))
-        if usable and first:
-            break
+    raise CompileError(f"no configuration compiles: {failures[0]}")
+
+
+def _usable(
+    sources: Sequence[Source], found: Sequence[Compiled | CompileError], failures: list[str]
+) -> list[tuple[Source, Compiled]]:
+    """The sources that compile, without spills if there are such: spills cost more than any block size gains."""
+    failures += (str(f) for f in found if isinstance(f, CompileError))
+    usable = [(s, f) for s, f in zip(sources, found, strict=True) if isinstance(f, Compiled)]
     if not usable:
         raise CompileError(f"no configuration compiles: {failures[0]}")
-    # spills cost more than any block size gains
     return [u for u in usable if u[1].spill_bytes == 0] or usable
 
 

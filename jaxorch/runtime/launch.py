@@ -10,6 +10,8 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from itertools import islice
 from typing import Any
 
 import jax
@@ -19,10 +21,12 @@ from jaxorch.codegen.source import Source
 from jaxorch.errors import CompileError, LaunchError
 from jaxorch.ir.graph import Array
 from jaxorch.runtime.compile import Compiled, compile_for
+from jaxorch.runtime.handover import hand_over
 from jaxorch.runtime.interpret import run
 from jaxorch.runtime.source import LOCK, jit_from_source
+from jaxorch.runtime.workers import Request, compile_all
 
-__all__ = ["call", "check", "interpreted_call"]
+__all__ = ["call", "check", "check_all", "interpreted_call"]
 
 _TRITON_TYPES = {
     "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -70,6 +74,7 @@ def _jax_triton() -> Any:
         raise LaunchError("jax-triton is not installed: kernels need `pip install jaxorch` on Linux.") from err
     if kept is not None:
         os.environ["TRITON_CACHE_DIR"] = kept
+    hand_over(jax_triton)
     return jax_triton
 
 
@@ -81,21 +86,47 @@ def check(
     Raises:
         CompileError: it does not compile, or wants more shared memory than a block has.
     """
-    if source.combine is not None:
-        limits = {"arch": arch, "shared_limit": shared_limit}
-        first = check(replace(source, combine=None), inputs, source.scratch, **limits)
-        return _joined(first, check(source.combine, [*inputs, *source.scratch], outputs, **limits))
-    passed = [*inputs, *_unshared(source, outputs)]
+    launches = [compile_for(*args, **named) for args, named in _requests(source, inputs, outputs, arch)]
+    return _fitting(source, launches, shared_limit)
+
+
+def check_all(
+    sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, shared_limit: int
+) -> list[Compiled | CompileError]:
+    """`check` of each source, in worker processes."""
+    requests = [_requests(source, inputs, outputs, arch) for source in sources]
+    answers = iter(compile_all([request for launches in requests for request in launches]))
+    found: list[Compiled | CompileError] = []
+    for source, launches in zip(sources, requests, strict=True):
+        compiled = list(islice(answers, len(launches)))
+        try:
+            found.append(_fitting(source, [_raised(c) for c in compiled], shared_limit))
+        except CompileError as error:
+            found.append(error)
+    return found
+
+
+def _raised(answer: Compiled | CompileError) -> Compiled:
+    if isinstance(answer, CompileError):
+        raise answer
+    return answer
+
+
+def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], arch: int) -> list[Request]:
+    """What to compile for a kernel: each of its launches."""
+    written = source.scratch if source.combine is not None else outputs
+    passed = [*inputs, *_unshared(source, written)]
     signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
-    compiled = compile_for(
-        source.text,
-        source.name,
-        signature,
-        {},
-        arch=arch,
-        num_warps=source.config.num_warps,
-        num_stages=source.config.num_stages,
-    )
+    config = source.config
+    named = {"arch": arch, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    first: Request = ((source.text, source.name, signature, {}), named)
+    if source.combine is None:
+        return [first]
+    return [first, *_requests(source.combine, [*inputs, *source.scratch], outputs, arch)]
+
+
+def _fitting(source: Source, launches: Sequence[Compiled], shared_limit: int) -> Compiled:
+    compiled = reduce(_joined, launches)
     if compiled.shared_bytes > shared_limit:
         raise CompileError(
             f"Kernel {source.name!r} needs {compiled.shared_bytes} bytes of shared memory; a block has {shared_limit}."

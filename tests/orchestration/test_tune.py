@@ -33,6 +33,7 @@ class Machine:
         self.spills = lambda config: 0
         self.compile_fails = self.launch_fails = lambda config: False
         monkeypatch.setattr(module, "check", self.check)
+        monkeypatch.setattr(module, "check_all", self.check_all)
         monkeypatch.setattr(module, "call", self.call)
         monkeypatch.setattr(module, "device_times", self.device_times)
 
@@ -42,6 +43,15 @@ class Machine:
         if self.compile_fails(source.config):
             raise CompileError(f"{source.name}: too much shared memory")
         return Compiled("", 32, self.spills(source.config), 0, 0.0)
+
+    def check_all(self, sources, inputs, outputs, **limits):
+        found = []
+        for source in sources:
+            try:
+                found.append(self.check(source, inputs, outputs, **limits))
+            except CompileError as error:
+                found.append(error)
+        return found
 
     def call(self, source, operands, outputs):
         self.launched.append(source.config)
