@@ -177,7 +177,7 @@ class CountOps:
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
         outer = self.taken
         with self.scope(tile):
-            self.taken *= self.share(live) if doubt else 1.0
+            self.taken *= (self.share(live) if doubt else 1.0) / tile.splits
         self.scopes += 1
         yield
         self.taken = outer
