@@ -20,7 +20,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.kernels.configs import Config, whole
-from jaxorch.kernels.frame import COLUMN, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["Counts", "count"]
@@ -71,6 +71,7 @@ class CountOps:
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.taken = 1.0  # which part of the tiles takes the branches being written
+        self.splits = 1  # among how many points of the grid the loop being written is shared out
         self.left = 1.0  # which part no earlier piece of the choice being written takes
 
     @contextmanager
@@ -82,7 +83,8 @@ class CountOps:
 
     def points(self, dims: Dims) -> float:
         """How many coordinates vary along `dims`, those of branches not taken left out."""
-        return math.prod(self.tile.sizes[d] for d in dims) * self.taken
+        shares = self.splits if GRID in dims else 1  # each point of the grid takes a share of the loop's blocks
+        return math.prod(self.tile.sizes[d] for d in dims) * self.taken / shares
 
     def share(self, guard: Guard) -> float:
         """About which part of the points the guard lets through."""
@@ -175,12 +177,15 @@ class CountOps:
 
     @contextmanager
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
-        outer = self.taken
+        # a mask that ends at a position known at run time may leave nothing out
+        known = tuple(b for b in live if not any(ix.lookups_in(b.expr)))
+        outer = self.taken, self.splits
         with self.scope(tile):
-            self.taken *= (self.share(live) if doubt else 1.0) / tile.splits
+            self.taken *= self.share(known) if doubt else 1.0
+        self.splits = tile.splits
         self.scopes += 1
         yield
-        self.taken = outer
+        self.taken, self.splits = outer
 
     def operand(self, value: Dims, dtype: np.dtype[Any]) -> Dims:
         return value
@@ -193,7 +198,7 @@ class CountOps:
                 (self.tile.sizes[COLUMN], self.tile.block_columns),
             )
         )
-        flops = 2.0 * self.tile.sizes[0] * rows * columns * product.summed * self.taken
+        flops = 2.0 * self.tile.sizes[0] * rows * columns * product.summed * self.taken / self.splits
         name, factor = product.dtype.name, 1
         if name == "float32" and product.precision != "DEFAULT":
             name, factor = ("float32", 3) if product.precision == "HIGH" else ("", 1)
