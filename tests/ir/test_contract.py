@@ -49,7 +49,7 @@ WRONG = {
     "another shape": (lambda n: replace(n, array=array((5, 4))), "without the reduced axes"),
     "another parameter": (lambda n: replace(n, params=()), "accumulate and precision"),
     "another domain": (
-        lambda n: replace(n, operands=(n.operands[0], View((4, 5, 7), n.operands[1].pieces))),
+        lambda n: replace(n, operands=(n.operands[0], View((4, 5, 5), n.operands[1].pieces))),
         "operand 0's domain",
     ),
 }
