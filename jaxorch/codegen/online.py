@@ -97,7 +97,7 @@ class OnlineBody[V](ProductBody[V]):
             with self.scope(tile):
                 product = self.product(last.last, last.key, transposed=False)
                 self.ops.assign(acc, self.ops.dot(p, v, self.call("mul", acc, decay), product))
-        if self.scale is None or self.launch == "whole":
+        if self.scale is None:
             return peak, total, acc
         with self.scope(self.row):
             return self.call("mul", peak, self.ops.const(self.scale, FLOAT32)), total, acc
