@@ -21,6 +21,7 @@ from jaxorch.frontend.lift import lift
 from jaxorch.frontend.trace import Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce
+from jaxorch.ir.value import Value
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
@@ -30,6 +31,7 @@ from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.plan import KernelStep, Launch, LeftStep, Plan, run
+from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.tune import Tuned, place, tune
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
@@ -240,7 +242,9 @@ class _Planner:
         known = self.store.get("verdict", key)
         if known is not None:
             return Verdict(float(known["planned"]), float(known["xla"]))
-        verdict = compare(planned, original, operands, outputs, self.device)
+        inputs = [Value(k) for k, n in enumerate(self.graph.nodes) if isinstance(n, Input)]
+        places = largest_places(self.graph, inputs)
+        verdict = compare(planned, original, operands, outputs, self.device, places)
         if verdict.planned is not None:
             self.store.put("verdict", key, {"planned": verdict.planned, "xla": verdict.xla})
         return verdict

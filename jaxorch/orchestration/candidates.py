@@ -100,7 +100,11 @@ def _accumulated(pieces: Pieces, number: int) -> int | None:
     """The product to which XLA's library call adds a bias or a residual, if that is all that a piece does."""
     graph, piece = pieces.graph, pieces.all[number]
     ops = [n.op for n in map(graph.nodes.__getitem__, piece.nodes) if isinstance(n, Map)]
-    if len(ops) < len(piece.nodes) or ops.count("add") not in (1, 2) or not {*ops} <= {"add", "convert_element_type", "copy"}:
+    if (
+        len(ops) < len(piece.nodes)
+        or ops.count("add") not in (1, 2)
+        or not {*ops} <= {"add", "convert_element_type", "copy"}
+    ):
         return None
     for k in sorted(pieces.products):
         (value,) = pieces.all[k].outputs or (None,)

@@ -42,8 +42,9 @@ def compare(
     operands: Sequence[Array],
     outputs: Sequence[Array],
     device: Device,
+    places: Sequence[int] | None = None,
 ) -> Verdict:
-    """Times the plan against XLA's version of the whole program.
+    """Times the plan against XLA's version of the whole program; `places` as in `random_arguments`.
 
     Raises:
         LaunchError: the program fails on the device for another reason than want of memory.
@@ -53,7 +54,7 @@ def compare(
     if free is not None and 4 * size > free:
         return Verdict(None, None, f"not timed: {size} bytes of operands and outputs, {free} bytes free")
     try:
-        sets = random_arguments(operands, device.l2_bytes)
+        sets = random_arguments(operands, device.l2_bytes, places)
         functions: list[Any] = [_jax.jit(f).lower(*sets[0]).compile() for f in (planned, original)]
         ours, theirs = device_times(functions, sets, repeats=11)
     except _jax.errors.JaxRuntimeError as error:
