@@ -78,6 +78,7 @@ class CountOps:
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.taken = 1.0  # which part of the tiles takes the branches being written
+        self.splits = 1  # among how many points of the grid the loop being written is shared out
         self.left = 1.0  # which part no earlier piece of the choice being written takes
 
     @contextmanager
@@ -90,7 +91,9 @@ class CountOps:
     def points(self, dims: Dims) -> float:
         """How many coordinates vary along `dims`, those of branches not taken left out."""
         axes = dims - {_LANE} if COLUMN in dims else dims
-        return math.prod(self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes) * self.taken
+        shares = self.splits if GRID in dims else 1  # each point of the grid takes a share of the loop's blocks
+        sizes = (self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes)
+        return math.prod(sizes) * self.taken / shares
 
     def share(self, guard: Guard) -> float:
         """About which part of the points the guard lets through."""
@@ -190,12 +193,15 @@ class CountOps:
 
     @contextmanager
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
-        outer = self.taken
+        # a mask that ends at a position known at run time may leave nothing out
+        known = tuple(b for b in live if not any(ix.lookups_in(b.expr)))
+        outer = self.taken, self.splits
         with self.scope(tile):
-            self.taken *= self.share(live) if doubt else 1.0
+            self.taken *= self.share(known) if doubt else 1.0
+        self.splits = tile.splits
         self.scopes += 1
         yield
-        self.taken = outer
+        self.taken, self.splits = outer
 
     def operand(self, value: Dims, dtype: np.dtype[Any]) -> Dims:
         return value
@@ -208,7 +214,7 @@ class CountOps:
                 (self.tile.sizes[COLUMN], self.tile.block_columns),
             )
         )
-        flops = 2.0 * self.tile.sizes[0] * rows * columns * product.summed * self.taken
+        flops = 2.0 * self.tile.sizes[0] * rows * columns * product.summed * self.taken / self.splits
         name, factor = product.dtype.name, 1
         if name == "float32" and product.precision != "DEFAULT":
             name, factor = ("float32", 3) if product.precision == "HIGH" else ("", 1)

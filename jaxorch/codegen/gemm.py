@@ -55,7 +55,7 @@ class GemmBody[V](ProductBody[V]):
     def accumulated(self, tile: Tile) -> V:
         blocks = [-(-size // block) for size, block in map(self.extent, ("row", "column"))]
         a, b = self.plane("row", "key", blocks[1]), self.plane("key", "column", blocks[0])
-        product = self.product(self.core.last, self.keys, transposed=False)
+        product = self.product(self.core.last, self.core.key, transposed=False)
         key, left = len(self.frame.domain), self.core.left
         acc = self.ops.carry(tile, 0, product.accumulate)
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
@@ -75,7 +75,7 @@ class GemmBody[V](ProductBody[V]):
         dtype, key, last = self.dtype(self.core.last), len(self.frame.domain), self.core.last
         held = compute_dtype(self.product(last, 0, transposed=False).accumulate)
         both = [
-            self.view(self.contract(last).operands[k], self.operand_at(last, place, key, tile), self.key_guard(tile))
+            self.view(self.contract(last).operands[k], self.operand_at(last, place, key, tile), ())
             for k, place in ((self.core.left, self.core.at), (1 - self.core.left, at))
         ]
         product = self.ops.scalar("mul", {}, both, [dtype, dtype], held)

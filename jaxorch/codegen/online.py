@@ -95,9 +95,9 @@ class OnlineBody[V](ProductBody[V]):
             with self.scope(values):
                 v = self.tile_of(last.last, 1 - last.left, last.at, key, values)
             with self.scope(tile):
-                product = self.product(last.last, self.keys, transposed=False)
+                product = self.product(last.last, last.key, transposed=False)
                 self.ops.assign(acc, self.ops.dot(p, v, self.call("mul", acc, decay), product))
-        if self.scale is None or self.launch == "whole":
+        if self.scale is None:
             return peak, total, acc
         with self.scope(self.row):
             return self.call("mul", peak, self.ops.const(self.scale, FLOAT32)), total, acc
@@ -126,10 +126,8 @@ class OnlineBody[V](ProductBody[V]):
         """The scores, divided by `scale` if there is one; -inf past the last key."""
         view, coords = self.shift(tile)
         low = self.ops.const(-np.inf, FLOAT32)
-        guard = self.key_guard(tile)
-        u = self.view(view, coords, guard) if self.scale is None else self.unscaled(view, coords, guard)
-        u = self.ops.valid(u, low)
-        return self.ops.select(guard, u, low) if guard else u
+        u = self.view(view, coords, ()) if self.scale is None else self.unscaled(view, coords, ())
+        return self.ops.valid(u, low)
 
     def in_units(self, masked: float) -> float:
         """A masked value in units of `scale`, above the number that peaks start from unless it is -inf."""

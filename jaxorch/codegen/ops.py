@@ -33,7 +33,9 @@ class Tile:
 
     walk: "grid" (each program has one block of columns), "tile" (one block has all columns) or "loop" (block by block).
     A kernel around contractions has several scopes whose rows and columns are different things: `spans` names them,
-    `loops` says which of the axes (ROW, COLUMN) a loop runs along, and `repeats` how many programs do the same here.
+    `loops` says which of the axes (ROW, COLUMN) a loop runs along, and `repeats` how many programs do the same here,
+    and `splits` among how many the blocks of a loop are shared out: the grid is that many times the kernel's, and its
+    point (s, g) takes the s-th part.
     """
 
     sizes: tuple[int, int, int]
@@ -43,6 +45,7 @@ class Tile:
     spans: tuple[str, str] = ("row", "column")
     loops: frozenset[int] = frozenset()
     repeats: int = 1
+    splits: int = 1
 
 
 def ahead(tile: Tile) -> Tile:
@@ -146,7 +149,7 @@ class ProductOps[V](Ops[V], Protocol):
         ...
 
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
-        """A loop along the axis that `tile` loops along; scopes that share that axis may be entered inside.
+        """A loop along the axis that `tile` loops along, over the program's share of blocks; inside it scopes nest.
 
         Blocks where `live` holds nowhere are visited last, and only if a row of `doubt` (bool), asked then, is true.
         """

@@ -19,7 +19,7 @@ from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Contract, Graph
 from jaxorch.ir.graph import Const as IrConst
-from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
+from jaxorch.ir.index import Const, Dim, Expr, Guard
 from jaxorch.ir.simplify import coords_of, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import operand_coords, pieces_at
@@ -92,19 +92,11 @@ class ProductBody[V](Body[V]):
             case "column":
                 return self.frame.sizes[COLUMN], self.config.block_columns
             case "key":
-                return self.keys, self.config.block_keys
+                return self.core.key, self.config.block_keys
             case "inner":
                 return self.inner, max(power_of_two(self.inner), self.least)
             case "one":
                 return 1, 1
-
-    @property
-    def keys(self) -> int:
-        """The contracted elements of one split: whole blocks, if there are several splits."""
-        if self.splits == 1 or self.launch == "combine":
-            return self.core.key
-        blocks = -(-self.core.key // self.config.block_keys)
-        return -(-blocks // self.splits) * self.config.block_keys
 
     @property
     def inner(self) -> int:
@@ -120,8 +112,9 @@ class ProductBody[V](Body[V]):
         (size_r, block_r), (size_c, block_c) = self.extent(rows), self.extent(columns)
         loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span == "key")
         walk = "grid" if columns in ("key", "column") else "tile"
-        grid = self.grid * (self.splits if self.launch == "partial" else 1)
-        return Tile((grid, size_r, size_c), block_r, block_c, walk, (rows, columns), loops, repeats)
+        splits = self.splits if self.launch == "partial" else 1
+        sizes = (self.grid * splits, size_r, size_c)
+        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits)
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
@@ -162,21 +155,9 @@ class ProductBody[V](Body[V]):
             for a, e in zip(axes, coords_of(place, [frame.domain[a] for a in axes], tile.sizes), strict=True):
                 found[a] = e
         if "key" in at:
-            found[rank] = self.key_place(at["key"])
+            found[rank] = at["key"]
         found[rank + 1] = at.get("inner", Const(0))
         return found
-
-    def key_place(self, axis: Expr) -> Expr:
-        """The contracted element at a split's own `axis`."""
-        if self.launch != "partial":
-            return axis
-        return ix.add(ix.mul(ix.floordiv(Dim(GRID), self.grid), self.keys), axis)
-
-    def key_guard(self, tile: Tile) -> Guard:
-        """Where the scope's keys are inside: () if the extent alone decides that."""
-        place = self.space(tile)[len(self.frame.domain)]
-        bound = Bound(simplify(place, tile.sizes), 0, self.core.key)
-        return () if ix.decide(bound, tile.sizes) else (bound,)
 
     def operand_at(self, number: int, at: Coords, axis: int, tile: Tile) -> Coords:
         """Coordinates in a Contract's domain over the scope's; `axis` of the space runs over its contracted axes."""
@@ -207,14 +188,12 @@ class ProductBody[V](Body[V]):
 
     def tile_of(self, number: int, operand: int, at: Coords, axis: int, tile: Tile, *, zeroed: bool = True) -> V:
         """An operand of a Contract over the current scope; 0 past the last contracted element if `zeroed`."""
-        guard = self.key_guard(tile) if "key" in tile.spans else ()
         view, coords = self.contract(number).operands[operand], self.operand_at(number, at, axis, tile)
-        value, zero = self.view(view, coords, guard), self.ops.const(0, self.dtype(number))
+        value, zero = self.view(view, coords, ()), self.ops.const(0, self.dtype(number))
         masked = self.masked(view, coords, tile) if zeroed else frozenset((ROW, COLUMN))
         for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
             if span in ("key", "inner") and place not in masked:
                 value = self.ops.within(value, zero, place)
-                value = self.ops.select(guard, value, zero) if guard and span == "key" else value
         return self.ops.operand(value, self.dtype(number))
 
     def masked(self, view: View, coords: Coords, tile: Tile) -> frozenset[int]:

@@ -20,7 +20,7 @@ from jaxorch.codegen.triton_writer import Axes, Block, Text
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_narrow_float
 from jaxorch.ir.index import Expr, Guard
-from jaxorch.kernels.frame import COLUMN, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
 __all__ = ["TritonProducts"]
 
@@ -102,35 +102,57 @@ class TritonProducts(TritonOps):
         self.tile = ahead(tile)
         ends = live_range(self, live, block) if live and doubt else None
         self.tile = outer
-        return self.steps(counter, size, block) if ends is None else self.phases(counter, size, block, ends, doubt)
+        if ends is not None:
+            return self.phases(tile, counter, block, ends, doubt)
+        if tile.splits == 1:
+            return self.steps(counter, block, "0", str(size))
+        share = -(-size // (block * tile.splits)) * block
+        first = self.once("share_first", f"{self.share_number(tile)} * {share}")
+        return self.steps(counter, block, first, self.once("share_last", f"tl.minimum({first} + {share}, {size})"))
+
+    def share_number(self, tile: Tile) -> str:
+        """Which share of a loop the program takes."""
+        grid = tile.sizes[GRID] // tile.splits
+        return self.once("split", f"grid // {grid}" if grid > 1 else "grid")
 
     @contextmanager
-    def steps(self, counter: str, size: int, block: int, first: str = "0", last: str = "") -> Generator[None]:
+    def steps(self, counter: str, block: int, first: str, last: str) -> Generator[None]:
         self.blocks.append(Block("loop"))
         if self.lane_type:
             self.put(f"{counter} = {counter}_narrow + tl.full([], 0, tl.int64)")
         yield
         body = self.blocks.pop()
         variable = f"{counter}_narrow" if self.lane_type else counter
-        self.indented(f"for {variable} in range({first}, {last or size}, {block}):", body)
+        self.indented(f"for {variable} in range({first}, {last}, {block}):", body)
 
     @contextmanager
     def phases(
-        self, counter: str, size: int, block: int, ends: tuple[str, str], doubt: Callable[[], Text] | None
+        self, tile: Tile, counter: str, block: int, ends: tuple[str, str], doubt: Callable[[], Text] | None
     ) -> Generator[None]:
-        """First the blocks from ends[0] to ends[1], then those before and those after if a row is in doubt."""
+        """First the blocks from ends[0] to ends[1], then those before and those after if a row is in doubt.
+
+        Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
+        """
         assert doubt is not None
         low, high = (self.once(name, text) for name, text in zip(("live_first", "live_last"), ends, strict=True))
+        first, last, size = low, high, tile.sizes[COLUMN]
+        others = "doubt > 0"
+        if tile.splits > 1:
+            step = block * tile.splits
+            share = self.once("share", f"({high} - {low} + {step - 1}) // {step} * {block}")
+            first = self.once("share_first", f"{low} + {self.share_number(tile)} * {share}")
+            last = self.once("share_last", f"tl.minimum({first} + {share}, {high})")
+            others = f"(doubt > 0) & ({self.share_number(tile)} == 0)"
         self.blocks.append(Block("loop"))
         rows = doubt()
         if self.tile_rows_overrun:
             rows = Text(f"({rows.name} & {self.row_mask()})", rows.dims)
         self.put("turn = phase + tl.full([], 0, tl.int32)")  # the interpreter's loop variable is a plain int
         self.put(f"doubt = tl.max(tl.max({rows.name}.to(tl.int32), axis=1), axis=0)")
-        self.put(f"first = tl.where(turn == 0, {low}, tl.where(turn == 1, 0, {high}))")
-        self.put(f"last = tl.where(turn == 0, {high}, tl.where(turn == 1, {low}, {size}))")
-        self.put("last = tl.where((turn == 0) | (doubt > 0), last, first)")
-        with self.steps(counter, size, block, "first", "last"):
+        self.put(f"first = tl.where(turn == 0, {first}, tl.where(turn == 1, 0, {high}))")
+        self.put(f"last = tl.where(turn == 0, {last}, tl.where(turn == 1, {low}, {size}))")
+        self.put(f"last = tl.where((turn == 0) | ({others}), last, first)")
+        with self.steps(counter, block, "first", "last"):
             yield
         body = self.blocks.pop()
         self.indented("for phase in range(0, 3):", body)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Graph, Opaque, outputs_of, reads
+from jaxorch.ir.graph import Graph, Map, Opaque, outputs_of, reads
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel, build
 from jaxorch.kernels.structure import Structure, Structures, carry_over
@@ -86,10 +86,31 @@ def _left(pieces: Pieces) -> Iterator[Left]:
             together += [k for k in dict.fromkeys(hidden) if k not in together]
         nodes, inputs, _ = pieces.joined(together)
         yield Left(nodes, inputs, piece.outputs)
+        product = _accumulated(pieces, number)
+        if product is not None:
+            nodes, inputs, _ = pieces.joined([*together, product])
+            yield Left(nodes, inputs, piece.outputs)
     for number, node in enumerate(graph.nodes):
         if isinstance(node, Opaque):
             outputs = tuple(Value(number, k) for k in range(len(outputs_of(node))))
             yield Left((number,), internal(graph, reads(node)), outputs)
+
+
+def _accumulated(pieces: Pieces, number: int) -> int | None:
+    """The product to which XLA's library call adds a bias or a residual, if that is all that a piece does."""
+    graph, piece = pieces.graph, pieces.all[number]
+    ops = [n.op for n in map(graph.nodes.__getitem__, piece.nodes) if isinstance(n, Map)]
+    if (
+        len(ops) < len(piece.nodes)
+        or ops.count("add") not in (1, 2)
+        or not {*ops} <= {"add", "convert_element_type", "copy"}
+    ):
+        return None
+    for k in sorted(pieces.products):
+        (value,) = pieces.all[k].outputs or (None,)
+        if value in piece.inputs and pieces.readers[value] and {*pieces.readers[value]} <= {*piece.nodes}:
+            return k if value not in pieces.returned else None
+    return None
 
 
 def _try_convex_sets(pieces: Pieces, is_legal: Callable[[frozenset[int]], bool]) -> None:

@@ -21,6 +21,7 @@ from jaxorch.frontend.trace import Regions, Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.text import array_text
+from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
@@ -30,6 +31,7 @@ from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.header import header_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, run, written_operands
+from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.tune import Tuned, place, tune
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
@@ -211,7 +213,9 @@ def _judge(
     if known is not None:
         return Verdict(float(known["planned"]), float(known["xla"]), fastest=int(known["fastest"]))
     outputs = [graph.array(v) for v in graph.outputs]
-    verdict = compare(runs, partial(as_traced, trace), operands, outputs, written, session.device)
+    inputs = [Value(k) for k, n in enumerate(graph.nodes) if isinstance(n, Input)]
+    places = largest_places(graph, inputs)
+    verdict = compare(runs, partial(as_traced, trace), operands, outputs, written, session.device, places)
     if verdict.planned is not None:
         record = {"planned": verdict.planned, "xla": verdict.xla, "fastest": verdict.fastest}
         session.store.put("verdict", key, record)

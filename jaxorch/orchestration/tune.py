@@ -28,6 +28,7 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
+from jaxorch.orchestration.positions import largest_places
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, check, check_all
 from jaxorch.runtime.store import Store
@@ -78,8 +79,9 @@ def tune(
         return Tuned(source, compiled, None, tuple(failures))
     every = list(sources)
     usable = _usable(every, check_all(every, inputs, outputs, **limits), failures)
+    places = largest_places(graph, kernel.inputs)
     try:
-        best, measured = _fastest([s for s, _ in usable], inputs, outputs, device, failures)
+        best, measured = _fastest([s for s, _ in usable], inputs, outputs, device, failures, places)
     except _jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise CompileError(f"no configuration could be timed: {error}") from error
@@ -140,10 +142,15 @@ def _usable(
 
 
 def _fastest(
-    sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], device: Device, failures: list[str]
+    sources: Sequence[Source],
+    inputs: Sequence[Array],
+    outputs: Sequence[Array],
+    device: Device,
+    failures: list[str],
+    places: Sequence[int],
 ) -> tuple[Source, float]:
     donated = in_place(sources[0])
-    rotation = Rotation(random_arguments(inputs, device.l2_bytes), donated)
+    rotation = Rotation(random_arguments(inputs, device.l2_bytes, places), donated)
     running: list[tuple[Source, Callable[..., Any]]] = []
     for source in sources:
         try:
@@ -180,20 +187,25 @@ def launched(source: Source, outputs: Sequence[Array], rotation: Rotation) -> Ca
     return compiled
 
 
-def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Array]]:
-    """Sets of arguments to rotate through, together past the device's last-level cache."""
+def random_arguments(
+    arrays: Sequence[Array], l2_bytes: int, places: Sequence[int] | None = None
+) -> list[list[jax.Array]]:
+    """Sets of arguments to rotate through, together past the device's last-level cache.
+
+    `places`: the largest place that is looked up by each; a single position is in the upper half of what it may be.
+    """
+    places = places or [1] * len(arrays)
     size = max(sum(a.nbytes for a in arrays), 1)
     count = max(1, min(math.ceil(2 * l2_bytes / size) + 1, _SETS_BYTES // size, 16))
-    # integers may be indices: with few of them, updates would meet in one place
-    places = min(max((n for a in arrays for n in a.shape), default=2), 1 << 15)
-    return [[_random(_jax.random.key(1000 * s + k), a, places) for k, a in enumerate(arrays)] for s in range(count)]
+    drawn = list(zip(arrays, places, strict=True))
+    return [[_random(_jax.random.key(1000 * s + k), *a) for k, a in enumerate(drawn)] for s in range(count)]
 
 
 @partial(_jax.jit, static_argnums=(1, 2))
-def _random(key: Any, array: Array, places: int) -> jax.Array:
-    if array.dtype == np.bool_:
-        return _jax.random.bernoulli(key, shape=array.shape)
+def _random(key: Any, array: Array, place: int) -> jax.Array:
     if not is_float(array.dtype):
-        return _jax.random.randint(key, array.shape, 0, places, jnp.int32).astype(array.dtype)
+        most = 1 if array.dtype.kind == "b" else min(place, int(np.iinfo(array.dtype).max), 2**31 - 2)
+        least = most // 2 if array.size == 1 and most > 1 else 0
+        return _jax.random.randint(key, array.shape, least, most + 1, jnp.int32).astype(array.dtype)
     wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
     return _jax.random.normal(key, array.shape, wide).astype(array.dtype)

@@ -289,6 +289,61 @@ def test_weights_after_the_softmax():
     check(f, np.where(keep, p / 0.7, 0) @ wide[2], q, k, v, keep)
 
 
+def test_a_sink_beside_the_scores():
+    # one more term in the denominator, which no key has
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 1, 3, n, 16) for n in (20, 33, 33))
+    sink = normal(rng, 3, dtype=F32)
+
+    def f(q, k, v, sink):
+        s = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * 0.25
+        m = s.max(-1, keepdims=True)
+        e = jnp.exp(s - m)
+        total = e.sum(-1, keepdims=True) + jnp.exp(sink[None, :, None, None] - m)
+        return jnp.einsum("bhqk,bhkd->bhqd", (e / total).astype(q.dtype), v)
+
+    wide = [x.astype(np.float64) for x in (q, k, v)]
+    e = np.exp(np.einsum("bhqd,bhkd->bhqk", *wide[:2]) / 4)
+    want = e / (e.sum(-1, keepdims=True) + np.exp(sink.astype(np.float64))[None, :, None, None]) @ wide[2]
+    check(f, want, q, k, v, sink)
+
+
+def test_keys_on_two_axes_and_lengths_of_each_row():
+    rng = np.random.default_rng(0)
+    q, k, v = normal(rng, 3, 4, 5, 16), normal(rng, 3, 6, 7, 16), normal(rng, 3, 6, 7, 16)
+    lengths = np.asarray([3, 42, 0], np.int32)
+
+    def f(q, k, v, lengths):
+        s = jnp.einsum("bhwd,bijd->bhwij", q, k, preferred_element_type=jnp.float32).reshape(3, 4, 5, 42)
+        s = jnp.where(jnp.arange(42) < lengths[:, None, None, None], s, -1e30)
+        p = jax.nn.softmax(s, -1).reshape(3, 4, 5, 6, 7).astype(q.dtype)
+        return jnp.einsum("bhwij,bijd->bhwd", p, v)
+
+    flat = [x.reshape(3, 1, -1, 16) for x in (q, k, v)]
+    seen = np.arange(42) < lengths[:, None, None, None]
+    want = reference(*flat, lambda s: np.where(seen, s, -1e30))
+    check(f, want.reshape(3, 4, 5, 16), q, k, v, lengths)
+
+
+def test_bands_of_blocks():
+    # blocks of eight queries attend to their own block, the one before and the one after
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 2, 40, 16) for _ in range(3))
+
+    def f(q, k, v):
+        padded = [jnp.pad(x, ((0, 0), (8, 8), (0, 0))).reshape(2, 7, 8, 16) for x in (k, v)]
+        k, v = (jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], 2) for x in padded)
+        s = jnp.einsum("bnqd,bnkd->bnqk", q.reshape(2, 5, 8, 16), k, preferred_element_type=jnp.float32)
+        i, j, n = jnp.arange(8)[:, None] + 8, jnp.arange(24), jnp.arange(5)[:, None, None] * 8 - 8
+        inside = (jnp.abs(i - j) <= 8) & (j + n >= 0) & (j + n < 40)
+        p = jax.nn.softmax(jnp.where(inside, s, -1e30), -1).astype(q.dtype)
+        return jnp.einsum("bnqk,bnkd->bnqd", p, v)
+
+    near = np.abs(np.arange(40)[:, None] - np.arange(40)) <= 8
+    want = reference(*(x[:, None] for x in (q, k, v)), lambda s: np.where(near, s, -1e30))
+    check(f, want.reshape(2, 5, 8, 16), q, k, v)
+
+
 REFUSED = {
     "squared exponentials": lambda q, k, v: attention_of(q, k, v, lambda p: p * p),
     "another maximum": lambda q, k, v: jnp.exp(q @ k.T - (q @ k.T).max(0)) @ v,

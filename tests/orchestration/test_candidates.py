@@ -202,6 +202,29 @@ def test_an_opaque_is_alone():
             )
 
 
+def products(graph: Graph) -> list[int]:
+    return [k for k, n in enumerate(graph.nodes) if isinstance(n, Contract)]
+
+
+def test_xla_adds_a_bias_and_a_residual_to_its_products():
+    def f(x, w, b, r):
+        return x @ w + b + r
+
+    graph = graph_of(f, (5, 8), (8, 6), (6,), (5, 6))
+    assert (*products(graph), *(k for k, n in enumerate(graph.nodes) if isinstance(n, Map))) in {
+        left.nodes for left in check(graph).left
+    }
+    shared = graph_of(lambda x, w, r: (x @ w, x @ w + r), (5, 8), (8, 6), (5, 6))
+    assert all(len(left.nodes) == 1 for left in check(shared).left)
+
+
+def test_what_lies_between_two_products_is_tried_as_one(monkeypatch):
+    monkeypatch.setattr(candidates, "BUDGET", 1)  # one set from each piece: none would grow into it
+    graph = graph_of(lambda q, k, v: jax.nn.softmax(q @ k.T, -1) @ v, (5, 8), (7, 8), (7, 6))
+    found = check(graph)
+    assert [f.kernel.schedule for f in found.fused if len(products(graph)) == 2 and "online" in f.kernel.schedule]
+
+
 def test_illegal_sets_are_rejected_with_a_reason():
     graph = graph_of(lambda x: (x - x.max(0), x.sum(1)), (6, 6))
     assert "outputs over different rows" in set(check(graph).rejected.values())
