@@ -46,6 +46,13 @@ _WITHIN = 2.0
 """How far a graph's estimate may be above the least for its plan to be timed: estimates are off by less."""
 
 
+_ROUNDS = 8
+"""How often a choice is made again with what was measured of the kernels in it."""
+
+_GAP_US = 0.5
+"""What a launch takes beside its kernel, in µs."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A planned program: `run` takes one operand for each of the trace's inputs, and is traceable.
@@ -84,6 +91,7 @@ class Session:
         self.store = Store(cache_dir(options))
         # by structure: equal kernels are priced, tuned and compiled once
         self.costs: dict[str, float] = {}
+        self.timed: dict[str, float] = {}
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
         self.failures: dict[str, None] = {}
@@ -276,10 +284,36 @@ class _Way:
             return math.inf
 
     def steps(self) -> tuple[KernelStep | LeftStep, ...]:
-        """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew."""
+        """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
+
+        Where kernels are timed, their times take the place of the estimates, and the choice is made again until it
+        holds kernels that have been timed alone.
+        """
+        steps = self.working()
+        for _ in range(_ROUNDS if self.session.live else 0):
+            if not self.corrected():
+                break
+            self.choice = self.choose()
+            steps = self.working()
+        return steps
+
+    def working(self) -> tuple[KernelStep | LeftStep, ...]:
         while (steps := self.tried()) is None:
             self.choice = self.choose()
         return steps
+
+    def corrected(self) -> bool:
+        """Puts measured times where estimates were; whether there were any of what is chosen."""
+        session, chosen = self.session, [self.choice.options[k] for k in self.choice.solution.chosen]
+        fresh = {
+            o.structure: time
+            for o in chosen
+            if isinstance(o, Fused) and (time := session.tuned[o.structure].measured) is not None
+        }
+        fresh = {structure: time + _GAP_US for structure, time in fresh.items() if structure not in session.timed}
+        session.costs.update(fresh)
+        session.timed.update(fresh)
+        return bool(fresh)
 
     def tried(self) -> tuple[KernelStep | LeftStep, ...] | None:
         steps: list[KernelStep | LeftStep] = []
