@@ -22,7 +22,7 @@ from jaxorch.kernels.frame import COLUMN
 
 __all__ = ["GemmBody"]
 
-_WHOLE_ROW = 8192  # elements of a tile that holds rows whole while their statistics are taken
+_WHOLE_ROW = 16384  # elements of a tile that holds rows whole while their statistics are taken
 
 
 class GemmBody[V](ProductBody[V]):

@@ -64,12 +64,19 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     found: list[Blocks] = []
     for block_rows, block_columns, depth, warps, stages in _gemm_shapes(rows, columns):
         block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
-        keys = max(_fitted(depth // _itemsize(graph, core), core.key), 32 // _itemsize(graph, core))
+        size = _itemsize(graph, core)
+        keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
         programs = grid * -(-rows // block_rows) * -(-columns // block_columns)
         for splits in _splits(programs, core.key, 512) if not core.beside else (1,):
             found.append((block_rows, block_columns, warps, stages, keys, splits))
     few = [f for f in found if _programs(frame, f) >= _PROGRAMS // 2]
     return [*few, *(f for f in found if f not in few)]
+
+
+def _depth(block: int, keys: int) -> int:
+    """The block of contracted elements: all of few, where that pads no more than steps of `block` do."""
+    whole = power_of_two(keys)
+    return whole if whole <= 2 * block and whole <= -(-keys // block) * block else block
 
 
 def _programs(frame: Frame, blocks: Blocks) -> int:

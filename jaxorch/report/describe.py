@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from jaxorch.codegen.count_ops import count
+from jaxorch.codegen.source import Source
 from jaxorch.frontend.trace import Trace
 from jaxorch.ir.graph import Contract, Graph, Map, Node, Opaque, Reduce
 from jaxorch.kernels.kernel import Kernel
@@ -93,7 +94,6 @@ def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
     graph, kernel = plan.graph, step.kernel
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counts = count(graph, kernel, step.source.config)
-    config = step.source.config
     return KernelLine(
         name=step.source.name,
         schedule=kernel.schedule,
@@ -105,9 +105,17 @@ def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
         measured=step.measured,
         registers=step.compiled.registers if step.compiled else None,
         spill_bytes=step.compiled.spill_bytes if step.compiled else None,
-        config=f"{config.block_rows}x{config.block_columns}, {config.num_warps} warps, {step.source.grid} programs",
+        config=_config(step.source),
         code=step.source.text,
     )
+
+
+def _config(source: Source) -> str:
+    config = source.config
+    steps = f" by {config.block_keys}" if config.block_keys else ""
+    parts = f" in {config.splits} parts" if config.splits > 1 else ""
+    tile = f"{config.block_rows}x{config.block_columns}{steps}"
+    return f"{tile}, {config.num_warps} warps, {source.grid} programs{parts}"
 
 
 def _left(plan: Plan, step: LeftStep) -> LeftLine:
