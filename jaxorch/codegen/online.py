@@ -170,7 +170,7 @@ class OnlineBody[V](ProductBody[V]):
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         node = self.graph.nodes[value.node]
-        for number, operand in self.softmax.deferred:
+        for number, operand, _ in self.softmax.deferred:
             if number == value.node and isinstance(node, Map):
                 return self.view(node.operands[1 - operand], coords, guard)
         return super().compute(value, coords, guard)
@@ -222,27 +222,13 @@ class OnlineBody[V](ProductBody[V]):
             self.bound[self.softmax.peak] = self.pick(empty, low, peak)
             self.bound[self.softmax.total] = self.pick(empty, nan, total)
             result = self.pick(empty, nan, acc)
-            for number, operand in self.softmax.deferred:
+            for number, operand, at in self.softmax.deferred:
                 node = self.graph.nodes[number]
                 assert isinstance(node, Map)
-                factor = self.view(node.operands[operand], self.place_of(number, tile), ())
+                place = tuple(simplify(ix.substitute(e, self.space(tile)), tile.sizes) for e in at)  # at any key
+                factor = self.view(node.operands[operand], place, ())
                 result = self.call(node.op, result, factor)
             self.bound[Value(self.core.last)] = result
-
-    def place_of(self, number: int, tile: Tile) -> Coords:
-        """Where the second product's operand wants a node, at key 0: deferred factors are the same at all keys."""
-        coords = self.operand_at(self.core.last, self.core.at, len(self.frame.domain), tile)
-        view = self.contract(self.core.last).operands[self.core.left]
-        pending = [(view, coords)]
-        while pending:
-            view, coords = pending.pop()
-            for _, value, index in pieces_at(view, coords, tile.sizes):
-                if value.node == number:
-                    return index
-                node = self.graph.nodes[value.node]
-                if isinstance(node, Map) and value.node in self.members:
-                    pending += [(v, index) for v in node.operands]
-        raise AssertionError(number)
 
     def combined(self, tile: Tile) -> tuple[V, V, V]:
         """Peak, total and sum of products of all parts: each scaled to the common peak."""
