@@ -113,10 +113,15 @@ class OnlineBody[V](ProductBody[V]):
         top = self.call("max", peak, self.ops.fold("peak", u, FLOAT32))
         if self.scale is None:
             decay, e = self.exp(self.call("sub", peak, top)), self.exp(self.call("sub", u, top))
-        else:  # exp(scale*(x - m)) = exp2(c*x - c*m) for c = scale*log2(e): one multiply-add before the exponential
+        else:  # exp(scale*(x - m)) = exp2(c*(x - m)) for c = scale*log2(e)
             c = self.ops.const(self.scale * _LOG2E, FLOAT32)
-            shift = self.call("mul", top, c)
-            decay, e = (self.exp2(self.call("sub", self.call("mul", x, c), shift)) for x in (peak, u))
+            decay = self.exp2(self.call("mul", self.call("sub", peak, top), c))
+            if self.has_masks(self.shift(tile)[0]):
+                e = self.exp2(self.call("mul", self.call("sub", u, top), c))
+            else:
+                # c*x - c*m is one multiply-add, exact but for the rounding of c*m: that of a masked value is no small
+                # number, and its row would not find its own maximum at a distance of 0
+                e = self.exp2(self.call("sub", self.call("mul", u, c), self.call("mul", top, c)))
         summed = self.ops.fold("sum", e, FLOAT32)
         self.ops.assign(total, self.call("add", self.call("mul", total, decay), summed))
         self.ops.assign(peak, top)
@@ -128,6 +133,18 @@ class OnlineBody[V](ProductBody[V]):
         low = self.ops.const(-np.inf, FLOAT32)
         u = self.view(view, coords, ()) if self.scale is None else self.unscaled(view, coords, ())
         return self.ops.valid(u, low)
+
+    def has_masks(self, view: View) -> bool:
+        """Whether a score may be a constant instead of a product."""
+        for piece in view.pieces:
+            match self.graph.nodes[piece.value.node]:
+                case Const():
+                    return True
+                case Map("select_n", (_, *cases)) if any(map(self.has_masks, cases)):
+                    return True
+                case _:
+                    continue
+        return False
 
     def in_units(self, masked: float) -> float:
         """A masked value in units of `scale`, above the number that peaks start from unless it is -inf."""
