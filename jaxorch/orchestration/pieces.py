@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, Scatter, outputs_of, reads
+from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, Scatter, is_empty, outputs_of, reads
 from jaxorch.ir.view import Value
 from jaxorch.passes.derive.match import is_window
 
@@ -167,9 +167,9 @@ class Pieces:
 
 
 def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
-    """The values that some candidate must produce: no inputs of the program, no constants."""
-    return tuple(v for v in values if not isinstance(graph.nodes[v.node], Input | Const))
+    """The values that some candidate must produce: no inputs of the program, no constants, no empty memory."""
+    return tuple(v for v in values if not isinstance(n := graph.nodes[v.node], Input | Const) and not is_empty(n))
 
 
 def _computes(node: Node) -> bool:
-    return isinstance(node, Map | Reduce | Scatter)
+    return isinstance(node, Map | Reduce | Scatter) and not is_empty(node)

@@ -15,7 +15,7 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from jaxorch.codegen.source import generate
-from jaxorch.errors import CompileError, UnsupportedError
+from jaxorch.errors import CompileError, PlanError, UnsupportedError
 from jaxorch.frontend.regions import Region, region_of
 from jaxorch.frontend.trace import Regions, Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
@@ -105,13 +105,15 @@ def plan_program(trace: Trace, session: Session) -> Planned:
 
     Raises:
         UnsupportedError: it would update the state of a loop that is not its own.
+        PlanError: none of its graphs has a choice of kernels.
     """
-    ways = [_Way(trace, graph, session) for graph in session.graphs(trace)]
-    regions, carries, bodies = _bodies(trace, ways[0].graph, session)
-    written = written_operands(ways[0].graph, carries)
+    graphs = session.graphs(trace)
+    ways = _ways(trace, graphs, session)
+    regions, carries, bodies = _bodies(trace, graphs[0], session)
+    written = written_operands(graphs[0], carries)
     if session.target.in_loop:
-        _check_boundary(ways[0].graph, written)
-    made = [(way, Plan(trace, way.graph, way.steps(), regions)) for way in _worth_it(ways, session)]
+        _check_boundary(graphs[0], written)
+    made = [(way, Plan(trace, way.graph, steps, regions)) for way, steps in _tried(ways, session)]
     runs = [partial(_run_plan, plan, session.launch()) for _, plan in made]
     inside = [step.source.digest for _, body in bodies for step in body.kernels]
     verdict = _judge([plan for _, plan in made], runs, inside, written, session)
@@ -123,11 +125,49 @@ def plan_program(trace: Trace, session: Session) -> Planned:
     return Planned(chosen, plan, choice.solution, choice.baselines, verdict, kept, failures, bodies)
 
 
+def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[_Way]:
+    """A way for each graph that has a choice of kernels; those that have none are dropped.
+
+    Raises:
+        PlanError: none has one.
+    """
+    found: list[_Way] = []
+    errors: list[PlanError] = []
+    for graph in graphs:
+        try:
+            found.append(_Way(trace, graph, session))
+        except PlanError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return found
+
+
+def _tried(ways: Sequence[_Way], session: Session) -> list[tuple[_Way, tuple[KernelStep | LeftStep, ...]]]:
+    """The ways that are worth it with their steps; one whose kernels fail until no choice is left is dropped.
+
+    Raises:
+        PlanError: all are dropped.
+    """
+    left = list(ways)
+    while True:
+        made: list[tuple[_Way, tuple[KernelStep | LeftStep, ...]]] = []
+        for way in _worth_it(left, session):
+            try:
+                made.append((way, way.steps()))
+            except PlanError:
+                left.remove(way)
+                if not left:
+                    raise
+        # a way that had to do without a kernel may now be dearer than another
+        if made and (session.live or made[0][0] is _worth_it(left, session)[0]):
+            return made
+
+
 def _worth_it(ways: Sequence[_Way], session: Session) -> list[_Way]:
     """The graphs to make plans of: all whose estimates are near where plans are timed, else the one of the least."""
     ranked = sorted(ways, key=lambda way: way.cost)
-    within = _WITHIN if session.live else 1.0
-    return [way for way in ranked if way.cost <= within * ranked[0].cost] if session.live else ranked[:1]
+    return [way for way in ranked if way.cost <= _WITHIN * ranked[0].cost] if session.live else ranked[:1]
 
 
 def _run_plan(plan: Plan, launch: Callable[..., list[Any]], *operands: Any) -> list[Any]:
@@ -291,6 +331,8 @@ class _Way:
     def tuned(self, option: Fused, cost: float) -> KernelStep | None:
         """The kernel's step; None if it failed, which is recorded."""
         kernel, structure, session = option.kernel, option.structure, self.session
+        if structure in session.failed:  # in another way
+            return None
         header = header_of(self.trace, self.graph, kernel)
         if session.options.backend == "interpret":
             config = configurations(self.graph, kernel)[0]
