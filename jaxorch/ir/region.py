@@ -66,7 +66,7 @@ def _meet(a: range, b: range) -> bool:
 def unfilled(nodes: Sequence[Node]) -> dict[int, int]:
     """The arrays that may have elements nobody wrote, or wrote twice: the empty ones, and those written since.
 
-    Each (a node's number) with the empty array that it started as.  Once writes partition an array, it is no longer one.
+    Each (a node's number) with the empty array that it started as.  Once writes partition it, it is none of them.
     """
     root: dict[int, int] = {}
     regions: dict[int, list[Region | None]] = {}

@@ -22,6 +22,8 @@ from jaxorch.runtime.compile import Compiled
 
 __all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run", "written_operands"]
 
+_lax: Any = jax.lax  # `empty` carries few types
+
 type Launch = Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]]
 
 
@@ -104,7 +106,7 @@ def _read(plan: Plan, env: dict[int, Any], made: dict[Value, Any], value: Value)
         return made[value]
     if is_empty(plan.graph.nodes[value.node]):
         array = plan.graph.array(value)
-        return jax.lax.empty(array.shape, array.dtype)
+        return _lax.empty(array.shape, array.dtype)
     (variable, *_) = plan.graph.variables(value)
     replay(plan.trace, env, [variable], plan.regions)
     return env[variable]
