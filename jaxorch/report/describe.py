@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jaxorch.codegen.count_ops import count
+from jaxorch.ir.graph import Graph, Input
 from jaxorch.kernels.configs import Config
+from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.orchestration.cost import minimum_bytes
 from jaxorch.orchestration.header import MOST_SOURCES, names_of, sources_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan
@@ -63,7 +65,14 @@ def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
         spill_bytes=step.compiled.spill_bytes if step.compiled else None,
         config=_config(config, step.source.grid),
         code=step.source.text,
+        in_place=_in_place(graph, kernel),
     )
+
+
+def _in_place(graph: Graph, kernel: Kernel) -> tuple[str, ...]:
+    """What the kernel writes into; an operand of the program is copied first unless its caller gave it away."""
+    bases = (graph.nodes[kernel.inputs[k].node] for k in sorted(aliases(graph, kernel)))
+    return tuple(f"in place: operand {n.position} if donated" if isinstance(n, Input) else "in place" for n in bases)
 
 
 def _config(config: Config, programs: int) -> str:
