@@ -25,6 +25,7 @@ from jaxorch.orchestration.planner import Session, as_traced, plan_program
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.fill import fill_by_pieces
+from jaxorch.passes.derive.materialize import materialize
 from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.separable import separate_windows
 from jaxorch.passes.derive.split import split_long_reductions, split_more_reductions
@@ -63,7 +64,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 # What may be done to the graph after these, where it pays: each gives another graph of the same meaning, or the same.
-VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces)
+VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class Pieces:
                 continue
             users = self.users[number]
             alone = isinstance(nodes[number], Map) and len(users) == 1 and number not in returned | self.bases
+            alone = alone and not self._materialized(number)
             joins = alone and _computes(nodes[users[0]]) and users[0] not in self.redone
             # before a window it would be computed for every element of every window: a choice, not a rule
             joins = joins and not is_window(nodes[users[0]])
@@ -77,13 +78,18 @@ class Pieces:
         for number, node in enumerate(graph.nodes):
             if not isinstance(node, Map) or node.op not in _CHEAP or number in returned | self.bases:
                 continue
-            if len(self.users[number]) < 2:
+            if len(self.users[number]) < 2 or self._materialized(number):
                 continue
             if all(_computes(graph.nodes[u]) for u in self.users[number]):
                 sources = self._sources(number, found)
                 if sum(graph.array(v).nbytes for v in sources) <= node.array.nbytes:
                     found.add(number)
         return frozenset(found)
+
+    def _materialized(self, number: int) -> bool:
+        """Whether a node is a copy that no equation asks for: a pass made it, for its array to be there."""
+        node = self.graph.nodes[number]
+        return isinstance(node, Map) and node.op == "copy" and not self.graph.variables(Value(number))
 
     def _sources(self, number: int, redone: set[int]) -> set[Value]:
         """The values a map reads, those of redone maps replaced by theirs."""
