@@ -143,7 +143,10 @@ def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[_Way]
     return found
 
 
-def _tried(ways: Sequence[_Way], session: Session) -> list[tuple[_Way, tuple[KernelStep | LeftStep, ...]]]:
+type _Steps = tuple[KernelStep | LeftStep, ...]
+
+
+def _tried(ways: Sequence[_Way], session: Session) -> list[tuple[_Way, _Steps]]:
     """The ways that are worth it with their steps; one whose kernels fail until no choice is left is dropped.
 
     Raises:
@@ -151,7 +154,7 @@ def _tried(ways: Sequence[_Way], session: Session) -> list[tuple[_Way, tuple[Ker
     """
     left = list(ways)
     while True:
-        made: list[tuple[_Way, tuple[KernelStep | LeftStep, ...]]] = []
+        made: list[tuple[_Way, _Steps]] = []
         for way in _worth_it(left, session):
             try:
                 made.append((way, way.steps()))
@@ -161,7 +164,15 @@ def _tried(ways: Sequence[_Way], session: Session) -> list[tuple[_Way, tuple[Ker
                     raise
         # a way that had to do without a kernel may now be dearer than another
         if made and (session.live or made[0][0] is _worth_it(left, session)[0]):
-            return made
+            return _distinct(made)
+
+
+def _distinct(made: Sequence[tuple[_Way, _Steps]]) -> list[tuple[_Way, _Steps]]:
+    """Those that come to other kernels than all before them."""
+    found: dict[tuple[str, ...], tuple[_Way, _Steps]] = {}
+    for way, steps in made:
+        found.setdefault(tuple(s.source.digest for s in steps if isinstance(s, KernelStep)), (way, steps))
+    return list(found.values())
 
 
 def _worth_it(ways: Sequence[_Way], session: Session) -> list[_Way]:
@@ -311,13 +322,17 @@ class _Way:
             self.session.failures[str(error)] = None
             return math.inf
 
-    def steps(self) -> tuple[KernelStep | LeftStep, ...]:
-        """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew."""
+    def steps(self) -> _Steps:
+        """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
+
+        Raises:
+            PlanError: without the kernels that failed there is no choice.
+        """
         while (steps := self.tried()) is None:
             self.choice = self.choose()
         return steps
 
-    def tried(self) -> tuple[KernelStep | LeftStep, ...] | None:
+    def tried(self) -> _Steps | None:
         steps: list[KernelStep | LeftStep] = []
         for number in self.choice.solution.chosen:
             option = self.choice.options[number]
