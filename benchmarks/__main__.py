@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as err:
         parser.error(str(err))
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
-    results = {"machine": machine() | {"seed": seed, "repeats": options.repeats}, "records": []}
+    results = {"machine": machine(options.commit) | {"seed": seed, "repeats": options.repeats}, "records": []}
     settings = Settings(seed, options.repeats, options.reference)
     end = time.monotonic() + options.minutes * 60
     for name in names:
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--table", action="store_true", help="print the table in Markdown")
     parser.add_argument("--read", type=Path, help="run nothing, print the table of these results")
     parser.add_argument("--list", action="store_true", help="list suites and cases")
+    parser.add_argument("--commit", help="the commit, where the code that runs is a copy and no checkout")
     parser.add_argument("--repeats", type=int, default=20, help="timed calls of each version (20)")
     parser.add_argument("--seed", type=int, help="of the random inputs; a fresh one by default")
     parser.add_argument("--limit", type=float, default=90, help="seconds that one case may take (90)")

@@ -103,7 +103,7 @@ class Record:
         return self.ratio >= self.bar if on_device else None
 
 
-def machine() -> dict[str, object]:
+def machine(commit: str | None = None) -> dict[str, object]:
     """What the records of a run have in common: device, versions, commit, time."""
     device = jax.devices()[0]
     return {
@@ -111,7 +111,7 @@ def machine() -> dict[str, object]:
         "platform": device.platform,
         "clock": "device time (CUPTI)" if device.platform == "gpu" else "wall clock",
         "versions": {name: _version(name) for name in ("jaxorch", "jax", "jaxlib", "triton", "jax-triton")},
-        "commit": _commit(),
+        "commit": commit or _commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

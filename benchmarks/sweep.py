@@ -23,6 +23,7 @@ from jaxorch.orchestration.cost import config_time
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
+from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.tune import TRIES, launched, random_arguments
 from jaxorch.pipeline import planned
 from jaxorch.runtime.compile import Compiled
@@ -48,7 +49,8 @@ def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int
     """A row for each of the first `limit` configurations, in the order in which the tuner would try them."""
     inputs, outputs = arguments(graph, kernel)
     donated = [*aliases(graph, kernel)]
-    rotation = Rotation(random_arguments(inputs, table.l2_bytes), donated) if live else None
+    places = largest_places(graph, kernel.inputs)
+    rotation = Rotation(random_arguments(inputs, table.l2_bytes, places), donated) if live else None
     rows: list[Row] = []
     running = {}
     for config in configurations(graph, kernel)[:limit]:

@@ -17,7 +17,7 @@ from jaxorch.codegen.ops import Buffer, Ops, Tile
 from jaxorch.codegen.precision import relaxed_nodes
 from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Graph, Map, Reduce, Scatter
+from jaxorch.ir.graph import Const, Contract, Graph, Map, Reduce, Scatter
 from jaxorch.ir.index import Bound, Dim, Expr, Guard
 from jaxorch.ir.simplify import coords_of, linear_terms, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
@@ -35,7 +35,7 @@ from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID
 from jaxorch.kernels.kernel import Kernel, Output, aliases
 
-__all__ = ["buffers", "emit", "grid_size"]
+__all__ = ["Body", "Coords", "buffers"]
 
 type Coords = tuple[Expr, ...]
 
@@ -56,18 +56,9 @@ def buffers(graph: Graph, kernel: Kernel) -> tuple[tuple[Buffer, ...], tuple[Buf
     return ins, tuple(outs)
 
 
-def grid_size(kernel: Kernel, config: Config) -> int:
-    """Programs of a launch: (grid points) x (row blocks) x (column blocks, where programs share the columns)."""
-    grid, rows, _ = kernel.frames[config.frame].sizes
-    return grid * -(-rows // config.block_rows) * kernel.column_blocks(config.frame, config.block_columns)
+class Body[V]:
+    """The walk of kernels of Maps and Reduces; those around contractions extend it."""
 
-
-def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: Ops[V]) -> None:
-    """Writes the kernel's body through `ops`."""
-    _Body(graph, kernel, config, ops).run()
-
-
-class _Body[V]:
     def __init__(self, graph: Graph, kernel: Kernel, config: Config, ops: Ops[V]) -> None:
         self.graph, self.kernel, self.config, self.ops = graph, kernel, config, ops
         self.frame = kernel.frames[config.frame]
@@ -208,6 +199,8 @@ class _Body[V]:
                 return self.unrolled(node, coords, guard)
             case Reduce():
                 return self.reduction(Reduction(value.node, coords))[value.output]
+            case Contract():
+                raise CompileError(f"contraction {value.node} was not computed before its use")
             case _:
                 raise AssertionError(f"{type(node).__name__} inside a kernel")
 
@@ -306,8 +299,7 @@ class _Body[V]:
         for key, level in self.needed().items():
             groups.setdefault((level, self.node(key).count), []).append(key)
         for (_, count), keys in sorted(groups.items(), key=lambda item: item[0]):
-            short = count * 8 <= self.config.block_columns  # most of a block would be masked: a tile of its own
-            if self.kernel.schedule == "rows-looped" and not short:
+            if self.is_looped(count):
                 self.reduce_in_loop(count, keys)
                 continue
             with self.scope(self.scope_of(count, "tile")):
@@ -315,6 +307,11 @@ class _Body[V]:
                     node = self.node(key)
                     outs = [a.dtype for a in node.arrays]
                     self.reduced[key] = reductions.direct(self.ops, node.op, self.item(key, node), node.count, outs)
+
+    def is_looped(self, count: int) -> bool:
+        """Whether rows of `count` elements are reduced block by block."""
+        short = count * 8 <= self.config.block_columns  # most of a block would be masked: a tile of its own
+        return self.kernel.schedule == "rows-looped" and not short
 
     def item(self, key: Reduction, node: Reduce) -> reductions.Item[V]:
         reduced = coords_of(Dim(COLUMN), [node.domain[a] for a in node.axes], self.sizes)

@@ -7,15 +7,15 @@ sectors where neighbouring columns are apart, each element of a buffer once howe
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.body import emit
-from jaxorch.codegen.ops import Buffer, Tile, first_block
+from jaxorch.codegen.emit import emit, launches
+from jaxorch.codegen.ops import Buffer, Product, Tile, first_block
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
@@ -49,6 +49,7 @@ class Counts:
         written: bytes stored.
         again: bytes from memory that had been read before and have left the second-level cache.
         operations: weighted arithmetic, in operations of one cycle.
+        matrix: FLOP of the matrix unit, padding included, by the operands' dtype; "" for what no matrix unit computes.
     """
 
     read: dict[str, float] = field(default_factory=dict[str, float])
@@ -56,6 +57,7 @@ class Counts:
     written: float = 0.0
     again: float = 0.0
     operations: float = 0.0
+    matrix: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
     def moved(self) -> float:
@@ -76,6 +78,7 @@ class CountOps:
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.taken = 1.0  # which part of the tiles takes the branches being written
+        self.splits = 1  # among how many points of the grid the loop being written is shared out
         self.left = 1.0  # which part no earlier piece of the choice being written takes
 
     @contextmanager
@@ -88,7 +91,9 @@ class CountOps:
     def points(self, dims: Dims) -> float:
         """How many coordinates vary along `dims`, those of branches not taken left out."""
         axes = dims - {_LANE} if COLUMN in dims else dims
-        return math.prod(self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes) * self.taken
+        shares = self.splits if GRID in dims else 1  # each point of the grid takes a share of the loop's blocks
+        sizes = (self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes)
+        return math.prod(sizes) * self.taken / shares
 
     def share(self, guard: Guard) -> float:
         """About which part of the points the guard lets through."""
@@ -137,7 +142,7 @@ class CountOps:
         # several reads of one buffer: other parts of it, or lines still in the first-level cache
         self.counts.read[buffer.name] = min(self.counts.read.get(buffer.name, 0.0) + moved, size)
         key = (buffer.name, self.scopes)
-        passed = self.points(dims) * share * copies * itemsize * waste
+        passed = self.points(dims) * self.tile.repeats * share * copies * itemsize * waste
         known = self.counts.passes.get(key, 0.0)
         self.counts.passes[key] = max(known, passed, min(known + passed, size))
         self.counts.operations += _L1_BYTE * (known + passed - self.counts.passes[key])
@@ -171,7 +176,7 @@ class CountOps:
         relaxed: bool = False,
     ) -> Dims:
         dims = frozenset[int]().union(*args)
-        self.counts.operations += self.points(dims) * (10 if op in _SLOW else 2)
+        self.counts.operations += self.points(dims) * self.tile.repeats * (10 if op in _SLOW else 2)
         return dims
 
     def select(self, guard: Guard, then: Dims, otherwise: Dims) -> Dims:
@@ -182,6 +187,39 @@ class CountOps:
 
     def valid(self, value: Dims, otherwise: Dims) -> Dims:
         return value | otherwise | {COLUMN}
+
+    def within(self, value: Dims, otherwise: Dims, axis: int) -> Dims:
+        return value | otherwise | {axis}
+
+    @contextmanager
+    def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
+        # a mask that ends at a position known at run time may leave nothing out
+        known = tuple(b for b in live if not any(ix.lookups_in(b.expr)))
+        outer = self.taken, self.splits
+        with self.scope(tile):
+            self.taken *= self.share(known) if doubt else 1.0
+        self.splits = tile.splits
+        self.scopes += 1
+        yield
+        self.taken, self.splits = outer
+
+    def operand(self, value: Dims, dtype: np.dtype[Any]) -> Dims:
+        return value
+
+    def dot(self, left: Dims, right: Dims, acc: Dims | None, product: Product) -> Dims:
+        rows, columns = (
+            -(-n // b) * b
+            for n, b in (
+                (self.tile.sizes[ROW], self.tile.block_rows),
+                (self.tile.sizes[COLUMN], self.tile.block_columns),
+            )
+        )
+        flops = 2.0 * self.tile.sizes[0] * rows * columns * product.summed * self.taken / self.splits
+        name, factor = product.dtype.name, 1
+        if name == "float32" and product.precision != "DEFAULT":
+            name, factor = ("float32", 3) if product.precision == "HIGH" else ("", 1)
+        self.counts.matrix[name] = self.counts.matrix.get(name, 0.0) + flops * factor
+        return frozenset((ROW, COLUMN))
 
     def fold(self, op: str, value: Dims, dtype: np.dtype[Any]) -> Dims:
         self.counts.operations += self.points(value) * 2
@@ -240,6 +278,7 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     config = config or whole(kernel)
     frame = kernel.frames[config.frame]
     ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll)
-    emit(graph, kernel, config, ops)
+    for launch in launches(config):
+        emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again
     return ops.counts

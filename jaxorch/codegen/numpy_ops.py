@@ -6,15 +6,17 @@ not depend on the tile.  Values are arrays that broadcast over (grid, rows, colu
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.body import buffers, emit
-from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.codegen.body import buffers
+from jaxorch.codegen.emit import emit, launches
+from jaxorch.codegen.ops import Buffer, Product, Tile
+from jaxorch.codegen.products import launch_buffers
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.graph import Graph
@@ -135,8 +137,27 @@ class NumpyOps:
         del otherwise  # there are no columns past the end
         return np.broadcast_to(value, self.tile.sizes)
 
+    def within(self, value: Data, otherwise: Data, axis: int) -> Data:
+        del otherwise, axis  # nothing is past the end
+        return value
+
+    def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Data] | None) -> AbstractContextManager[None]:
+        assert tile.splits == 1
+        del live, doubt  # the one block holds everything
+        return nullcontext()
+
+    def operand(self, value: Data, dtype: np.dtype[Any]) -> Data:
+        assert self.tile is not None
+        return np.broadcast_to(value.astype(dtype), self.tile.sizes)
+
+    def dot(self, left: Data, right: Data, acc: Data | None, product: Product) -> Data:
+        held = compute_dtype(product.accumulate)
+        a, b = left.astype(held), right.astype(held)
+        result = np.matmul(a, b.swapaxes(1, 2) if product.transposed else b)
+        return result if acc is None else acc + result
+
     def fold(self, op: str, value: Data, dtype: np.dtype[Any]) -> Data:
-        return _FOLDS[op].reduce(value, axis=2, keepdims=True).astype(compute_dtype(dtype))
+        return _FOLDS["max" if op == "peak" else op].reduce(value, axis=2, keepdims=True).astype(compute_dtype(dtype))
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Data:
         return np.full(tile.sizes, value, compute_dtype(dtype))
@@ -188,5 +209,9 @@ def run(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) ->
     arrays = {b.name: np.array(a) if b in outs else np.ascontiguousarray(a) for b, a in given}
     arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in outs if b not in ins}
     ops = NumpyOps(arrays)
-    emit(graph, kernel, config, ops)
+    for launch in launches(config):
+        written = launch_buffers(graph, kernel, config, launch)[1]
+        arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in written if launch == "partial"}
+        ops = NumpyOps(arrays)
+        emit(graph, kernel, config, ops, launch)
     return [arrays[b.name] for b in outs], [ops.stores[b.name].reshape(b.array.shape) for b in outs]

@@ -6,9 +6,9 @@ handlers.  Invariant: a handler decides nothing about the kernel, it only gives 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from jaxorch.ir.graph import Array
 from jaxorch.ir.index import Expr, Guard, Lookup
 
-__all__ = ["Buffer", "Ops", "Tile", "first_block"]
+__all__ = ["Buffer", "Ops", "Product", "ProductOps", "Tile", "ahead", "first_block"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,40 @@ class Tile:
     """A scope: the extents (grid, rows, columns) of index expressions, the tile's blocks, and how columns are walked.
 
     walk: "grid" (each program has one block of columns), "tile" (one block has all columns) or "loop" (block by block).
+    A kernel around contractions has several scopes whose rows and columns are different things: `spans` names them,
+    `loops` says which of the axes (ROW, COLUMN) a loop runs along, and `repeats` how many programs do the same here,
+    and `splits` among how many the blocks of a loop are shared out: the grid is that many times the kernel's, and its
+    point (s, g) takes the s-th part.
     """
 
     sizes: tuple[int, int, int]
     block_rows: int
     block_columns: int
     walk: Literal["grid", "tile", "loop"]
+    spans: tuple[str, str] = ("row", "column")
+    loops: frozenset[int] = frozenset()
+    repeats: int = 1
+    splits: int = 1
+
+
+def ahead(tile: Tile) -> Tile:
+    """The scope of `tile` before the loop along its columns: there it has no columns yet."""
+    return replace(tile, block_columns=1, loops=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What a matrix product does: its operands' dtype, that of its sums, and how float32 operands are rounded.
+
+    summed: products that an element sums in all steps of the loop together.  transposed: the right operand's rows are
+    the result's columns.
+    """
+
+    dtype: np.dtype[Any]
+    accumulate: np.dtype[Any]
+    precision: str
+    summed: int
+    transposed: bool
 
 
 def first_block(tile: Tile) -> Tile:
@@ -110,6 +138,29 @@ class Ops[V](Protocol):
 
     def column_counts(self, tile: Tile) -> V:
         """After a looped scope: how many blocks had each column of the tile inside, as float32."""
+        ...
+
+
+class ProductOps[V](Ops[V], Protocol):
+    """What kernels around contractions call beside `Ops`; their `fold` also knows "peak", a max that may drop NaN."""
+
+    def within(self, value: V, otherwise: V, axis: int) -> V:
+        """`value` on the rows (ROW) or columns (COLUMN) inside the scope, `otherwise` past their end."""
+        ...
+
+    def loop(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
+        """A loop along the axis that `tile` loops along, over the program's share of blocks; inside it scopes nest.
+
+        Blocks where `live` holds nowhere are visited last, and only if a row of `doubt` (bool), asked then, is true.
+        """
+        ...
+
+    def dot(self, left: V, right: V, acc: V | None, product: Product) -> V:
+        """`left` @ `right` of operands, or @ `right` transposed, plus `acc`; held in the dtype of accumulation."""
+        ...
+
+    def operand(self, value: V, dtype: np.dtype[Any]) -> V:
+        """`value` of logical `dtype` as `dot` takes it: a whole tile of the current scope, rounded to that dtype."""
         ...
 
 

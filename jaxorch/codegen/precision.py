@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxorch.ir.dtypes import is_narrow_float
-from jaxorch.ir.graph import Graph, Map, Node, Reduce, outputs_of, reads
+from jaxorch.ir.graph import Contract, Graph, Map, Node, Reduce, outputs_of, reads
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["relaxed_nodes"]
@@ -40,6 +40,8 @@ def _allows(graph: Graph, number: int, user: Node, user_relaxed: bool) -> bool:
             return is_narrow_float(user.array.dtype) or user_relaxed
         case Map():
             return user_relaxed and user.op in _KEEPS_RELATIVE_ERROR
+        case Contract():  # float32 operands are rounded to TensorFloat-32
+            return dict(user.params)["precision"] == "DEFAULT"
         case Reduce("sum"):
             source = graph.nodes[number]
             return user_relaxed and isinstance(source, Map) and source.op in _NEVER_NEGATIVE

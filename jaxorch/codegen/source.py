@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from jaxorch.codegen.body import buffers, emit, grid_size
-from jaxorch.codegen.ops import Tile
+from jaxorch.codegen.body import Body, buffers
+from jaxorch.codegen.emit import emit, grid_size
+from jaxorch.codegen.ops import Buffer, Tile
+from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
-from jaxorch.ir.graph import Graph, Reduce
+from jaxorch.codegen.triton_products import TritonProducts
+from jaxorch.ir.graph import Array, Graph, Reduce
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, aliases
 
@@ -32,6 +36,7 @@ class Source:
 
     `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
     `aliases` are (input, output) pairs that are one buffer: such an output is not passed.
+    A kernel of two launches writes arrays of `scratch` instead of the outputs; `combine` reads the inputs and these.
     """
 
     name: str
@@ -40,38 +45,63 @@ class Source:
     config: Config
     digest: str
     aliases: tuple[tuple[int, int], ...] = ()
+    scratch: tuple[Array, ...] = ()
+    combine: Source | None = None
 
 
 def generate(
     graph: Graph, kernel: Kernel, config: Config, *, header: Sequence[str] = (), interpret: bool = False
 ) -> Source:
     """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments."""
-    ins, outs = buffers(graph, kernel)
-    frame = kernel.frames[config.frame]
-    columns = kernel.column_blocks(config.frame, config.block_columns)
-    nodes = [graph.nodes[n] for n in kernel.nodes]
-    counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
-    wide = max([*counted, *(b.array.size for b in (*ins, *outs))]) >= 2**31
-    tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid")
-    ops = TritonOps(
-        tile,
-        column_blocks=columns,
-        num_stages=config.num_stages,
-        wide=wide,
-        unroll=frame.unroll,
-        interpret=interpret,
-    )
-    emit(graph, kernel, config, ops)
+    if config.splits == 1:
+        return _launch(graph, kernel, config, "whole", header, interpret)
+    first = _launch(graph, kernel, config, "partial", header, interpret)
+    second = _launch(graph, kernel, config, "combine", header, interpret)
+    digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
+    return replace(first, digest=digest, scratch=scratch_arrays(graph, kernel, config), combine=second)
+
+
+def _launch(
+    graph: Graph, kernel: Kernel, config: Config, launch: Launch, header: Sequence[str], interpret: bool
+) -> Source:
+    ins, outs = launch_buffers(graph, kernel, config, launch) if kernel.core else buffers(graph, kernel)
+    ops = _written(graph, kernel, config, launch, (*ins, *outs), interpret)
     helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
     shared = aliases(graph, kernel)
     arguments = ", ".join(b.name for b in (*ins, *(o for o in outs if o not in ins)))
     body = "\n".join("    " + line for line in ops.blocks[0].lines)
     rest = f"({arguments}):\n{body}\n"
     code = hashlib.sha256((helpers + rest).encode()).hexdigest()
-    name = f"jaxorch_{kernel.schedule.replace('-', '_')}_{code[:8]}"
+    schedule = kernel.schedule.replace("-", "_") + ("" if launch == "whole" else f"_{launch}")
+    name = f"jaxorch_{schedule}_{code[:8]}"
     comments = "".join(f"# {line}\n" for line in header)
     text = f"{comments}{_IMPORTS}{helpers}\n\n@triton.jit\ndef {name}{rest}"
-    grid = grid_size(kernel, config)
+    grid = grid_size(kernel, config, launch)
+    config = combine_config(kernel, config) if launch == "combine" else config
     types = [(b.array.shape, b.array.dtype.name) for b in (*ins, *outs)]
     digest = hashlib.sha256(repr((code, grid, config, types)).encode()).hexdigest()
     return Source(name, text, grid, config, digest, tuple(sorted(shared.items())))
+
+
+def _written(
+    graph: Graph, kernel: Kernel, config: Config, launch: Launch, arguments: Sequence[Buffer], interpret: bool
+) -> TritonOps:
+    """The handler after it has written one launch."""
+    frame = kernel.frames[config.frame]
+    own = combine_config(kernel, config) if launch == "combine" else config
+    columns = kernel.column_blocks(config.frame, own.block_columns)
+    nodes = [graph.nodes[n] for n in kernel.nodes]
+    counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
+    wide = max([*(() if kernel.core else counted), *(b.array.size for b in arguments)]) >= 2**31
+    grid, rows, width = frame.sizes
+    tile = Tile((grid * config.splits, rows, width), own.block_rows, own.block_columns, "grid")
+    if launch == "combine":
+        tile = replace(tile, sizes=frame.sizes)
+    common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}
+    if kernel.core is None:
+        plain = TritonOps(tile, unroll=frame.unroll, interpret=interpret, **common)
+        Body(graph, kernel, config, plain).run()
+        return plain
+    ops = TritonProducts(tile, interpret=interpret, **common)
+    emit(graph, kernel, config, ops, launch)
+    return ops

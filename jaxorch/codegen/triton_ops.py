@@ -187,6 +187,11 @@ class TritonOps(Writer):
         self.remember(lookup, text, axes)
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:
+        raw, dims = self.loading(buffer, offset, guard)
+        return self.name(triton_load_cast(raw, buffer.array.dtype), dims)
+
+    def loading(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, frozenset[int]]:
+        """The load as an expression in the buffer's dtype, and the axes that it varies along."""
         axes = self.axes()
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
         mask = self.mask(dims, guard, axes)
@@ -194,8 +199,8 @@ class TritonOps(Writer):
         missing = dims - ix.dims_of(offset) - {GRID}
         if mask and missing:  # the pointers must have the mask's shape
             pointer = f"{pointer} + {self.zeros(missing)}"
-        raw = f"tl.load({pointer}{mask}{', other=0' if mask else ''})"
-        return self.name(triton_load_cast(raw, buffer.array.dtype), dims)
+        other = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
+        return f"tl.load({pointer}{mask}{f', other={other}' if mask else ''})", dims
 
     def zeros(self, dims: frozenset[int]) -> str:
         shape = self.shape(self.tile.block_columns if COLUMN in dims else 1, None if ROW in dims else 1)

@@ -64,7 +64,7 @@ class Writer:
     def __init__(self, frame: Tile) -> None:
         self.frame = frame
         self.blocks = [Block("function")]
-        self.count = 0
+        self.count: int = 0
         self.lane_type = ""  # how lanes are cast where offsets need 64 bits
 
     @property
@@ -74,9 +74,18 @@ class Writer:
 
     def put(self, line: str, dims: frozenset[int] | None = None) -> None:
         block = self.blocks[-1]
-        if block.kind == "loop" and dims is not None and COLUMN not in dims:
-            block = self.blocks[-2]  # it does not vary in the loop
+        if block.kind == "loop" and dims is not None and not self.varies(dims):
+            block = self.before_loop  # it does not vary in the loop
         block.lines.append(line)
+
+    def varies(self, dims: frozenset[int]) -> bool:
+        """Whether what varies along `dims` changes from one step of the loop being written to the next."""
+        return COLUMN in dims
+
+    @property
+    def before_loop(self) -> Block:
+        """The block that the loop being written stands in."""
+        return self.blocks[-2]
 
     def name(self, expr: str, dims: frozenset[int], prefix: str = "v") -> Text:
         text = Text(f"{prefix}{self.count}", dims)
@@ -137,9 +146,9 @@ class Writer:
 
     def remember(self, lookup: Lookup, text: Text, axes: Axes) -> None:
         """Makes `text` the name of a Lookup, at these axes or, if it varies along none, at all."""
-        hoisted = self.blocks[-1].kind == "loop" and COLUMN not in text.dims
+        home = self.before_loop if self.blocks[-1].kind == "loop" and not self.varies(text.dims) else self.blocks[-1]
         key = (lookup, axes.names, axes.sizes) if ix.dims_of(lookup) & {ROW, COLUMN} else lookup
-        self.blocks[-2 if hoisted else -1].names[key] = text.name
+        home.names[key] = text.name
 
     def known(self, atom: Expr, axes: Axes, names: Names) -> str | None:
         """The name that an expression has already."""
@@ -166,9 +175,9 @@ class Writer:
             case _:  # a Lookup is bound before it is used, under its own name
                 raise AssertionError(atom)
         dims = ix.dims_of(atom)
-        hoisted = self.blocks[-1].kind == "loop" and COLUMN not in dims
+        home = self.before_loop if self.blocks[-1].kind == "loop" and not self.varies(dims) else self.blocks[-1]
         text = self.name(expr, dims, "i")
-        self.blocks[-2 if hoisted else -1].names[atom, names, axes.sizes] = text.name
+        home.names[atom, names, axes.sizes] = text.name
         return text.name
 
     def divided(self, expr: Expr, divisor: int, operator: str, axes: Axes, start: bool) -> str:

@@ -119,8 +119,8 @@ def map_params(primitive: str, params: Mapping[str, Any]) -> Params:
 
 
 def reduce_params(primitive: str, params: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
-    """The Reduce's op and axes."""
-    return REDUCTIONS[primitive], tuple(int(a) for a in params["axes"])
+    """The Reduce's op and axes, which are in no order when the user wrote them so."""
+    return REDUCTIONS[primitive], tuple(sorted(int(a) for a in params["axes"]))
 
 
 def _hashable(value: Any) -> Hashable:

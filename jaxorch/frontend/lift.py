@@ -7,12 +7,14 @@ of the graph can also be computed by replaying the trace.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jaxorch.errors import UnsupportedError
 from jaxorch.frontend.compute import ELEMENTWISE, REDUCTIONS, map_params, reduce_params
+from jaxorch.frontend.contraction import CONTRACTIONS
 from jaxorch.frontend.indexing import INDEXED
 from jaxorch.frontend.movement import VIEWS, broadcast
 from jaxorch.frontend.trace import Equation, Trace
@@ -104,6 +106,10 @@ class _Lifter:
             self.windowed(k, equation, arrays, outs)
         elif equation.primitive == "conv_general_dilated" and self.patches(k, equation, arrays, outs[0]):
             pass
+        elif equation.primitive in CONTRACTIONS:
+            values = [self.value(v) for v in equation.inputs]
+            node = CONTRACTIONS[equation.primitive](equation.params, values, arrays, outs[0])
+            self.append(replace(node, origin=_origin(k, equation)), equation.outputs)
         else:
             raise UnsupportedError(_REASONS.get(equation.primitive, f"{equation.primitive} is left to XLA"))
 

@@ -5,7 +5,7 @@ Input: what the frontend builds.  Output: what passes rewrite and kernels are cu
 node's iteration domain.  Data movement is not a node: it lives in the operands' views.  A copy is a
 `Map` with op "copy".
 
-Node kinds still to come take their place in this union: Contract, Cumulative, Loop.
+Node kinds still to come take their place in this union: Cumulative, Loop.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jaxorch.ir.view import Piece, Value, View, lookups
 __all__ = [
     "Array",
     "Const",
+    "Contract",
     "Graph",
     "Input",
     "Map",
@@ -158,6 +159,36 @@ class Scatter:
 
 
 @dataclass(frozen=True, slots=True)
+class Contract:
+    """A sum of products: of two operands over one iteration domain, over `axes`; the other axes remain, in order.
+
+    The domain is (batch axes, free axes of the first operand, of the second, contracted axes) as lifted from a
+    dot_general; an operand's view ignores the axes that it does not have.  params: "precision" ("DEFAULT", "HIGH" or
+    "HIGHEST", as `jax.lax.Precision`) and "accumulate", the dtype in which products are summed.
+    """
+
+    operands: tuple[View, View]
+    axes: tuple[int, ...]
+    array: Array
+    params: Params = ()
+    origin: Origin = Origin()
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return self.operands[0].domain
+
+    @property
+    def count(self) -> int:
+        """How many products one output element sums."""
+        return math.prod(self.domain[a] for a in self.axes)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions together."""
+        return 2 * math.prod(self.domain)
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """One equation that stays with XLA, and why."""
 
@@ -168,7 +199,7 @@ class Opaque:
     origin: Origin = Origin()
 
 
-type Node = Input | Const | Map | Reduce | Scatter | Opaque
+type Node = Input | Const | Map | Reduce | Contract | Scatter | Opaque
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +229,7 @@ class Graph:
 def outputs_of(node: Node) -> tuple[Array, ...]:
     """Shape and dtype of each value the node produces."""
     match node:
-        case Input() | Const() | Map() | Scatter():
+        case Input() | Const() | Map() | Contract() | Scatter():
             return (node.array,)
         case Reduce() | Opaque():
             return node.arrays
@@ -216,7 +247,7 @@ def operands_of(node: Node) -> tuple[View, ...]:
     match node:
         case Input() | Const():
             return ()
-        case Map() | Reduce() | Opaque():
+        case Map() | Reduce() | Contract() | Opaque():
             return node.operands
         case Scatter():
             return (node.updates,)
@@ -248,5 +279,8 @@ def with_operands(node: Node, operands: Iterable[View]) -> Node:
         case Scatter():
             (updates,) = operands
             return replace(node, updates=updates)
+        case Contract():
+            left, right = operands
+            return replace(node, operands=(left, right))
         case _:
             assert_never(node)

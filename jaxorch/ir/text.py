@@ -10,7 +10,20 @@ import hashlib
 from collections.abc import Sequence
 from typing import assert_never
 
-from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Params, Reduce, Scatter, outputs_of
+from jaxorch.ir.graph import (
+    Array,
+    Const,
+    Contract,
+    Graph,
+    Input,
+    Map,
+    Node,
+    Opaque,
+    Params,
+    Reduce,
+    Scatter,
+    outputs_of,
+)
 from jaxorch.ir.index import Add, Bound, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Mul, Select, dims_of, guard_dims
 from jaxorch.ir.index import Const as Integer
 from jaxorch.ir.view import Piece, Value, View
@@ -128,6 +141,8 @@ def _definition(node: Node) -> str:
             names = [f"i{a}" for a in range(len(updates.domain))]
             into = _piece_text(place, names)
             return f"scatter {combine} into {into}({_views_text([updates], domains=True)})"
+        case Contract(operands, axes, _, params):
+            return f"contract{_params_text(params)} over {list(axes)}({_views_text(operands, domains=True)})"
         case Opaque(primitive, _, operands):
             return f"opaque {primitive}({_views_text(operands, domains=True)})"
         case _:

@@ -16,7 +16,20 @@ import numpy as np
 
 from jaxorch.errors import VerifyError
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Reduce, Scatter, operands_of, outputs_of
+from jaxorch.ir.graph import (
+    Array,
+    Const,
+    Contract,
+    Graph,
+    Input,
+    Map,
+    Node,
+    Opaque,
+    Reduce,
+    Scatter,
+    operands_of,
+    outputs_of,
+)
 from jaxorch.ir.index import Bound, Dim, Expr, Guard, Lookup
 from jaxorch.ir.place import inverse
 from jaxorch.ir.region import unfilled, unfilled_reads
@@ -221,6 +234,8 @@ def _node(node: Node, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
             _reduce(node, place)
         case Scatter():
             _scatter(node, arrays, place)
+        case Contract():
+            _contract(node, place)
         case Opaque():
             pass  # what its primitive asks of operands is XLA's to check
         case _:
@@ -260,13 +275,25 @@ def _same(dtypes: Sequence[np.dtype[Any]], expected: np.dtype[Any], first: int, 
 def _reduce(node: Reduce, place: _Place) -> None:
     if not node.operands:
         place.fail("number of operands", 0, "at least one")
+    _over_axes(node, node.arrays, place)
+
+
+def _contract(node: Contract, place: _Place) -> None:
+    if sorted(name for name, _ in node.params) != ["accumulate", "precision"]:
+        place.fail("parameters", [name for name, _ in node.params], "accumulate and precision")
+    if not node.axes:
+        place.fail("axes", node.axes, "at least one")
+    _over_axes(node, (node.array,), place)
+
+
+def _over_axes(node: Reduce | Contract, arrays: Sequence[Array], place: _Place) -> None:
     for j, view in enumerate(node.operands):
         if view.domain != node.domain:
             replace(place, operand=j).fail("domain", view.domain, f"operand 0's domain {node.domain}")
     if sorted(set(node.axes)) != list(node.axes) or any(not 0 <= a < len(node.domain) for a in node.axes):
         place.fail("axes", node.axes, f"ascending axes of {node.domain}")
     shape = tuple(n for a, n in enumerate(node.domain) if a not in node.axes)
-    for array in node.arrays:
+    for array in arrays:
         if array.shape != shape:
             place.fail("shape of an output", array.shape, f"{shape}, the domain without the reduced axes")
 

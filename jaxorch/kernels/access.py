@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Const, Graph, Map, Reduce, Scatter, operands_of
+from jaxorch.ir.graph import Array, Const, Contract, Graph, Map, Reduce, Scatter, operands_of
 from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, expressions
@@ -20,6 +20,8 @@ __all__ = [
     "Accesses",
     "Load",
     "Reduction",
+    "ShallowWalk",
+    "Walk",
     "collect",
     "looked_up_at",
     "operand_coords",
@@ -43,7 +45,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """A Reduce node evaluated at `coords` of its remaining axes."""
+    """A Reduce or Contract node evaluated at `coords` of its remaining axes."""
 
     node: int
     coords: Coords
@@ -57,7 +59,9 @@ class Accesses:
     reductions: dict[Reduction, int] = field(default_factory=dict[Reduction, int])
     guards: dict[tuple[Guard, tuple[int, ...]], None] = field(default_factory=dict[tuple[Guard, tuple[int, ...]], None])
     places: dict[Coords, None] = field(default_factory=dict[Coords, None])  # index and guard of what is written
-    outside: dict[int, None] = field(default_factory=dict[int, None])  # Reduces wanted where they have no element
+    outside: dict[int, None] = field(default_factory=dict[int, None])  # Reduces, Contracts wanted where they end
+    contractions: dict[Reduction, None] = field(default_factory=dict[Reduction, None])  # met, not walked into
+    indices: dict[Expr, None] = field(default_factory=dict[Expr, None])  # coordinates that iotas yield
 
     def offsets(self, graph: Graph) -> list[tuple[Expr, int]]:
         """(flat offset, element count of the buffer) of each load."""
@@ -71,8 +75,9 @@ class Accesses:
         for load in self.loads:
             yield from load.index
             yield from (b.expr for b in load.guard)
-        for reduction in self.reductions:
+        for reduction in (*self.reductions, *self.contractions):
             yield from reduction.coords
+        yield from self.indices
         for guard, _ in self.guards:
             yield from (b.expr for b in guard)
         for place in self.places:
@@ -99,7 +104,7 @@ def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[
     return found
 
 
-def operand_coords(node: Reduce, coords: Coords, reduced: Coords) -> Coords:
+def operand_coords(node: Reduce | Contract, coords: Coords, reduced: Coords) -> Coords:
     """Coordinates in the reduction's domain: `coords` on the remaining axes, `reduced` on the reduced ones."""
     kept, gone = iter(coords), iter(reduced)
     return tuple(next(gone) if axis in node.axes else next(kept) for axis in range(len(node.domain)))
@@ -132,11 +137,13 @@ def collect(
 
     Reduces among `unrolled` are no reductions but sums of reads, as it were.
     """
-    _Walk(graph, members, into, unrolled).value(value, coords, (), sizes)
+    Walk(graph, members, into, unrolled).value(value, coords, (), sizes)
 
 
-class _Walk:
-    def __init__(self, graph: Graph, members: Collection[int], into: Accesses, unrolled: Collection[int]) -> None:
+class Walk:
+    """A walk over what a value needs, in one index space; a Contract is recorded and not walked into."""
+
+    def __init__(self, graph: Graph, members: Collection[int], into: Accesses, unrolled: Collection[int] = ()) -> None:
         self.graph, self.members, self.into, self.unrolled = graph, members, into, unrolled
         self.levels: dict[tuple[Value, Coords, Guard, tuple[int, ...]], int] = {}
 
@@ -155,6 +162,11 @@ class _Walk:
             self.into.loads[Load(value, coords, guard, sizes)] = None
             return 0
         match node:
+            case Map("iota"):
+                axis = dict(node.params)["dimension"]
+                assert isinstance(axis, int)
+                self.into.indices[coords[axis]] = None
+                return 0
             case Map():
                 return max((self.view(v, coords, guard, sizes) for v in operands_of(node)), default=0)
             case Reduce() if value.node in self.unrolled:
@@ -166,6 +178,10 @@ class _Walk:
                 place = tuple(simplify(ix.substitute(e, coords), sizes) for e in expressions(node.place))
                 self.into.places[place] = None
                 return max(self.lookups(place, sizes), self.view(node.updates, coords, guard, sizes))
+            case Contract():
+                self.note_outside(value.node, node.array, coords, guard, sizes)
+                self.into.contractions[Reduction(value.node, coords)] = None
+                return 0
             case _:
                 raise AssertionError(f"{type(node).__name__} inside a kernel")
 
@@ -185,11 +201,14 @@ class _Walk:
             level = max(level, self.value(lookup.value, index, (), sizes))
         return level
 
-    def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+    def note_outside(self, number: int, array: Array, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> None:
         # a guard is not applied inside a reduction, so it must not be what keeps the coordinates inside the array
-        ranges = zip((ix.range_of(e, sizes) for e in coords), node.arrays[0].shape, strict=True)
+        ranges = zip((ix.range_of(e, sizes) for e in coords), array.shape, strict=True)
         if guard and any(low < 0 or high >= size for (low, high), size in ranges):
             self.into.outside[number] = None
+
+    def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        self.note_outside(number, node.arrays[0], coords, guard, sizes)
         extents = tuple(node.domain[a] for a in node.axes)
         inner_sizes = sizes + extents
         inner = operand_coords(node, coords, tuple(Dim(len(sizes) + k) for k in range(len(extents))))
@@ -197,3 +216,12 @@ class _Walk:
         key = Reduction(number, coords)
         self.into.reductions[key] = level
         return level + 1
+
+
+class ShallowWalk(Walk):
+    """A walk that records reductions and does not walk into them."""
+
+    def reduction(self, number: int, node: Reduce, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        self.note_outside(number, node.arrays[0], coords, guard, sizes)
+        self.into.reductions[Reduction(number, coords)] = 0
+        return 1

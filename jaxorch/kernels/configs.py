@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from jaxorch.ir.graph import Graph, Reduce
+from jaxorch.kernels.contract_configs import gemm_blocks, online_blocks, power_of_two
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel
 
@@ -19,13 +20,18 @@ __all__ = ["Config", "configurations", "power_of_two", "whole"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Config:
-    """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops."""
+    """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops.
+
+    Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes.
+    """
 
     frame: int
     block_rows: int
     block_columns: int
     num_warps: int
     num_stages: int = 1
+    block_keys: int = 0
+    splits: int = 1
 
 
 def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
@@ -34,6 +40,10 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
         case "rows":
             longest = _longest(graph, kernel)
             found = _interleave(_first_twice([_persistent(k, f, longest) for k, f in enumerate(kernel.frames)]))
+        case "gemm":
+            found = [Config(0, *blocks) for blocks in gemm_blocks(graph, kernel.core, kernel.frames[0])]
+        case "online":
+            found = [Config(0, *blocks) for blocks in online_blocks(graph, kernel.core, kernel.frames[0])]
         case "rows-looped":
             longest = _longest(graph, kernel)
             found = _interleave(_first_twice([_looped(k, longest) for k in range(len(kernel.frames))]))
@@ -48,17 +58,12 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
 def whole(kernel: Kernel, frame: int = 0) -> Config:
     """The configuration whose one tile is the whole domain: what the NumPy handler runs."""
     _, rows, columns = kernel.frames[frame].sizes
-    return Config(frame, max(rows, 1), max(columns, 1), 1)
+    return Config(frame, max(rows, 1), max(columns, 1), 1, block_keys=kernel.core.key if kernel.core else 0)
 
 
 def _longest(graph: Graph, kernel: Kernel) -> int:
     nodes = [graph.nodes[n] for n in kernel.nodes if n not in kernel.unrolled]
     return max([kernel.frames[0].sizes[2], *(n.count for n in nodes if isinstance(n, Reduce))])
-
-
-def power_of_two(n: int) -> int:
-    """The least power of two that is not below n."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def _interleave(lists: Sequence[list[Config]]) -> list[Config]:

@@ -13,11 +13,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Node, Reduce, Scatter, pieces_of
+from jaxorch.ir.graph import Contract, Graph, Node, Reduce, Scatter, pieces_of
 from jaxorch.ir.index import Const, Dim, Expr
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Piece, Value, lookups
 from jaxorch.kernels.access import Accesses, Reduction, collect, stored_array
+from jaxorch.kernels.contract import Core, contracted
 from jaxorch.kernels.frame import Frame, flat_frames, refine
 from jaxorch.kernels.order import walked_pointwise, walked_rows
 from jaxorch.kernels.unroll import inner, repeats_rows, taps_of, windows
@@ -43,7 +44,8 @@ class Kernel:
     """One generated kernel.
 
     schedule: "pointwise", "rows" (a tile holds whole rows), "rows-looped" (a loop runs along the row) or "rows-blocked"
-    (a row's columns are spread over programs, each of which reduces anew the short rows that it needs).
+    (a row's columns are spread over programs, each of which reduces anew the short rows that it needs); "gemm" and
+    "online" are around the contractions of `core`.
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
     unrolled: its Reduces that are computed point by point (`kernels.unroll`), as Maps are.
     """
@@ -54,10 +56,12 @@ class Kernel:
     schedule: str
     frames: tuple[Frame, ...]
     unrolled: tuple[int, ...] = ()
+    core: Core | None = None
 
     def column_blocks(self, frame: int, block: int) -> int:
         """Programs that share the columns of a tile's rows, `block` columns each."""
-        return -(-self.frames[frame].sizes[2] // block) if self.schedule in ("pointwise", "rows-blocked") else 1
+        spread = self.schedule in ("pointwise", "rows-blocked", "gemm")
+        return -(-self.frames[frame].sizes[2] // block) if spread else 1
 
 
 def aliases(graph: Graph, kernel: Kernel) -> dict[int, int]:
@@ -75,11 +79,28 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
     if hazard is not None:
         return hazard
     unrolled = windows(graph, members)
+    if any(isinstance(graph.nodes[n], Contract) for n in members):
+        return _contraction(graph, members, tuple(outputs), unrolled)
     found = _build(graph, _Members(members, unrolled), tuple(outputs))
     if isinstance(found, str) and (more := inner(graph, members)) != unrolled:
         again = _build(graph, _Members(members, more), tuple(outputs))
         return found if isinstance(again, str) else again
     return found
+
+
+def _contraction(
+    graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], unrolled: frozenset[int]
+) -> Kernel | str:
+    if unrolled:
+        return "a window beside a contraction"
+    if any(isinstance(graph.nodes[n], Scatter) for n in members):
+        return "a write in place beside a contraction"
+    found = contracted(graph, members, outputs)
+    if isinstance(found, str):
+        return found
+    stored = tuple(Output(v, per_row=False) for v in outputs)
+    schedule = "gemm" if found.core.softmax is None else "online"
+    return Kernel(tuple(sorted(members)), found.inputs, stored, schedule, (found.frame,), core=found.core)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,4 +81,5 @@ def carry_over(kernel: Kernel, known: Structure, to: Structure) -> Kernel:
         kernel.schedule,
         kernel.frames,
         tuple(sorted(numbers[n] for n in kernel.unrolled)),
+        kernel.core and kernel.core.renamed(new),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Graph, Opaque, Scatter, outputs_of, reads
+from jaxorch.ir.graph import Graph, Map, Opaque, Scatter, outputs_of, reads
 from jaxorch.ir.region import unfilled
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel, build
@@ -94,34 +94,67 @@ def _left(pieces: Pieces) -> Iterator[Left]:
         if not parts.isdisjoint(nodes):
             continue
         yield Left(nodes, inputs, piece.outputs)
+        product = _accumulated(pieces, number)
+        if product is not None:
+            nodes, inputs, _ = pieces.joined([*together, product])
+            yield Left(nodes, inputs, piece.outputs)
     for number, node in enumerate(graph.nodes):
         if isinstance(node, Opaque):
             outputs = tuple(Value(number, k) for k in range(len(outputs_of(node))))
             yield Left((number,), internal(graph, reads(node)), outputs)
 
 
+def _accumulated(pieces: Pieces, number: int) -> int | None:
+    """The product to which XLA's library call adds a bias or a residual, if that is all that a piece does."""
+    graph, piece = pieces.graph, pieces.all[number]
+    ops = [n.op for n in map(graph.nodes.__getitem__, piece.nodes) if isinstance(n, Map)]
+    if (
+        len(ops) < len(piece.nodes)
+        or ops.count("add") not in (1, 2)
+        or not {*ops} <= {"add", "convert_element_type", "copy"}
+    ):
+        return None
+    for k in sorted(pieces.products):
+        (value,) = pieces.all[k].outputs or (None,)
+        if value in piece.inputs and pieces.readers[value] and {*pieces.readers[value]} <= {*piece.nodes}:
+            return k if value not in pieces.returned else None
+    return None
+
+
 def _try_convex_sets(pieces: Pieces, is_legal: Callable[[frozenset[int]], bool]) -> None:
-    """Tries convex sets of pieces, each once, grown from each piece through the values they share.
+    """Tries convex sets of pieces, each once, grown from each piece and from each pair of products that may be one.
 
     What grew from a legal set comes first, then what saves most bytes; a set that no schedule runs may still
     grow into one that some schedule does.
     """
     seen: set[frozenset[int]] = set()
+    for seed in pieces.chains():
+        _grow(pieces, is_legal, seed, -1, seen)
     for start in range(len(pieces.all)):
-        frontier = [frozenset((start,))]
-        budget = BUDGET
-        for _ in range(LARGEST):
-            fresh = [s for s in frontier if s not in seen][:budget]
-            budget -= len(fresh)
-            seen.update(fresh)
-            grown: dict[frozenset[int], bool] = {}  # whether a legal set grew into it
-            for chosen in fresh:
-                legal = is_legal(chosen)
-                for k in sorted({k for j in chosen for k in pieces.neighbours[j]} - chosen):
-                    if k > start:
-                        larger = chosen | {k}
-                        grown[larger] = grown.get(larger, False) or legal
-            convex = [s for s in grown if s not in seen and pieces.is_convex(s)]
-            frontier = sorted(convex, key=lambda s: (not grown[s], -pieces.saved(s), tuple(sorted(s))))[:BEAM]
-            if not frontier or not budget:
-                break
+        _grow(pieces, is_legal, frozenset((start,)), start, seen)
+
+
+def _grow(
+    pieces: Pieces,
+    is_legal: Callable[[frozenset[int]], bool],
+    seed: frozenset[int],
+    start: int,
+    seen: set[frozenset[int]],
+) -> None:
+    """Tries `seed` and what it grows into by pieces after number `start`."""
+    frontier, budget = [seed], BUDGET
+    for _ in range(LARGEST):
+        fresh = [s for s in frontier if s not in seen][:budget]
+        budget -= len(fresh)
+        seen.update(fresh)
+        grown: dict[frozenset[int], bool] = {}  # whether a legal set grew into it
+        for chosen in fresh:
+            legal = is_legal(chosen)
+            for k in sorted({k for j in chosen for k in pieces.neighbours[j]} - chosen):
+                larger = chosen | {k}
+                if k > start and pieces.may_join(larger):
+                    grown[larger] = grown.get(larger, False) or legal
+        convex = [s for s in grown if s not in seen and pieces.is_convex(s)]
+        frontier = sorted(convex, key=lambda s: (not grown[s], -pieces.saved(s), tuple(sorted(s))))[:BEAM]
+        if not frontier or not budget:
+            break

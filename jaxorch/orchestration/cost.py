@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
-from jaxorch.codegen.body import grid_size
 from jaxorch.codegen.count_ops import Counts, count
+from jaxorch.codegen.emit import grid_size, launches
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Graph, Map, Opaque, Scatter, operands_of, outputs_of
+from jaxorch.ir.graph import Const, Contract, Graph, Map, Opaque, Scatter, operands_of, outputs_of
 from jaxorch.ir.view import Value, is_reshape, lookups
 from jaxorch.kernels.access import stored_array
 from jaxorch.kernels.configs import Config, configurations
@@ -19,6 +19,7 @@ from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.kernels.unroll import taps_of
 from jaxorch.orchestration.candidates import Left
 from jaxorch.orchestration.devices import Device
+from jaxorch.orchestration.library import product_time
 from jaxorch.passes.derive.match import is_window
 
 __all__ = ["config_time", "kernel_time", "left_time", "minimum_bytes"]
@@ -33,6 +34,8 @@ _XLA_SCATTER_EFFICIENCY = 0.15
 # Operations in the time XLA takes for one element of a window: three pools of 275 elements, for 1.4 million results,
 # took 150 µs on an H200.
 _XLA_TAP = 22
+# The part of the matrix rate, which cuBLAS reaches, that generated loops over products do.
+_MATRIX_EFFICIENCY = 0.7
 
 
 def minimum_bytes(graph: Graph, kernel: Kernel) -> int:
@@ -52,13 +55,14 @@ def kernel_time(graph: Graph, kernel: Kernel, device: Device) -> float:
 
 def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) -> float:
     """The estimate in one configuration, µs."""
-    counts = count(graph, kernel, config)
-    return _roofline(counts, grid_size(kernel, config), device) + device.launch_s * 1e6
+    counts, parts = count(graph, kernel, config), launches(config)
+    return _roofline(counts, grid_size(kernel, config, parts[0]), device) + len(parts) * device.launch_s * 1e6
 
 
 def _roofline(counts: Counts, programs: int, device: Device) -> float:
     memory = max(counts.moved / device.memory_bandwidth, counts.cached / device.l2_bandwidth)
-    compute = counts.operations / device.vector_flops
+    matrix = sum(flops / device.matmul_flops(name) for name, flops in counts.matrix.items())
+    compute = counts.operations / device.vector_flops + matrix / _MATRIX_EFFICIENCY
     # with fewer programs than processors, the others idle
     return max(memory, compute) * 1e6 * max(1.0, device.sms / programs)
 
@@ -76,7 +80,8 @@ def left_time(graph: Graph, left: Left, device: Device) -> float:
     moves = any(isinstance(n, Map) and _rearranges(graph, n) for n in nodes)
     efficiency = _XLA_MOVEMENT_EFFICIENCY if moves else _XLA_EFFICIENCY
     memory = moved / device.memory_bandwidth / efficiency
-    return max(memory, _window_reads(graph, left) * _XLA_TAP / device.vector_flops) * 1e6 + device.xla_launch_s * 1e6
+    time = max(memory, _window_reads(graph, left) * _XLA_TAP / device.vector_flops) * 1e6 + device.xla_launch_s * 1e6
+    return time + sum(product_time(graph, n, device, moved) for n in nodes if isinstance(n, Contract))
 
 
 def _window_reads(graph: Graph, left: Left) -> int:

@@ -44,8 +44,11 @@ def compare(
     outputs: Sequence[Array],
     donated: Sequence[int],
     device: Device,
+    places: Sequence[int] | None = None,
 ) -> Verdict:
     """Times the plans and XLA's version of the whole program; all may write into the `donated` operands.
+
+    `places`: as in `random_arguments`.
 
     Raises:
         LaunchError: the program fails on the device for another reason than want of memory.
@@ -55,7 +58,7 @@ def compare(
     if free is not None and 4 * size > free:
         return Verdict(None, None, f"not timed: {size} bytes of operands and outputs, {free} bytes free")
     try:
-        sets = random_arguments(operands, device.l2_bytes)
+        sets = random_arguments(operands, device.l2_bytes, places)
         jitted = (_jax.jit(f, donate_argnums=tuple(donated)) for f in (*plans, original))
         functions: list[Any] = [f.lower(*sets[0]).compile() for f in jitted]
         *ours, theirs = program_times(functions, sets, donated=donated, repeats=11)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from jaxorch.frontend.trace import Trace
-from jaxorch.ir.graph import Graph, Map, Node, Opaque, Reduce
+from jaxorch.ir.graph import Contract, Graph, Map, Node, Opaque, Reduce
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["MOST_SOURCES", "header_of", "names_of", "sources_of"]
@@ -38,6 +38,8 @@ def _name(node: Node) -> str:
             return node.op
         case Reduce():
             return f"reduce_{node.op}"
+        case Contract():
+            return "dot_general"
         case Opaque():
             return node.primitive
         case _:

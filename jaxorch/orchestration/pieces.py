@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Reduce, Scatter, is_empty, outputs_of, reads
+from jaxorch.ir.graph import (
+    Const,
+    Contract,
+    Graph,
+    Input,
+    Map,
+    Node,
+    Opaque,
+    Reduce,
+    Scatter,
+    is_empty,
+    outputs_of,
+    reads,
+)
 from jaxorch.ir.view import Value
 from jaxorch.passes.derive.match import is_window
 
@@ -50,6 +63,7 @@ class Pieces:
         self.redone = self._redone()
         self.all = self._pieces()
         self.neighbours, self.after = self._relations()
+        self.products = frozenset(k for k, p in enumerate(self.all) if isinstance(graph.nodes[p.nodes[-1]], Contract))
 
     # What the pieces are
 
@@ -62,7 +76,8 @@ class Pieces:
             users = self.users[number]
             alone = isinstance(nodes[number], Map) and len(users) == 1 and number not in returned | self.bases
             alone = alone and not self._materialized(number)
-            joins = alone and _computes(nodes[users[0]]) and users[0] not in self.redone
+            # what a product reads stays apart: another kernel may write it, and XLA does
+            joins = alone and isinstance(nodes[users[0]], Map | Reduce | Scatter) and users[0] not in self.redone
             # before a window it would be computed for every element of every window: a choice, not a rule
             joins = joins and not is_window(nodes[users[0]])
             owner[number] = owner.get(users[0], users[0]) if joins else number
@@ -80,7 +95,7 @@ class Pieces:
                 continue
             if len(self.users[number]) < 2 or self._materialized(number):
                 continue
-            if all(_computes(graph.nodes[u]) for u in self.users[number]):
+            if all(isinstance(graph.nodes[u], Map | Reduce) for u in self.users[number]):
                 sources = self._sources(number, found)
                 if sum(graph.array(v).nbytes for v in sources) <= node.array.nbytes:
                     found.add(number)
@@ -145,6 +160,28 @@ class Pieces:
         below = set[int]().union(*(self.after[k] for k in chosen)) - chosen
         return not any(self.after[k] & chosen for k in below)
 
+    def may_join(self, chosen: frozenset[int]) -> bool:
+        """Whether some schedule may run so many products; two belong together only if one feeds the other."""
+        products = sorted(k for k in chosen if k in self.products)
+        return len(products) < 2 or (len(products) == 2 and products[1] in self.after[products[0]])
+
+    def chains(self) -> list[frozenset[int]]:
+        """From a product to one that needs it, with no other product between: all pieces on the way."""
+        before: dict[int, list[int]] = {k: [] for k in self.products}
+        for first in sorted(self.products):
+            for last in sorted(self.after[first] & self.products):
+                before[last].append(first)
+        found: list[frozenset[int]] = []
+        for last, firsts in before.items():
+            for first in firsts:
+                chain = frozenset(k for k in self.after[first] if last in self.after_of(k)) | {first, last}
+                if len(chain & self.products) == 2 and len(chain) <= 2 * _MOST_SHARED and self.is_convex(chain):
+                    found.append(chain)
+        return found
+
+    def after_of(self, piece: int) -> set[int]:
+        return self.after[piece] if piece < len(self.all) else set[int]()
+
     def _relations(self) -> tuple[list[set[int]], list[set[int]]]:
         """(pieces that share a value, pieces that come after through any path)."""
         maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
@@ -178,4 +215,4 @@ def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
 
 
 def _computes(node: Node) -> bool:
-    return isinstance(node, Map | Reduce | Scatter) and not is_empty(node)
+    return isinstance(node, Map | Reduce | Contract | Scatter) and not is_empty(node)

@@ -19,8 +19,9 @@ from jaxorch.errors import CompileError, PlanError, UnsupportedError
 from jaxorch.frontend.regions import Region, region_of
 from jaxorch.frontend.trace import Regions, Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
-from jaxorch.ir.graph import Const, Graph, Input, Opaque, Reduce, Scatter
+from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.text import array_text
+from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
@@ -30,6 +31,7 @@ from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.header import header_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, run, written_operands
+from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.tune import Tuned, place, tune
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
@@ -262,7 +264,9 @@ def _judge(
     if known is not None:
         return Verdict(float(known["planned"]), float(known["xla"]), fastest=int(known["fastest"]))
     outputs = [graph.array(v) for v in graph.outputs]
-    verdict = compare(runs, partial(as_traced, trace), operands, outputs, written, session.device)
+    inputs = [Value(k) for k, n in enumerate(graph.nodes) if isinstance(n, Input)]
+    places = largest_places(graph, inputs)
+    verdict = compare(runs, partial(as_traced, trace), operands, outputs, written, session.device, places)
     if verdict.planned is not None:
         record = {"planned": verdict.planned, "xla": verdict.xla, "fastest": verdict.fastest}
         session.store.put("verdict", key, record)
@@ -298,7 +302,7 @@ class _Way:
         candidates = [self.candidate(o) for o in options]
         nodes = self.graph.nodes
         required = [v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const)]
-        expensive = [k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Scatter)]
+        expensive = [k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter)]
         solution = blp.solve(candidates, required, expensive)
         blp.check(solution, candidates, required)
         greedy, unfused = blp.greedy(candidates, required, expensive), blp.unfused(candidates, required, expensive)

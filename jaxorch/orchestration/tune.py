@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -28,8 +28,9 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
+from jaxorch.orchestration.positions import largest_places
 from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import call, check
+from jaxorch.runtime.launch import call, check, check_all
 from jaxorch.runtime.store import Store
 
 __all__ = ["TRIES", "Tuned", "in_place", "is_out_of_memory", "launched", "place", "random_arguments", "tune"]
@@ -73,12 +74,14 @@ def tune(
                 compiled = check(source, inputs, outputs, **limits)
                 return Tuned(source, compiled, _number(known.get("measured")), ())
     failures: list[str] = []
-    usable = _compile(sources, lambda s: check(s, inputs, outputs, **limits), failures, first=not live)
     if not live:
-        source, compiled = usable[0]
+        source, compiled = _first(sources, lambda s: check(s, inputs, outputs, **limits), failures)
         return Tuned(source, compiled, None, tuple(failures))
+    every = list(sources)
+    usable = _usable(every, check_all(every, inputs, outputs, **limits), failures)
+    places = largest_places(graph, kernel.inputs)
     try:
-        best, measured = _fastest([s for s, _ in usable], inputs, outputs, device, failures)
+        best, measured = _fastest([s for s, _ in usable], inputs, outputs, device, failures, places)
     except _jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise CompileError(f"no configuration could be timed: {error}") from error
@@ -108,36 +111,46 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _record(config: Config) -> list[int]:
-    return [config.frame, config.block_rows, config.block_columns, config.num_warps, config.num_stages]
+    return list(astuple(config))
 
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _compile(
-    sources: Iterable[Source], check: Callable[[Source], Compiled], failures: list[str], *, first: bool
-) -> list[tuple[Source, Compiled]]:
-    """The sources that compile; only the first one, with no more generated than it takes, if that is enough."""
-    usable: list[tuple[Source, Compiled]] = []
+def _first(
+    sources: Iterable[Source], check: Callable[[Source], Compiled], failures: list[str]
+) -> tuple[Source, Compiled]:
+    """The first source that compiles; no more are generated than it takes."""
     for source in sources:
         try:
-            usable.append((source, check(source)))
+            return source, check(source)
         except CompileError as error:
             failures.append(str(error))
-        if usable and first:
-            break
+    raise CompileError(f"no configuration compiles: {failures[0]}")
+
+
+def _usable(
+    sources: Sequence[Source], found: Sequence[Compiled | CompileError], failures: list[str]
+) -> list[tuple[Source, Compiled]]:
+    """The sources that compile, without spills if there are such: spills cost more than any block size gains."""
+    failures += (str(f) for f in found if isinstance(f, CompileError))
+    usable = [(s, f) for s, f in zip(sources, found, strict=True) if isinstance(f, Compiled)]
     if not usable:
         raise CompileError(f"no configuration compiles: {failures[0]}")
-    # spills cost more than any block size gains
     return [u for u in usable if u[1].spill_bytes == 0] or usable
 
 
 def _fastest(
-    sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], device: Device, failures: list[str]
+    sources: Sequence[Source],
+    inputs: Sequence[Array],
+    outputs: Sequence[Array],
+    device: Device,
+    failures: list[str],
+    places: Sequence[int],
 ) -> tuple[Source, float]:
     donated = in_place(sources[0])
-    rotation = Rotation(random_arguments(inputs, device.l2_bytes), donated)
+    rotation = Rotation(random_arguments(inputs, device.l2_bytes, places), donated)
     running: list[tuple[Source, Callable[..., Any]]] = []
     for source in sources:
         try:
@@ -174,20 +187,25 @@ def launched(source: Source, outputs: Sequence[Array], rotation: Rotation) -> Ca
     return compiled
 
 
-def random_arguments(arrays: Sequence[Array], l2_bytes: int) -> list[list[jax.Array]]:
-    """Sets of arguments to rotate through, together past the device's last-level cache."""
+def random_arguments(
+    arrays: Sequence[Array], l2_bytes: int, places: Sequence[int] | None = None
+) -> list[list[jax.Array]]:
+    """Sets of arguments to rotate through, together past the device's last-level cache.
+
+    `places`: the largest place that is looked up by each; a single position is in the upper half of what it may be.
+    """
+    places = places or [1] * len(arrays)
     size = max(sum(a.nbytes for a in arrays), 1)
     count = max(1, min(math.ceil(2 * l2_bytes / size) + 1, _SETS_BYTES // size, 16))
-    # integers may be indices: with few of them, updates would meet in one place
-    places = min(max((n for a in arrays for n in a.shape), default=2), 1 << 15)
-    return [[_random(_jax.random.key(1000 * s + k), a, places) for k, a in enumerate(arrays)] for s in range(count)]
+    drawn = list(zip(arrays, places, strict=True))
+    return [[_random(_jax.random.key(1000 * s + k), *a) for k, a in enumerate(drawn)] for s in range(count)]
 
 
 @partial(_jax.jit, static_argnums=(1, 2))
-def _random(key: Any, array: Array, places: int) -> jax.Array:
-    if array.dtype == np.bool_:
-        return _jax.random.bernoulli(key, shape=array.shape)
+def _random(key: Any, array: Array, place: int) -> jax.Array:
     if not is_float(array.dtype):
-        return _jax.random.randint(key, array.shape, 0, places, jnp.int32).astype(array.dtype)
+        most = 1 if array.dtype.kind == "b" else min(place, int(np.iinfo(array.dtype).max), 2**31 - 2)
+        least = most // 2 if array.size == 1 and most > 1 else 0
+        return _jax.random.randint(key, array.shape, least, most + 1, jnp.int32).astype(array.dtype)
     wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
     return _jax.random.normal(key, array.shape, wide).astype(array.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaxorch.ir.graph import Const, Graph, Input, Map, Node, Opaque, Origin, Reduce, Scatter, outputs_of
+from jaxorch.ir.graph import Const, Contract, Graph, Input, Map, Node, Opaque, Origin, Reduce, Scatter, outputs_of
 from jaxorch.ir.view import Value
 from jaxorch.options import Options
 from jaxorch.passes.rewrite import drop_unused, rename, replace_values
@@ -36,7 +36,7 @@ def cse(graph: Graph, options: Options) -> Graph:
 
 def _key(node: Node) -> str | None:
     match node:
-        case Const() | Map() | Reduce() | Scatter():
+        case Const() | Map() | Reduce() | Contract() | Scatter():
             # by text: 0.0 and -0.0, and nan, must be told apart as their bits are
             return repr(replace(node, origin=Origin()))
         case Input() | Opaque():

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Node
-from jaxorch.ir.index import Bound, Expr, Guard
+from jaxorch.ir.index import Bound, Expr, Guard, Lookup
 from jaxorch.ir.simplify import simplify, simplify_guard
 from jaxorch.ir.view import Piece, View, simplify_view
 from jaxorch.options import Options
@@ -43,7 +43,8 @@ type _Shape = tuple[int, ...]
 def fold_index_predicates(graph: Graph, options: Options) -> Graph:
     """The graph with each `select_n` whose predicate depends on indices alone replaced by a copy of pieces.
 
-    Predicates are comparisons of integer affine expressions of iota, and what and, or, xor and not make of them.
+    Predicates are comparisons of integer affine expressions of iota with one another, or with an integer known at run
+    time (a length, a position), and what and, or, xor and not make of them.
     A selection that would need more than `LIMIT` pieces stays.  The argument itself is returned if nothing is folded.
     """
     del options
@@ -82,12 +83,28 @@ def _predicate(node: Const | Map, integers: Mapping[int, Expr], predicates: Mapp
         return (_Case((), bool(node.value)),)
     if node.op in COMPARISONS:
         left, right = (expression_of(v, integers) for v in node.operands)
+        if left is None and right is not None:
+            left = _run_time(node.operands[0], right)
+        elif right is None and left is not None:
+            right = _run_time(node.operands[1], left)
         return None if left is None or right is None else _compared(node.op, ix.sub(left, right), node.array.shape)
     operands = [_cases_of(v, predicates) for v in node.operands] if node.op in _LOGIC else []
     known = [c for c in operands if c is not None]
     if not known or len(known) < len(operands):
         return None
     return _simplified(_LOGIC[node.op](known), node.array.shape)
+
+
+def _run_time(view: View, other: Expr) -> Expr | None:
+    """An integer known at run time, compared with the position `other`, if it is the same along an axis of that.
+
+    It is clamped to one below and one above all values of `other`, which changes no comparison with them.
+    """
+    (piece, *more), low_high = view.pieces, ix.range_of(other, view.domain)
+    along = frozenset[int]().union(*(ix.dims_of(e) for e in piece.index))
+    if more or any(ix.lookups_in(other)) or ix.dims_of(other) <= along:
+        return None
+    return Lookup(piece.value, piece.index, low_high[0] - 1, low_high[1] + 1)
 
 
 def _cases_of(view: View, predicates: Mapping[int, _Cases]) -> _Cases | None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from itertools import islice
 from typing import Any
 
 import jax
@@ -18,10 +21,12 @@ from jaxorch.codegen.source import Source
 from jaxorch.errors import CompileError, LaunchError
 from jaxorch.ir.graph import Array
 from jaxorch.runtime.compile import Compiled, compile_for
+from jaxorch.runtime.handover import hand_over
 from jaxorch.runtime.interpret import run
 from jaxorch.runtime.source import LOCK, jit_from_source
+from jaxorch.runtime.workers import Request, compile_all
 
-__all__ = ["call", "check", "interpreted_call"]
+__all__ = ["call", "check", "check_all", "interpreted_call"]
 
 _TRITON_TYPES = {
     "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -32,11 +37,14 @@ _TRITON_TYPES = {
 
 
 def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, arch: int | None = None) -> list[Any]:
-    """Launches a kernel on the GPU inside traced code; `arch` names the compute capability where no GPU is here.
+    """Launches a kernel (both of its launches) on the GPU inside traced code; `arch`: its capability if not here.
 
     Raises:
         LaunchError: jax-triton is not installed.
     """
+    if source.combine is not None:
+        parts = call(replace(source, combine=None), operands, source.scratch, arch=arch)
+        return call(source.combine, [*operands, *parts], outputs, arch=arch)
     jax_triton = _jax_triton()
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
     with warnings.catch_warnings():
@@ -66,28 +74,59 @@ def _jax_triton() -> Any:
         raise LaunchError("jax-triton is not installed: kernels need `pip install jaxorch` on Linux.") from err
     if kept is not None:
         os.environ["TRITON_CACHE_DIR"] = kept
+    hand_over(jax_triton)
     return jax_triton
 
 
 def check(
     source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, shared_limit: int
 ) -> Compiled:
-    """Compiles and assembles a kernel for a GPU.
+    """Compiles and assembles a kernel for a GPU; of two launches, what takes most of each resource is reported.
 
     Raises:
         CompileError: it does not compile, or wants more shared memory than a block has.
     """
-    passed = [*inputs, *_unshared(source, outputs)]
+    launches = [compile_for(*args, **named) for args, named in _requests(source, inputs, outputs, arch)]
+    return _fitting(source, launches, shared_limit)
+
+
+def check_all(
+    sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, shared_limit: int
+) -> list[Compiled | CompileError]:
+    """`check` of each source, in worker processes."""
+    requests = [_requests(source, inputs, outputs, arch) for source in sources]
+    answers = iter(compile_all([request for launches in requests for request in launches]))
+    found: list[Compiled | CompileError] = []
+    for source, launches in zip(sources, requests, strict=True):
+        compiled = list(islice(answers, len(launches)))
+        try:
+            found.append(_fitting(source, [_raised(c) for c in compiled], shared_limit))
+        except CompileError as error:
+            found.append(error)
+    return found
+
+
+def _raised(answer: Compiled | CompileError) -> Compiled:
+    if isinstance(answer, CompileError):
+        raise answer
+    return answer
+
+
+def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], arch: int) -> list[Request]:
+    """What to compile for a kernel: each of its launches."""
+    written = source.scratch if source.combine is not None else outputs
+    passed = [*inputs, *_unshared(source, written)]
     signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
-    compiled = compile_for(
-        source.text,
-        source.name,
-        signature,
-        {},
-        arch=arch,
-        num_warps=source.config.num_warps,
-        num_stages=source.config.num_stages,
-    )
+    config = source.config
+    named = {"arch": arch, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    first: Request = ((source.text, source.name, signature, {}), named)
+    if source.combine is None:
+        return [first]
+    return [first, *_requests(source.combine, [*inputs, *source.scratch], outputs, arch)]
+
+
+def _fitting(source: Source, launches: Sequence[Compiled], shared_limit: int) -> Compiled:
+    compiled = reduce(_joined, launches)
     if compiled.shared_bytes > shared_limit:
         raise CompileError(
             f"Kernel {source.name!r} needs {compiled.shared_bytes} bytes of shared memory; a block has {shared_limit}."
@@ -101,6 +140,16 @@ def _unshared[T](source: Source, outputs: Sequence[T]) -> list[T]:
     return [output for k, output in enumerate(outputs) if k not in shared]
 
 
+def _joined(first: Compiled, second: Compiled) -> Compiled:
+    return Compiled(
+        first.ptx + second.ptx,
+        max(first.registers, second.registers),
+        first.spill_bytes + second.spill_bytes,
+        max(first.shared_bytes, second.shared_bytes),
+        first.seconds + second.seconds,
+    )
+
+
 def _parameters(source: Source) -> list[str]:
     head = source.text.split(f"def {source.name}(", 1)[1].split(")", 1)[0]
     return [name.strip() for name in head.split(",")]
@@ -108,6 +157,9 @@ def _parameters(source: Source) -> list[str]:
 
 def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[Array]) -> list[Any]:
     """Runs a kernel through Triton's interpreter, as a host callback inside traced code."""
+    if source.combine is not None:
+        parts = interpreted_call(replace(source, combine=None), operands, source.scratch)
+        return interpreted_call(source.combine, [*operands, *parts], outputs)
 
     def host(*arrays: Any) -> tuple[np.ndarray[Any, Any], ...]:
         written = dict(source.aliases)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from jaxorch.codegen import numpy_ops
-from jaxorch.codegen.source import generate
+from jaxorch.codegen.source import Source, generate
 from jaxorch.frontend.trace import Trace, flatten, replay
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_float
-from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Reduce, Scatter, operands_of, outputs_of
+from jaxorch.ir.graph import Array, Const, Contract, Graph, Input, Map, Node, Reduce, Scatter, operands_of, outputs_of
 from jaxorch.ir.scalars import SCALARS
 from jaxorch.ir.view import Piece, Value, evaluate_view
 from jaxorch.kernels.configs import Config, whole
@@ -138,7 +138,7 @@ _FOLDS: dict[str, Callable[[Data, tuple[int, ...]], list[Data]]] = {
 
 def whole_kernel(graph: Graph) -> Kernel | str:
     """Everything that can be computed as one kernel, or why not."""
-    nodes = [k for k, n in enumerate(graph.nodes) if isinstance(n, Map | Reduce | Scatter)]
+    nodes = [k for k, n in enumerate(graph.nodes) if isinstance(n, Map | Reduce | Contract | Scatter)]
     outputs = [v for v in dict.fromkeys(graph.outputs) if not isinstance(graph.nodes[v.node], Input | Const)]
     return build(graph, nodes, outputs) if nodes and outputs else "nothing is computed"
 
@@ -181,15 +181,26 @@ def counted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]
     ins = [np.array(a) if k in shared else np.ascontiguousarray(a) for k, a in enumerate(inputs)]
     for k, output in shared.items():
         outs[output] = ins[k]
+    if source.combine is not None:
+        parts = [_poison(a) for a in source.scratch]
+        for part, count in zip(parts, _launch(source, [*ins, *parts])[len(ins) :], strict=True):
+            assert (count == 1).all(), f"scratch of {part.shape} is stored {np.unique(count)} times:\n{source.text}"
+        ins, source = [*ins, *parts], source.combine
     passed = [*ins, *(out for k, out in enumerate(outs) if k not in shared.values())]
-    report = StoreReport()
-    run(source.text, source.name, (source.grid,), passed, constants={}, report=report)
+    counts = _launch(source, passed)
     found: dict[Value, tuple[Data, Data]] = {}
     for output, out in zip(kernel.outputs, outs, strict=True):
-        (count,) = (c for array, c in zip(passed, report.counts, strict=True) if array is out)
+        (count,) = (c for array, c in zip(passed, counts, strict=True) if array is out)
         _check_stores(graph, output, count, f"{config}:\n{source.text}")
         found[output.value] = out, count
     return found
+
+
+def _launch(source: Source, arrays: Sequence[Data]) -> tuple[Data, ...]:
+    """Runs one launch; how often each element of each array was stored."""
+    report = StoreReport()
+    run(source.text, source.name, (source.grid,), arrays, constants={}, report=report)
+    return report.counts
 
 
 def agree(got: Data, want: Data, tolerance: float) -> None:

@@ -126,8 +126,9 @@ def test_operations_on_the_device_equal_lax(names):
         for op, got in zip(groups()[names], results, strict=True):
             ulp = scalars.tolerance(op, names[0])
             approximate = is_float(got.dtype) and op.ulp > 0 and names[0] in ("float32", "float64")
-            # the fast forms of float32 functions give 0 for a denormal
-            scalars.check(replace(op, flushes=not op.exact), names, got, max(ulp, 4 * approximate), op.loose)
+            # the fast forms of float32 functions give 0 for a denormal, and libdevice reads one as 0
+            op = replace(op, flushes=not op.exact)
+            scalars.check(op, names, got, max(ulp, 4 * approximate), op.loose, denormals=op.exact)
 
 
 # Whole programs
@@ -295,7 +296,7 @@ def test_the_guard_compares_with_xla():
 def test_the_guard_keeps_what_is_faster(planned, kept, monkeypatch):
     monkeypatch.setattr(planner, "compare", lambda *_: Verdict(planned, 10.0))
     compiled = jax.jit(jaxorch.optimize(norm, options=TUNED)).lower(SPEC).compile()
-    assert ("triton" in compiled.as_text()) == kept
+    assert ("triton_kernel_call" in compiled.as_text()) == kept  # XLA has Triton kernels of its own
     (x,) = arguments(SPEC.shape)
     close(compiled(x.astype(BF16)), jax.jit(norm)(x.astype(BF16)), 1e-2)
 

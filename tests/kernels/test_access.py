@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Contract
 from jaxorch.ir.index import Add, Bound, Const, Dim
 from jaxorch.ir.view import Piece, Value, View
 from jaxorch.kernels.access import Accesses, Reduction, collect, operand_coords, pieces_at
@@ -164,7 +165,5 @@ def test_offsets_are_row_major():
 
 def test_values_of_the_program_are_the_inputs_of_its_accesses():
     made = program(lambda x, y: jnp.exp(x) @ y, np.ones((3, 4), np.float32), np.ones((4, 2), np.float32))
-    product = next(
-        Value(n) for n, node in enumerate(made.graph.nodes) if getattr(node, "primitive", "") == "dot_general"
-    )
+    product = next(Value(n) for n, node in enumerate(made.graph.nodes) if isinstance(node, Contract))
     assert loads(collected(made.graph, set(), product, (i, j), (3, 2))) == [(product, (i, j), ())]

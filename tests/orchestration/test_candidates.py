@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxorch.codegen.source import generate
-from jaxorch.ir.graph import Const, Graph, Input, Map, Opaque, Reduce, outputs_of, reads
+from jaxorch.ir.graph import Const, Contract, Graph, Input, Map, Opaque, Reduce, outputs_of, reads
 from jaxorch.ir.view import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.orchestration import blp, candidates
@@ -25,7 +25,7 @@ def graph_of(f, *shapes):
 
 
 def computing(graph: Graph) -> set[int]:
-    return {k for k, n in enumerate(graph.nodes) if isinstance(n, Map | Reduce | Opaque)}
+    return {k for k, n in enumerate(graph.nodes) if isinstance(n, Map | Reduce | Contract | Opaque)}
 
 
 def required(graph: Graph) -> list[Value]:
@@ -52,7 +52,7 @@ def check(graph: Graph) -> Enumeration:
     assert set().union(*(left.nodes for left in found.left)) == computing(graph)
     for fused in found.fused:
         nodes, stored = set(fused.kernel.nodes), {o.value for o in fused.kernel.outputs}
-        assert all(isinstance(graph.nodes[n], Map | Reduce) for n in nodes)
+        assert all(isinstance(graph.nodes[n], Map | Reduce | Contract) for n in nodes)
         read = {v for n in nodes for v in reads(graph.nodes[n])}
         assert set(fused.inputs) == internal(graph, {v for v in read if v.node not in nodes})
         assert internal(graph, fused.kernel.inputs) <= set(fused.inputs)
@@ -82,7 +82,7 @@ def solvable(graph: Graph, found: Enumeration) -> None:
     fused = [
         blp.Candidate(f.kernel.nodes, f.inputs, tuple(o.value for o in f.kernel.outputs), 1.0) for f in found.fused
     ]
-    expensive = [k for k, n in enumerate(graph.nodes) if isinstance(n, Opaque | Reduce)]
+    expensive = [k for k, n in enumerate(graph.nodes) if isinstance(n, Opaque | Reduce | Contract)]
     if required(graph):
         blp.check(blp.greedy(left, required(graph), expensive), left, required(graph))
         every = fused + left
@@ -191,7 +191,7 @@ def test_a_path_through_xla_is_not_fused_across():
 
 
 def test_an_opaque_is_alone():
-    graph = graph_of(*[attention, (5, 8), (8, 24)])
+    graph = graph_of(lambda x: jnp.sort(jnp.tanh(x), -1) * 2, (5, 8))
     found = check(graph)
     opaque = {k for k, n in enumerate(graph.nodes) if isinstance(n, Opaque)}
     assert {left.nodes for left in found.left if opaque & set(left.nodes)} == {(k,) for k in opaque}
@@ -200,6 +200,29 @@ def test_an_opaque_is_alone():
             assert left.outputs == tuple(
                 Value(left.nodes[0], o) for o in range(len(outputs_of(graph.nodes[left.nodes[0]])))
             )
+
+
+def products(graph: Graph) -> list[int]:
+    return [k for k, n in enumerate(graph.nodes) if isinstance(n, Contract)]
+
+
+def test_xla_adds_a_bias_and_a_residual_to_its_products():
+    def f(x, w, b, r):
+        return x @ w + b + r
+
+    graph = graph_of(f, (5, 8), (8, 6), (6,), (5, 6))
+    assert (*products(graph), *(k for k, n in enumerate(graph.nodes) if isinstance(n, Map))) in {
+        left.nodes for left in check(graph).left
+    }
+    shared = graph_of(lambda x, w, r: (x @ w, x @ w + r), (5, 8), (8, 6), (5, 6))
+    assert all(len(left.nodes) == 1 for left in check(shared).left)
+
+
+def test_what_lies_between_two_products_is_tried_as_one(monkeypatch):
+    monkeypatch.setattr(candidates, "BUDGET", 1)  # one set from each piece: none would grow into it
+    graph = graph_of(lambda q, k, v: jax.nn.softmax(q @ k.T, -1) @ v, (5, 8), (7, 8), (7, 6))
+    found = check(graph)
+    assert [f.kernel.schedule for f in found.fused if len(products(graph)) == 2 and "online" in f.kernel.schedule]
 
 
 def test_illegal_sets_are_rejected_with_a_reason():

@@ -1,15 +1,18 @@
 """The tuner with fakes for compiler, launch and clock: what fails is recorded, the fastest is chosen and remembered."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxorch.errors import CompileError, LaunchError
-from jaxorch.ir.graph import Array
+from jaxorch.ir.graph import Array, Input
+from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.orchestration import tune as module
 from jaxorch.orchestration.devices import DEVICES
 from jaxorch.orchestration.measure import Timing
+from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.tune import random_arguments, tune
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.store import Store
@@ -33,6 +36,7 @@ class Machine:
         self.spills = lambda config: 0
         self.compile_fails = self.launch_fails = lambda config: False
         monkeypatch.setattr(module, "check", self.check)
+        monkeypatch.setattr(module, "check_all", self.check_all)
         monkeypatch.setattr(module, "call", self.call)
         monkeypatch.setattr(module, "device_times", self.device_times)
 
@@ -42,6 +46,15 @@ class Machine:
         if self.compile_fails(source.config):
             raise CompileError(f"{source.name}: too much shared memory")
         return Compiled("", 32, self.spills(source.config), 0, 0.0)
+
+    def check_all(self, sources, inputs, outputs, **limits):
+        found = []
+        for source in sources:
+            try:
+                found.append(self.check(source, inputs, outputs, **limits))
+            except CompileError as error:
+                found.append(error)
+        return found
 
     def call(self, source, operands, outputs):
         self.launched.append(source.config)
@@ -197,8 +210,24 @@ def test_random_arguments_rotate_past_the_cache():
     first, second = (np.asarray(s[0]) for s in sets[:2])
     assert not np.array_equal(first, second)
     assert 0.9 < first.std() < 1.1
-    assert 0 <= sets[0][1].min() < 100
-    assert 900 < sets[0][1].max() < 1024
+    assert set(np.unique(sets[0][1])) <= {0, 1}
+
+
+def test_places_are_where_a_program_looks():
+    def f(x, i, pos, n):
+        return x[i] + jax.lax.dynamic_index_in_dim(x, pos, 0, False), jnp.where(jnp.arange(50) < n, x[:, 0], 0)
+
+    x, i, scalar = np.zeros((50, 4), np.float32), np.zeros(3, np.int32), np.int32(0)
+    graph = program(f, x, i, scalar, scalar).graph
+    inputs = [Value(k) for k, n in enumerate(graph.nodes) if isinstance(n, Input)]
+    places = largest_places(graph, inputs)
+    assert places == (1, 49, 49, 50)
+    arrays = [graph.array(v) for v in inputs]
+    for arguments in random_arguments(arrays, 1 << 20, places):
+        assert int(arguments[1].max()) <= 49
+        assert 24 <= int(arguments[2]) <= 49
+        assert 25 <= int(arguments[3]) <= 50
+    assert {int(a) for arguments in random_arguments(arrays, 1 << 20) for a in arguments[1]} <= {0, 1}
 
 
 def test_random_arguments_are_bounded():

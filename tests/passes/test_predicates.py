@@ -298,3 +298,32 @@ def test_random_predicates(data):
     after = fold(before)
     assert len(after.nodes[-1].operands[0].pieces) <= LIMIT
     agree(before, after, shape)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "int64"])
+@pytest.mark.parametrize("op", ["eq", "ne", "lt", "le", "gt", "ge"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_length_known_at_run_time(op, dtype, turned):
+    # one length a row, compared with the column; far out of range it means what it meant
+    shape = (4, 6)
+    build = Builder()
+    lengths = build.input((4,), dtype)
+    spread, column = View(shape, (Piece((), lengths, (i,)),)), build.iota(shape, 1, dtype)
+    sides = (spread, column) if turned else (column, spread)
+    x, y = build.input(shape), build.input(shape)
+    chosen = build.map("select_n", build.map(op, *sides, shape=shape, dtype="bool"), y, x, shape=shape)
+    before = build.graph(chosen)
+    after = fold(before)
+    assert after.nodes[-1].op == "copy"
+    limits = np.iinfo(dtype)
+    for values in ((0, 3, 5, 6), (limits.min, limits.max, 1, 7)):
+        arrays = [np.asarray(values, dtype), counting(shape, np.float32), counting(shape, np.float32, 1000)]
+        np.testing.assert_array_equal(evaluate(after, *arrays)[0], evaluate(before, *arrays)[0], strict=True)
+
+
+def test_integers_compared_element_by_element_stay():
+    shape = (4, 6)
+    build = Builder()
+    labels, column = build.input(shape, "int32"), build.iota(shape, 1)
+    _, _, graph = selection(build, shape, build.map("eq", labels, column, shape=shape, dtype="bool"))
+    assert fold(graph) is graph

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Map, Node, Origin, Reduce, Scatter, reads
+from jaxorch.ir.graph import Contract, Graph, Map, Node, Origin, Reduce, Scatter, reads
 from jaxorch.ir.index import Const, Dim, Expr
 from jaxorch.ir.region import Region, boxes
 from jaxorch.ir.view import Piece, Value, View, simplify_view
@@ -44,10 +44,10 @@ def fill_by_pieces(graph: Graph, options: Options) -> Graph:
 
 
 def _after_reductions(graph: Graph) -> frozenset[int]:
-    """Reductions, and maps that are computed from their results: what a kernel of points cannot make."""
+    """Reductions, products, and maps that are computed from their results: what a kernel of points cannot make."""
     found: set[int] = set()
     for number, node in enumerate(graph.nodes):
-        reduced = isinstance(node, Reduce) and not is_window(node)
+        reduced = isinstance(node, Reduce | Contract) and not is_window(node)
         if reduced or (isinstance(node, Map) and any(v.node in found for v in reads(node))):
             found.add(number)
     return frozenset(found)

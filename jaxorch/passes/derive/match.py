@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Map, Node, Reduce
+from jaxorch.ir.graph import Contract, Graph, Map, Node, Reduce, reads
 from jaxorch.ir.index import Dim, Expr
 from jaxorch.ir.simplify import coefficient, simplify
 from jaxorch.ir.value import Value
@@ -19,7 +19,16 @@ from jaxorch.ir.view import View
 from jaxorch.passes.derive import LONGEST_TILE_ROW
 from jaxorch.passes.rewrite import drop_unused, replace_values
 
-__all__ = ["Point", "is_window", "join_reductions", "map_at", "overlap", "same_rows", "source_at"]
+__all__ = [
+    "Point",
+    "is_window",
+    "join_reductions",
+    "map_at",
+    "of_contractions",
+    "overlap",
+    "same_rows",
+    "source_at",
+]
 
 type Point = tuple[Value, tuple[Expr, ...]]
 """A value and the coordinates at which it is read."""
@@ -65,6 +74,16 @@ def overlap(expr: Expr, node: Reduce) -> float:
         return math.inf
     extent = 1 + sum(abs(steps[a] or 0) * (node.domain[a] - 1) for a in sorted(dims & reduced))
     return extent / min(abs(steps[a] or 1) for a in sorted(dims - reduced))
+
+
+def of_contractions(graph: Graph) -> frozenset[int]:
+    """Nodes that Maps and Reduces make of a contraction: what reduces scores is left whole, for the online rule."""
+    found: set[int] = set()
+    for number, node in enumerate(graph.nodes):
+        sources = [v.node for v in reads(node)] if isinstance(node, Map | Reduce) else []
+        if any(k in found or isinstance(graph.nodes[k], Contract) for k in sources):
+            found.add(number)
+    return frozenset(found)
 
 
 def source_at(graph: Graph, view: View, coords: tuple[Expr, ...], sizes: tuple[int, ...]) -> Point | None:

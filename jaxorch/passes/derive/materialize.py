@@ -17,7 +17,19 @@ from typing import Any
 import numpy as np
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Const, Graph, Map, Node, Opaque, Origin, Reduce, operands_of, with_operands
+from jaxorch.ir.graph import (
+    Array,
+    Const,
+    Contract,
+    Graph,
+    Map,
+    Node,
+    Opaque,
+    Origin,
+    Reduce,
+    operands_of,
+    with_operands,
+)
 from jaxorch.ir.index import Dim, Expr
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Piece, Value, View, lookups
@@ -111,6 +123,8 @@ def _times(graph: Graph) -> list[int]:
         if not isinstance(node, Map) or number in returned or len(users[number]) != 1:
             continue
         (user,) = users[number]
+        if not isinstance(graph.nodes[user], Map | Reduce):
+            continue
         read = [math.prod(v.domain) for v in operands_of(graph.nodes[user]) if Value(number) in v.values]
         times[number] = max(1, times[user] * max(read, default=0) // max(node.array.size, 1))
     return times
@@ -118,7 +132,8 @@ def _times(graph: Graph) -> list[int]:
 
 def _read(graph: Graph, node: Node, view: View, times: int) -> _Read | None:
     """How the view would read a copy, if it reads a large array with few bytes side by side."""
-    if isinstance(node, Opaque) or len(view.pieces) != 1 or any(lookups(view.pieces[0])):
+    # a product reads its operands in tiles of two axes
+    if isinstance(node, Contract | Opaque) or len(view.pieces) != 1 or any(lookups(view.pieces[0])):
         return None
     (piece,) = view.pieces
     array = graph.array(piece.value)

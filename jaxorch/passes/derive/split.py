@@ -22,6 +22,7 @@ from jaxorch.ir.index import Bound, Dim
 from jaxorch.ir.monoid import neutral
 from jaxorch.ir.view import Piece, Value, View, compose, identity
 from jaxorch.options import Options
+from jaxorch.passes.derive.match import of_contractions
 from jaxorch.passes.rewrite import drop_unused, rename
 
 __all__ = ["FEW_ROWS", "MORE_PARTS", "MORE_ROWS", "PARTS", "SHORTEST", "split_long_reductions", "split_more_reductions"]
@@ -49,12 +50,13 @@ def split_more_reductions(graph: Graph, options: Options) -> Graph:
 
 
 def _split_all(graph: Graph, few: int, wanted: int) -> Graph:
-    if not any(_parts(n, few, wanted) for n in graph.nodes):
+    scores = of_contractions(graph)
+    if not any(_parts(n, few, wanted) for k, n in enumerate(graph.nodes) if k not in scores):
         return graph
     builder = _Builder()
     for number, old in enumerate(graph.nodes):
         node = rename(old, builder.image)
-        parts = _parts(node, few, wanted)
+        parts = _parts(node, few, wanted) if number not in scores else 0
         results = _split(builder, node, parts) if parts and isinstance(node, Reduce) else [builder.add(node)]
         if len(results) == 1 and not parts:
             builder.moved[number] = results[0].node

@@ -1,0 +1,114 @@
+"""The body of kernels around one contraction: statistics of rows, the loop over products, the epilogue.
+
+Input: a "gemm" kernel in one configuration.  Output: calls on a handler.  Invariant: the accumulator is
+the contraction's result over (rows, columns); in a split kernel it is a part of it until the combine.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxorch.codegen.body import Coords
+from jaxorch.codegen.ops import Tile
+from jaxorch.codegen.products import ProductBody
+from jaxorch.ir import index as ix
+from jaxorch.ir.dtypes import compute_dtype
+from jaxorch.ir.index import Guard
+from jaxorch.ir.simplify import simplify
+from jaxorch.ir.view import Value
+from jaxorch.kernels.access import Accesses, Reduction, Walk
+from jaxorch.kernels.configs import power_of_two
+from jaxorch.kernels.frame import COLUMN
+
+__all__ = ["GemmBody"]
+
+_WHOLE_ROW = 8192  # elements of a tile that holds rows whole while their statistics are taken
+
+
+class GemmBody[V](ProductBody[V]):
+    """The walk of a "gemm" kernel."""
+
+    def run(self) -> None:
+        tile = self.plane("row", "column")
+        value = Value(self.core.last)
+        self.rows: list[V] = []
+        if self.launch == "combine":
+            self.bound[value] = self.combined(tile)
+        else:
+            if self.needed():
+                self.reduce_all()
+            self.bound[value] = self.accumulated(tile)
+        if self.launch == "partial":
+            self.store_part(0, tile, self.bound[value])
+        else:
+            self.store_outputs()
+
+    def combined(self, tile: Tile) -> V:
+        """The sum of all parts, in their order."""
+        dtype = self.scratch[0].array.dtype
+        with self.scope(tile):
+            total = self.load_part(0, tile, 0)
+            for split in range(1, self.splits):
+                total = self.ops.scalar("add", {}, [total, self.load_part(0, tile, split)], [dtype, dtype], dtype)
+        return total
+
+    def accumulated(self, tile: Tile) -> V:
+        blocks = [-(-size // block) for size, block in map(self.extent, ("row", "column"))]
+        a, b = self.plane("row", "key", blocks[1]), self.plane("key", "column", blocks[0])
+        product = self.product(self.core.last, self.core.key, transposed=False)
+        key, left = len(self.frame.domain), self.core.left
+        acc = self.ops.carry(tile, 0, product.accumulate)
+        self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
+        with self.ops.loop(a, (), None):
+            with self.scope(a):
+                for at, total in zip(self.core.beside, self.rows, strict=True):
+                    self.add_row(a, at, total)
+                x = self.tile_of(self.core.last, left, self.core.at, key, a)
+            with self.scope(b):
+                y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
+            with self.scope(tile):
+                self.ops.assign(acc, self.ops.dot(x, y, acc, product))
+        return acc
+
+    def add_row(self, tile: Tile, at: Coords, total: V) -> None:
+        """Adds a block's products to a sum that has one element a row."""
+        dtype, key, last = self.dtype(self.core.last), len(self.frame.domain), self.core.last
+        held = compute_dtype(self.product(last, 0, transposed=False).accumulate)
+        both = [
+            self.view(self.contract(last).operands[k], self.operand_at(last, place, key, tile), ())
+            for k, place in ((self.core.left, self.core.at), (1 - self.core.left, at))
+        ]
+        product = self.ops.scalar("mul", {}, both, [dtype, dtype], held)
+        zero = self.ops.const(0, held)
+        summed = self.ops.fold("sum", self.ops.valid(product, zero), held)
+        self.ops.assign(total, self.ops.scalar("add", {}, [total, summed], [held, held], held))
+
+    def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
+        if value == Value(self.core.last) and self.core.beside:
+            assert self.tile is not None
+            space, sizes = self.space(self.tile), self.tile.sizes
+            for at, total in zip(self.core.beside, self.rows, strict=True):
+                if coords == tuple(simplify(ix.substitute(e, space), sizes) for e in at):
+                    return total
+        return super().compute(value, coords, guard)
+
+    # Statistics of the left operand's rows
+
+    def needed(self) -> dict[Reduction, int]:
+        tile, key = self.plane("row", "key"), len(self.frame.domain)
+        found = Accesses()
+        view = self.contract(self.core.last).operands[self.core.left]
+        coords = self.operand_at(self.core.last, self.core.at, key, tile)
+        Walk(self.graph, self.members, found).view(view, coords, (), tile.sizes)
+        return found.reductions
+
+    def is_looped(self, count: int) -> bool:
+        return self.config.block_rows * power_of_two(count) > _WHOLE_ROW
+
+    def scope_of(self, columns: int, walk: Literal["grid", "tile", "loop"]) -> Tile:
+        grid, rows, _ = self.plane("row", "one").sizes
+        block = power_of_two(columns)
+        if walk == "loop":
+            block = min(block, max(_WHOLE_ROW // self.config.block_rows, 16))
+        loops = frozenset((COLUMN,)) if walk == "loop" else frozenset[int]()
+        return Tile((grid, rows, columns), self.config.block_rows, block, walk, ("row", f"stat{columns}"), loops)

@@ -1,0 +1,291 @@
+"""The body of kernels of two contractions with a softmax between: one pass over the keys, rescaled on the way.
+
+Input: an "online" kernel in one configuration.  Output: calls on a handler.  For each block of keys:
+
+    m' = max(m, max u),  a = exp(m - m'),  e = exp(u - m'),  l = l*a + sum e,  acc = acc*a + e @ v
+
+(Milakov and Gimelshein 2018; Dao 2023).  Invariant: a row gives what the two-pass form gives, rows of
+masked scores alone included: where every score is -inf the sum is 0, and the result NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxorch.codegen.body import Coords
+from jaxorch.codegen.ops import Tile, ahead
+from jaxorch.codegen.products import FLOAT32, ProductBody
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Const, Map
+from jaxorch.ir.index import Bound, Guard
+from jaxorch.ir.simplify import simplify
+from jaxorch.ir.view import Value, View
+from jaxorch.kernels.access import pieces_at
+from jaxorch.kernels.frame import COLUMN
+from jaxorch.kernels.softmax import Softmax, scale_of
+
+__all__ = ["OnlineBody"]
+
+_BOOL = np.dtype(np.bool_)
+_LOWEST = float(np.finfo(np.float32).min)  # not -inf: the distance of a first score would be inf - inf
+_FAR = 2e38
+_LOG2E = 1.4426950408889634
+_NEGLIGIBLE = 256.0  # exp(-x) is 0 in float32 for every x above
+
+
+class OnlineBody[V](ProductBody[V]):
+    """The walk of an "online" kernel."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        assert self.core.softmax is not None
+        self.softmax: Softmax = self.core.softmax
+        self.fast = self.softmax.exponential in self.relaxed
+        view, coords = self.shift(self.plane("row", "key"))
+        self.scale = scale_of(self.graph, self.members, view, coords, self.plane("row", "key").sizes)
+        if not self.fast or self.softmax.peaks_outside:
+            self.scale = None
+
+    @property
+    def inner(self) -> int:
+        return self.contract(self.softmax.first).count
+
+    def run(self) -> None:
+        tile = self.plane("row", "column")
+        peak, total, acc = self.combined(tile) if self.launch == "combine" else self.accumulated(tile)
+        if self.launch == "partial":
+            for number, (plane, value) in enumerate(((tile, acc), (self.row, peak), (self.row, total))):
+                self.store_part(number, plane, value)
+            return
+        self.finish(tile, peak, total, acc)
+        self.store_outputs()
+
+    @property
+    def row(self) -> Tile:
+        return self.plane("row", "one")
+
+    # One block after the other
+
+    def accumulated(self, tile: Tile) -> tuple[V, V, V]:
+        """The peak and the total of each row, and the sum of its products."""
+        blocks = -(-self.frame.sizes[1] // self.config.block_rows)
+        queries, scores = self.plane("row", "inner"), self.plane("row", "key")
+        keys, values = self.plane("key", "inner", blocks), self.plane("key", "column", blocks)
+        key, inner = len(self.frame.domain), len(self.frame.domain) + 1
+        first, last = self.softmax, self.core
+        with self.scope(queries):
+            q = self.tile_of(first.first, first.query, first.at, inner, queries)
+        peak, total = self.ops.carry(self.row, self.lowest, FLOAT32), self.ops.carry(self.row, 0.0, FLOAT32)
+        acc = self.ops.carry(tile, 0.0, FLOAT32)
+        live, floor = self.live(scores)
+        with self.scope(ahead(scores)):
+            self.bind(b.expr for b in live)
+        with self.ops.loop(scores, live, self.doubt(peak, floor) if live else None):
+            with self.scope(keys):
+                k = self.tile_of(first.first, 1 - first.query, first.at, inner, keys)
+            with self.scope(scores):
+                product = self.product(first.first, self.extent("inner")[1], transposed=True)
+                self.bound[Value(first.first)] = self.ops.dot(q, k, None, product)
+                decay, e = self.exponential(scores, peak, total)
+                self.bound[Value(first.exponential)] = e
+                p = self.tile_of(last.last, last.left, last.at, key, scores, zeroed=first.scaled)
+            with self.scope(values):
+                v = self.tile_of(last.last, 1 - last.left, last.at, key, values)
+            with self.scope(tile):
+                product = self.product(last.last, last.key, transposed=False)
+                self.ops.assign(acc, self.ops.dot(p, v, self.call("mul", acc, decay), product))
+        if self.scale is None:
+            return peak, total, acc
+        with self.scope(self.row):
+            return self.call("mul", peak, self.ops.const(self.scale, FLOAT32)), total, acc
+
+    @property
+    def lowest(self) -> float:
+        """What peaks start from: a number far below all scores, that stays one in every unit."""
+        return _LOWEST if self.scale is None else -_FAR / max(self.scale * _LOG2E, 1.0)
+
+    def exponential(self, tile: Tile, peak: V, total: V) -> tuple[V, V]:
+        """What earlier sums are to be scaled by, and this block's exponentials; updates peak and total."""
+        u = self.scores(tile)
+        top = self.call("max", peak, self.ops.fold("peak", u, FLOAT32))
+        if self.scale is None:
+            decay, e = self.exp(self.call("sub", peak, top)), self.exp(self.call("sub", u, top))
+        else:  # exp(scale*(x - m)) = exp2(c*x - c*m) for c = scale*log2(e): one multiply-add before the exponential
+            c = self.ops.const(self.scale * _LOG2E, FLOAT32)
+            shift = self.call("mul", top, c)
+            decay, e = (self.exp2(self.call("sub", self.call("mul", x, c), shift)) for x in (peak, u))
+        summed = self.ops.fold("sum", e, FLOAT32)
+        self.ops.assign(total, self.call("add", self.call("mul", total, decay), summed))
+        self.ops.assign(peak, top)
+        return decay, e
+
+    def scores(self, tile: Tile) -> V:
+        """The scores, divided by `scale` if there is one; -inf past the last key."""
+        view, coords = self.shift(tile)
+        low = self.ops.const(-np.inf, FLOAT32)
+        u = self.view(view, coords, ()) if self.scale is None else self.unscaled(view, coords, ())
+        return self.ops.valid(u, low)
+
+    def in_units(self, masked: float) -> float:
+        """A masked value in units of `scale`, above the number that peaks start from unless it is -inf."""
+        if self.scale is None or masked == -np.inf:
+            return masked
+        return max(masked / self.scale, 0.5 * self.lowest)
+
+    def unscaled(self, view: View, coords: Coords, guard: Guard) -> V:
+        """The scores in units of `scale`: what is multiplied by it as it is, masked values divided by it."""
+        pieces = pieces_at(view, coords, self.sizes)
+        for own, _, index in pieces:
+            self.bind((*(b.expr for b in own), *index))
+        result: V | None = None
+        for own, value, index in reversed(pieces):
+            here = self.unscaled_value(value, index, ix.both(guard, own))
+            result = here if result is None else self.ops.select(own, here, result)
+        assert result is not None
+        return result
+
+    def unscaled_value(self, value: Value, coords: Coords, guard: Guard) -> V:
+        node = self.graph.nodes[value.node]
+        match node:
+            case Const(number):
+                return self.ops.const(self.in_units(float(number)), FLOAT32)
+            case Map("select_n", (predicate, *cases)):
+                chosen = [self.unscaled(case, coords, guard) for case in cases]
+                args, dtypes = [self.view(predicate, coords, guard), *chosen], [_BOOL, FLOAT32, FLOAT32]
+                return self.ops.scalar("select_n", {}, args, dtypes, FLOAT32)
+            case Map("mul" | "div", (view, _)):
+                return self.view(view, coords, guard)
+            case _:
+                return self.value(value, coords, guard)
+
+    def shift(self, tile: Tile) -> tuple[View, Coords]:
+        """The scores' view under the exponential, and where the scope reads it."""
+        node = self.graph.nodes[self.softmax.shift]
+        assert isinstance(node, Map)
+        space = self.space(tile)
+        return node.operands[0], tuple(simplify(ix.substitute(e, space), tile.sizes) for e in self.softmax.shift_at)
+
+    def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
+        node = self.graph.nodes[value.node]
+        for number, operand in self.softmax.deferred:
+            if number == value.node and isinstance(node, Map):
+                return self.view(node.operands[1 - operand], coords, guard)
+        return super().compute(value, coords, guard)
+
+    # Blocks that a mask leaves out
+
+    def live(self, tile: Tile) -> tuple[Guard, float]:
+        """Where scores are not one masked value, as a guard on positions, and that value; () if they are everywhere."""
+        view, coords = self.shift(tile)
+        while True:
+            pieces = pieces_at(view, coords, tile.sizes)
+            if len(pieces) != 1:
+                break
+            node = self.graph.nodes[pieces[0][1].node]
+            if not (isinstance(node, Map) and node.op == "convert_element_type" and pieces[0][1].node in self.members):
+                return (), 0.0
+            (view,), coords = node.operands, pieces[0][2]
+        (guard, value, _), (_, other, _) = pieces[0], pieces[-1]
+        if any(COLUMN in ix.dims_of(k) for b in guard for k in ix.lookups_in(b.expr)):
+            return (), 0.0
+        masked, kept = (self.graph.nodes[v.node] for v in (other, value))
+        if len(pieces) == 2 and isinstance(masked, Const) and not isinstance(kept, Const):
+            return guard, float(masked.value)
+        if len(pieces) == 2 and isinstance(kept, Const) and not isinstance(masked, Const) and len(guard) == 1:
+            return _complement(guard[0], tile.sizes), float(kept.value)
+        return (), 0.0
+
+    def doubt(self, peak: V, floor: float) -> Callable[[], V]:
+        """Rows in which the masked value may count: their peak is not far above it."""
+
+        def rows() -> V:
+            with self.scope(self.row):
+                unit = self.scale or 1.0
+                low = np.float32(self.in_units(floor)) + np.float32(_NEGLIGIBLE / unit)
+                bound = self.ops.const(float(low), FLOAT32)
+                above = self.ops.scalar("gt", {}, [peak, bound], [FLOAT32, FLOAT32], _BOOL)
+                return self.ops.scalar("not", {}, [above], [_BOOL], _BOOL)
+
+        return rows
+
+    # The end
+
+    def finish(self, tile: Tile, peak: V, total: V, acc: V) -> None:
+        """Binds the row's statistics and the second product, with the factors that were deferred."""
+        with self.scope(tile):
+            nothing, nan = self.ops.const(0.0, FLOAT32), self.ops.const(np.nan, FLOAT32)
+            empty = self.ops.scalar("eq", {}, [total, nothing], [FLOAT32, FLOAT32], _BOOL)
+            low = self.ops.const(-np.inf, FLOAT32)
+            self.bound[self.softmax.peak] = self.pick(empty, low, peak)
+            self.bound[self.softmax.total] = self.pick(empty, nan, total)
+            result = self.pick(empty, nan, acc)
+            for number, operand in self.softmax.deferred:
+                node = self.graph.nodes[number]
+                assert isinstance(node, Map)
+                factor = self.view(node.operands[operand], self.place_of(number, tile), ())
+                result = self.call(node.op, result, factor)
+            self.bound[Value(self.core.last)] = result
+
+    def place_of(self, number: int, tile: Tile) -> Coords:
+        """Where the second product's operand wants a node, at key 0: deferred factors are the same at all keys."""
+        coords = self.operand_at(self.core.last, self.core.at, len(self.frame.domain), tile)
+        view = self.contract(self.core.last).operands[self.core.left]
+        pending = [(view, coords)]
+        while pending:
+            view, coords = pending.pop()
+            for _, value, index in pieces_at(view, coords, tile.sizes):
+                if value.node == number:
+                    return index
+                node = self.graph.nodes[value.node]
+                if isinstance(node, Map) and value.node in self.members:
+                    pending += [(v, index) for v in node.operands]
+        raise AssertionError(number)
+
+    def combined(self, tile: Tile) -> tuple[V, V, V]:
+        """Peak, total and sum of products of all parts: each scaled to the common peak."""
+        parts = range(self.splits)
+        with self.scope(self.row):
+            peaks = [self.load_part(1, self.row, s) for s in parts]
+            peak = peaks[0]
+            for other in peaks[1:]:
+                peak = self.call("max", peak, other)
+            scales = [self.call("exp", self.call("sub", p, peak)) for p in peaks]
+            totals = [self.call("mul", self.load_part(2, self.row, s), scales[s]) for s in parts]
+        with self.scope(tile):
+            sums = [self.call("mul", self.load_part(0, tile, s), scales[s]) for s in parts]
+        return peak, self.added(totals), self.added(sums)
+
+    def added(self, values: list[V]) -> V:
+        total = values[0]
+        for value in values[1:]:
+            total = self.call("add", total, value)
+        return total
+
+    # Shorthand for float32 calls
+
+    def call(self, op: str, *args: V) -> V:
+        return self.ops.scalar(op, {}, args, [FLOAT32] * len(args), FLOAT32, relaxed=self.fast)
+
+    def exp(self, value: V) -> V:
+        if not self.fast:
+            return self.call("exp", value)
+        # exp(x) = exp2(log2(e)*x); scaled after the subtraction, since a masked score times log2(e) may overflow
+        return self.exp2(self.call("mul", value, self.ops.const(_LOG2E, FLOAT32)))
+
+    def exp2(self, value: V) -> V:
+        return self.ops.scalar("exp2", {}, [value], [FLOAT32], FLOAT32, relaxed=True)
+
+    def pick(self, predicate: V, then: V, otherwise: V) -> V:
+        args, dtypes = [predicate, otherwise, then], [_BOOL, FLOAT32, FLOAT32]
+        return self.ops.scalar("select_n", {}, args, dtypes, FLOAT32)
+
+
+def _complement(bound: Bound, sizes: tuple[int, ...]) -> Guard:
+    """Where the bound does not hold, if that is one bound too."""
+    low, high = ix.range_of(bound.expr, sizes)
+    if bound.high > high:
+        return (Bound(bound.expr, low, bound.low),)
+    return (Bound(bound.expr, bound.high, high + 1),) if bound.low <= low else ()

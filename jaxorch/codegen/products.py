@@ -1,0 +1,231 @@
+"""What kernels around contractions share: their scopes, and where each is in the index space.
+
+Input: a kernel with a `Core`.  Output: scopes (planes) over pairs of spans - rows, keys, inner products,
+columns - and the coordinates of the core's index space in each.  Invariant: an operand's scope has the
+two spans that it varies along, so that a tile of it is one block of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxorch.codegen.body import Body, Coords, buffers
+from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Array, Contract, Graph
+from jaxorch.ir.graph import Const as IrConst
+from jaxorch.ir.index import Const, Dim, Expr, Guard
+from jaxorch.ir.simplify import coords_of, simplify
+from jaxorch.ir.view import Value, View
+from jaxorch.kernels.access import operand_coords, pieces_at
+from jaxorch.kernels.configs import Config, power_of_two
+from jaxorch.kernels.contract import Core
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.kernel import Kernel
+
+__all__ = ["FLOAT32", "Launch", "ProductBody", "Span", "combine_config", "launch_buffers", "scratch_arrays"]
+
+type Launch = Literal["whole", "partial", "combine"]
+type Span = Literal["row", "column", "key", "inner", "one"]
+
+FLOAT32 = np.dtype(np.float32)
+
+
+def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
+    """What the first launch of a split kernel leaves for the second: sums and, of a softmax, peaks and totals."""
+    assert kernel.core is not None
+    grid, rows, columns = kernel.frames[config.frame].sizes
+    node = graph.nodes[kernel.core.last]
+    assert isinstance(node, Contract)
+    sums = Array((config.splits * grid, rows, columns), np.dtype(str(dict(node.params)["accumulate"])))
+    row = Array((config.splits * grid, rows), FLOAT32)
+    return (sums,) if kernel.core.softmax is None else (sums, row, row)
+
+
+def launch_buffers(
+    graph: Graph, kernel: Kernel, config: Config, launch: Launch
+) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
+    """The arguments of one launch: what it reads, then what it writes."""
+    ins, outs = buffers(graph, kernel)
+    if launch == "whole":
+        return ins, outs
+    scratch = tuple(Buffer(f"part{k}", a) for k, a in enumerate(scratch_arrays(graph, kernel, config)))
+    return (ins, scratch) if launch == "partial" else ((*ins, *scratch), outs)
+
+
+def combine_config(kernel: Kernel, config: Config) -> Config:
+    """How the second launch of a split kernel is cut up: small tiles, since it does little but read."""
+    _, rows, columns = kernel.frames[config.frame].sizes
+    wide = columns if kernel.schedule == "online" else min(columns, 128)
+    block_rows = max(min(power_of_two(rows), 1024 // power_of_two(wide)), 2)
+    return replace(config, block_rows=block_rows, block_columns=power_of_two(wide), num_warps=4, num_stages=1)
+
+
+class ProductBody[V](Body[V]):
+    """The walk of a kernel around contractions."""
+
+    def __init__(self, graph: Graph, kernel: Kernel, config: Config, ops: ProductOps[V], launch: Launch) -> None:
+        super().__init__(graph, kernel, combine_config(kernel, config) if launch == "combine" else config, ops)
+        assert kernel.core is not None
+        self.ops: ProductOps[V] = ops  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.core: Core = kernel.core
+        self.launch = launch
+        self.splits = config.splits
+        self.grid = self.frame.sizes[GRID]
+        self.bound: dict[Value, V] = {}  # values that the schedule computes itself
+        self.plane_values: dict[Tile, dict[Any, Any]] = {}
+        ins, outs = launch_buffers(graph, kernel, config, launch)
+        self.scratch = [b for b in (*ins, *outs) if b.name.startswith("part")]
+
+    # Scopes
+
+    def extent(self, span: Span) -> tuple[int, int]:
+        """The extent of a span in a program's share, and its block."""
+        match span:
+            case "row":
+                return self.frame.sizes[ROW], self.config.block_rows
+            case "column":
+                return self.frame.sizes[COLUMN], self.config.block_columns
+            case "key":
+                return self.core.key, self.config.block_keys
+            case "inner":
+                return self.inner, max(power_of_two(self.inner), self.least)
+            case "one":
+                return 1, 1
+
+    @property
+    def inner(self) -> int:
+        return 1
+
+    @property
+    def least(self) -> int:
+        """The least number of products the matrix unit sums at once."""
+        return 32 if self.dtype(self.core.last).itemsize == 1 else 16
+
+    def plane(self, rows: Span, columns: Span, repeats: int = 1) -> Tile:
+        """The scope of tiles that vary along two spans."""
+        (size_r, block_r), (size_c, block_c) = self.extent(rows), self.extent(columns)
+        loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span == "key")
+        walk = "grid" if columns in ("key", "column") else "tile"
+        splits = self.splits if self.launch == "partial" else 1
+        sizes = (self.grid * splits, size_r, size_c)
+        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits)
+
+    @contextmanager
+    def scope(self, tile: Tile) -> Generator[None]:
+        outer, self.tile = self.tile, tile
+        if tile.walk == "loop":  # a loop of its own, of one scope
+            self.plane_values[tile] = {}  # values of an earlier loop are gone
+            with self.ops.loop(tile, (), None), self.ops.scope(tile):
+                yield
+        else:
+            with self.ops.scope(tile):
+                yield
+        self.tile = outer
+
+    def cached(self, key: Any, dims: frozenset[int]) -> dict[Any, Any]:
+        assert self.tile is not None
+        home = self.plane_values.setdefault(self.tile, {})
+        for cache in (*reversed(self.layers), home):
+            if key in cache:
+                return cache
+        return self.layers[-1] if self.layers else home
+
+    # Where a scope is
+
+    def space(self, tile: Tile) -> list[Expr]:
+        """Coordinates of (*domain, KEY, INNER) over the scope's axes; 0 along spans that it does not have."""
+        split_grid: Expr = Dim(GRID)
+        if self.launch == "partial":
+            split_grid = ix.mod(Dim(GRID), self.grid)
+        frame, rank = self.frame, len(self.frame.domain)
+        found: list[Expr] = [Const(0)] * (rank + 2)
+        at = {span: Dim(axis) for axis, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1]))}
+        flat: tuple[tuple[tuple[int, ...], Expr], ...] = (
+            (frame.grid, split_grid),
+            (frame.rows, at.get("row", Const(0))),
+            (frame.columns, at.get("column", Const(0))),
+        )
+        for axes, place in flat:
+            for a, e in zip(axes, coords_of(place, [frame.domain[a] for a in axes], tile.sizes), strict=True):
+                found[a] = e
+        if "key" in at:
+            found[rank] = at["key"]
+        found[rank + 1] = at.get("inner", Const(0))
+        return found
+
+    def operand_at(self, number: int, at: Coords, axis: int, tile: Tile) -> Coords:
+        """Coordinates in a Contract's domain over the scope's; `axis` of the space runs over its contracted axes."""
+        node, space = self.contract(number), self.space(tile)
+        kept = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in at)
+        return operand_coords(node, kept, coords_of(space[axis], [node.domain[a] for a in node.axes], tile.sizes))
+
+    def contract(self, number: int) -> Contract:
+        node = self.graph.nodes[number]
+        assert isinstance(node, Contract)
+        return node
+
+    def dtype(self, number: int) -> np.dtype[Any]:
+        """The dtype of a Contract's operands."""
+        return self.graph.array(self.contract(number).operands[0].pieces[0].value).dtype
+
+    def product(self, number: int, summed: int, *, transposed: bool) -> Product:
+        params = dict(self.contract(number).params)
+        accumulate = np.dtype(str(params["accumulate"]))
+        return Product(self.dtype(number), accumulate, str(params["precision"]), summed, transposed)
+
+    # Values
+
+    def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
+        if value in self.bound:
+            return self.bound[value]
+        return super().compute(value, coords, guard)
+
+    def tile_of(self, number: int, operand: int, at: Coords, axis: int, tile: Tile, *, zeroed: bool = True) -> V:
+        """An operand of a Contract over the current scope; 0 past the last contracted element if `zeroed`."""
+        view, coords = self.contract(number).operands[operand], self.operand_at(number, at, axis, tile)
+        value, zero = self.view(view, coords, ()), self.ops.const(0, self.dtype(number))
+        masked = self.masked(view, coords, tile) if zeroed else frozenset((ROW, COLUMN))
+        for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
+            if span in ("key", "inner") and place not in masked:
+                value = self.ops.within(value, zero, place)
+        return self.ops.operand(value, self.dtype(number))
+
+    def masked(self, view: View, coords: Coords, tile: Tile) -> frozenset[int]:
+        """The axes past whose end the view is 0 by itself: if it is loads alone, those that all of them vary along."""
+        found = frozenset((ROW, COLUMN))
+        for _, value, index in pieces_at(view, coords, tile.sizes):
+            if not self.is_loaded(value):
+                return frozenset()
+            found &= frozenset[int]().union(*(ix.dims_of(e) for e in index))
+        return found
+
+    def is_loaded(self, value: Value) -> bool:
+        node = self.graph.nodes[value.node]
+        return value.node not in self.members and not isinstance(node, IrConst)
+
+    # Stores
+
+    def store_outputs(self) -> None:
+        """The outputs, over (rows, columns)."""
+        tile = self.plane("row", "column")
+        with self.scope(tile):
+            self.store(range(len(self.kernel.outputs)))
+
+    def store_part(self, number: int, tile: Tile, value: V) -> None:
+        """Leaves one array of the partial result."""
+        with self.scope(tile):
+            self.ops.store(self.scratch[number], self.part_offset(tile, 0), value)
+
+    def load_part(self, number: int, tile: Tile, split: int) -> V:
+        return self.ops.load(self.scratch[number], self.part_offset(tile, split), ())
+
+    def part_offset(self, tile: Tile, split: int) -> Expr:
+        grid = ix.add(Dim(GRID), Const(split * self.grid))
+        place: tuple[Expr, ...] = (grid, Dim(ROW), Dim(COLUMN))
+        return simplify(ix.linearize(place, (1, *tile.sizes[1:])), tile.sizes)

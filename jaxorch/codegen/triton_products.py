@@ -1,0 +1,279 @@
+"""The Triton handler of kernels around contractions: scopes over any two spans, loops over keys, `tl.dot`.
+
+Input: the calls of `gemm` and `online`.  Output: the lines of one `@triton.jit` function.  Invariant: a
+value that a loop changes has the pseudo-axis STEP among its axes, so that nothing of it leaves the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+
+from jaxorch.codegen.ops import Buffer, Product, Tile, ahead
+from jaxorch.codegen.triton_casts import TRITON_NAME, triton_literal, triton_store_cast
+from jaxorch.codegen.triton_ops import TritonOps
+from jaxorch.codegen.triton_ranges import live_range
+from jaxorch.codegen.triton_writer import Axes, Block, Text
+from jaxorch.ir import index as ix
+from jaxorch.ir.dtypes import compute_dtype, is_narrow_float
+from jaxorch.ir.index import Expr, Guard
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
+
+__all__ = ["TritonProducts"]
+
+STEP = 3  # beside GRID, ROW and COLUMN: what differs from one step of a loop to the next
+
+_PRECISION = {"DEFAULT": "tf32", "HIGH": "tf32x3", "HIGHEST": "ieee"}
+
+
+class TritonProducts(TritonOps):
+    """TritonOps whose scopes are planes: tiles over two of the kernel's spans."""
+
+    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, interpret: bool) -> None:
+        self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
+        super().__init__(
+            tile, column_blocks=column_blocks, num_stages=num_stages, wide=wide, unroll=1, interpret=interpret
+        )
+
+    @property
+    def flat(self) -> bool:
+        return False
+
+    def rows(self) -> None:
+        pass  # spans are defined where they are first used
+
+    # Scopes
+
+    @contextmanager
+    def scope(self, tile: Tile) -> Generator[None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        outer, self.tile = self.tile, tile
+        yield
+        self.tile = outer
+
+    def axes(self) -> Axes:
+        tile = self.tile
+        row = self.span(tile.spans[0], tile.sizes[ROW], tile.block_rows, ROW)
+        column = self.span(tile.spans[1], tile.sizes[COLUMN], tile.block_columns, COLUMN)
+        return Axes(("grid", row[0], column[0]), tile.sizes, row[1], row[2], column[1], column[2])
+
+    def span(self, name: str, size: int, block: int, axis: int) -> tuple[str, str, str]:
+        """The names of a span's coordinate, its start and its lanes, lying along `axis`."""
+        if block == 1:
+            return "0", "", ""
+        way, shape = ("down", "[:, None]") if axis == ROW else ("along", "[None, :]")
+        lane = self.once(f"lane{block}_{way}", f"tl.arange(0, {block}){shape}{self.lane_type}")
+        blocks = {"row": self.row_blocks, "column": self.column_blocks}.get(name, 1)
+        looped = axis in self.tile.loops
+        start = f"{name}_start" if looped or blocks > 1 else ""
+        if start and not looped:
+            self.once(start, f"{name}_block * {block}")
+        coordinate, place = f"{name}_{way}", self.loop_block if looped else self.blocks[0]
+        if coordinate not in place.names:
+            place.names[coordinate] = coordinate
+            place.lines.append(f"{coordinate} = {start} + {lane}" if start else f"{coordinate} = {lane}")
+            if size % block:
+                place.lines.append(f"{coordinate}_mask = {coordinate} < {size}")
+        return coordinate, start, lane
+
+    @property
+    def loop_block(self) -> Block:
+        return next(b for b in reversed(self.blocks) if b.kind == "loop")
+
+    @property
+    def before_loop(self) -> Block:
+        first = next(k for k, b in enumerate(self.blocks) if b.kind == "loop")
+        return self.blocks[first - 1]
+
+    def varies(self, dims: frozenset[int]) -> bool:
+        return STEP in dims or bool(dims & self.tile.loops)
+
+    def name(self, expr: str, dims: frozenset[int], prefix: str = "v") -> Text:
+        return super().name(expr, dims | {STEP} if self.varies(dims) else dims, prefix)
+
+    def loop(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tile: Tile, live: Guard, doubt: Callable[[], Text] | None
+    ) -> AbstractContextManager[None]:
+        axis = min(tile.loops)
+        size, block = tile.sizes[axis], (tile.block_columns if axis == COLUMN else tile.block_rows)
+        counter, outer = f"{tile.spans[axis - 1]}_start", self.tile
+        self.tile = ahead(tile)
+        ends = live_range(self, live, block) if live and doubt else None
+        self.tile = outer
+        if ends is not None:
+            return self.phases(tile, counter, block, ends, doubt)
+        if tile.splits == 1:
+            return self.steps(counter, block, "0", str(size))
+        share = -(-size // (block * tile.splits)) * block
+        first = self.once("share_first", f"{self.share_number(tile)} * {share}")
+        return self.steps(counter, block, first, self.once("share_last", f"tl.minimum({first} + {share}, {size})"))
+
+    def share_number(self, tile: Tile) -> str:
+        """Which share of a loop the program takes."""
+        grid = tile.sizes[GRID] // tile.splits
+        return self.once("split", f"grid // {grid}" if grid > 1 else "grid")
+
+    @contextmanager
+    def steps(self, counter: str, block: int, first: str, last: str) -> Generator[None]:
+        self.blocks.append(Block("loop"))
+        if self.lane_type:
+            self.put(f"{counter} = {counter}_narrow + tl.full([], 0, tl.int64)")
+        yield
+        body = self.blocks.pop()
+        variable = f"{counter}_narrow" if self.lane_type else counter
+        self.indented(f"for {variable} in range({first}, {last}, {block}):", body)
+
+    @contextmanager
+    def phases(
+        self, tile: Tile, counter: str, block: int, ends: tuple[str, str], doubt: Callable[[], Text] | None
+    ) -> Generator[None]:
+        """First the blocks from ends[0] to ends[1], then those before and those after if a row is in doubt.
+
+        Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
+        """
+        assert doubt is not None
+        low, high = (self.once(name, text) for name, text in zip(("live_first", "live_last"), ends, strict=True))
+        first, last, size = low, high, tile.sizes[COLUMN]
+        others = "doubt > 0"
+        if tile.splits > 1:
+            step = block * tile.splits
+            share = self.once("share", f"({high} - {low} + {step - 1}) // {step} * {block}")
+            first = self.once("share_first", f"{low} + {self.share_number(tile)} * {share}")
+            last = self.once("share_last", f"tl.minimum({first} + {share}, {high})")
+            others = f"(doubt > 0) & ({self.share_number(tile)} == 0)"
+        self.blocks.append(Block("loop"))
+        rows = doubt()
+        if self.tile_rows_overrun:
+            rows = Text(f"({rows.name} & {self.row_mask()})", rows.dims)
+        self.put("turn = phase + tl.full([], 0, tl.int32)")  # the interpreter's loop variable is a plain int
+        self.put(f"doubt = tl.max(tl.max({rows.name}.to(tl.int32), axis=1), axis=0)")
+        self.put(f"first = tl.where(turn == 0, {first}, tl.where(turn == 1, 0, {high}))")
+        self.put(f"last = tl.where(turn == 0, {last}, tl.where(turn == 1, {low}, {size}))")
+        self.put(f"last = tl.where((turn == 0) | ({others}), last, first)")
+        with self.steps(counter, block, "first", "last"):
+            yield
+        body = self.blocks.pop()
+        self.indented("for phase in range(0, 3):", body)
+
+    @property
+    def tile_rows_overrun(self) -> bool:
+        return bool(self.frame.sizes[ROW] % self.frame.block_rows)
+
+    def row_mask(self) -> str:
+        coordinate, _, _ = self.span("row", self.frame.sizes[ROW], self.frame.block_rows, ROW)
+        return f"{coordinate}_mask"
+
+    # Masks and shapes
+
+    @property
+    def whole(self) -> frozenset[int]:
+        return frozenset((ROW, COLUMN))
+
+    def shape(self, columns: int, rows: int | None = None) -> list[int]:
+        return [self.tile.block_rows if rows is None else rows, columns]
+
+    def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
+        tests: list[str] = []
+        for axis, block in ((ROW, self.tile.block_rows), (COLUMN, self.tile.block_columns)):
+            if axis in dims and self.tile.sizes[axis] % block:
+                tests.append(f"{axes.names[axis]}_mask")
+        if guard:
+            tests.append(self.condition(guard, axes))
+        return f", mask={' & '.join(tests)}" if tests else ""
+
+    def within(self, value: Text, otherwise: Text, axis: int) -> Text:
+        block = self.tile.block_rows if axis == ROW else self.tile.block_columns
+        if not self.tile.sizes[axis] % block:
+            return value
+        condition = f"{self.axes().names[axis]}_mask"
+        return self.name(f"tl.where({condition}, {value.name}, {otherwise.name})", value.dims | otherwise.dims | {axis})
+
+    def valid(self, value: Text, otherwise: Text) -> Text:
+        return self.spread(self.within(value, otherwise, COLUMN))
+
+    def spread(self, value: Text) -> Text:
+        if self.whole <= value.dims:
+            return value
+        shape = self.shape(self.tile.block_columns)
+        known = self.narrow.get(value.name)
+        wide = self.name(f"tl.broadcast_to({value.name}, {shape})", self.whole | value.dims)
+        if known is not None:
+            self.narrow[wide.name] = self.name(f"tl.broadcast_to({known.name}, {shape})", self.whole | value.dims)
+        return wide
+
+    # Values in the dtype they are stored in: what the matrix unit takes
+
+    def widened(self, raw: str, dims: frozenset[int]) -> Text:
+        """A float32 value from an expression in a narrow dtype, which is kept beside it."""
+        known = self.name(raw, dims)
+        wide = self.name(f"{known.name}.to(tl.float32)", dims)
+        self.narrow[wide.name] = known
+        return wide
+
+    def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:
+        if not is_narrow_float(buffer.array.dtype):
+            return super().load(buffer, offset, guard)
+        return self.widened(*self.loading(buffer, offset, guard))
+
+    def scalar(
+        self,
+        op: str,
+        params: Mapping[str, Any],
+        args: Sequence[Text],
+        dtypes: Sequence[np.dtype[Any]],
+        out: np.dtype[Any],
+        *,
+        relaxed: bool = False,
+    ) -> Text:
+        if op == "convert_element_type" and out.name in ("bfloat16", "float16") and dtypes[0] == np.float32:
+            return self.widened(f"{args[0].name}.to({TRITON_NAME[out.name]})", args[0].dims)
+        return super().scalar(op, params, args, dtypes, out, relaxed=relaxed)
+
+    def select(self, guard: Guard, then: Text, otherwise: Text) -> Text:
+        raw = [self.narrow.get(v.name) for v in (then, otherwise)]
+        if raw[0] is None or raw[1] is None:
+            return super().select(guard, then, otherwise)
+        dims = then.dims | otherwise.dims | ix.guard_dims(guard)
+        condition = self.condition(guard, self.axes())
+        return self.widened(f"tl.where({condition}, {raw[0].name}, {raw[1].name})", dims)
+
+    def operand(self, value: Text, dtype: np.dtype[Any]) -> Text:
+        value = self.spread(value)
+        known = self.narrow.get(value.name)
+        return known if known is not None else self.name(triton_store_cast(value.name, dtype), value.dims)
+
+    def dot(self, left: Text, right: Text, acc: Text | None, product: Product) -> Text:
+        a, b = left.name, right.name
+        b = f"tl.trans({b})" if product.transposed else b
+        words = [a, b] + ([acc.name] if acc else [])
+        if product.dtype == np.float32:
+            words.append(f'input_precision="{_PRECISION[product.precision]}"')
+        if product.dtype.itemsize == 1 and compute_dtype(product.accumulate) == np.float32:
+            words.append("max_num_imprecise_acc=0")
+        if product.accumulate != np.float32:
+            words.append(f"out_dtype={TRITON_NAME[product.accumulate.name]}")
+        return self.name(f"tl.dot({', '.join(words)})", frozenset((ROW, COLUMN, STEP)))
+
+    # The rest
+
+    def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Text:
+        literal = triton_literal(value, compute_dtype(dtype))
+        shape = [tile.block_rows, tile.block_columns]
+        name = f"carry{self.count}"
+        self.count += 1
+        self.put(f"{name} = tl.broadcast_to({literal}, {shape})")
+        return Text(
+            name, frozenset((ROW, STEP)) | (frozenset((COLUMN,)) if tile.block_columns > 1 else frozenset[int]())
+        )
+
+    def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
+        where = "axis=1, keep_dims=True"
+        text = f"tl.max({value.name}, {where})" if op == "peak" else self.folded(op, value.name, where, dtype)
+        return self.name(
+            text, value.dims - {COLUMN} | (frozenset((STEP,)) if self.varies(value.dims) else frozenset[int]())
+        )
+
+    def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
+        super().store(buffer, offset, Text(value.name, value.dims - {STEP}), guard)

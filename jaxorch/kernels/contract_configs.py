@@ -1,0 +1,125 @@
+"""Blocks worth trying for kernels around contractions, best guess first.
+
+Input: a core and its frame.  Output: (block rows, block columns, warps, stages, block keys, splits).
+Invariant: no block is below what the matrix unit takes, and sums are split only where programs are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxorch.ir.graph import Contract, Graph
+from jaxorch.kernels.contract import Core
+from jaxorch.kernels.frame import Frame
+
+__all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
+
+type Blocks = tuple[int, int, int, int, int, int]
+
+_LEAST = 16  # rows or columns of the matrix unit's smallest tile
+_PROGRAMS = 256  # about two for each processor of a large GPU
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def online_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
+    """Blocks of an online kernel: queries in the rows, the second product's columns whole."""
+    assert core is not None
+    assert core.softmax is not None
+    grid, rows, columns = frame.sizes
+    first = graph.nodes[core.softmax.first]
+    assert isinstance(first, Contract)
+    depth = max(power_of_two(max(first.count, columns)), _LEAST) * _itemsize(graph, core)
+    wide = max(power_of_two(columns), _LEAST)
+    found: list[Blocks] = []
+    for block_rows, keys, warps, stages in _online_shapes(rows, depth):
+        block_rows, keys = _fitted(block_rows, rows), _fitted(keys, core.key)
+        programs = grid * -(-rows // block_rows)
+        for splits in _splits(programs, core.key, 256):
+            found.append((block_rows, wide, warps, stages, keys, splits))
+    return found
+
+
+def _online_shapes(rows: int, depth: int) -> Iterator[tuple[int, int, int, int]]:
+    """(rows, keys, warps, stages) for rows of keys of `depth` bytes."""
+    if rows <= 16:
+        yield from ((16, 64, 4, 3), (16, 128, 4, 2), (16, 32, 4, 4), (16, 128, 8, 2), (16, 64, 2, 3))
+    elif depth <= 128:
+        yield from ((64, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 32, 4, 3))
+    elif depth <= 256:
+        yield from ((128, 64, 8, 3), (64, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3))
+    else:
+        yield from ((64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2), (32, 32, 4, 2))
+
+
+def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
+    """Blocks of a gemm kernel."""
+    assert core is not None
+    grid, rows, columns = frame.sizes
+    found: list[Blocks] = []
+    for block_rows, block_columns, depth, warps, stages in _gemm_shapes(rows, columns):
+        block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
+        keys = max(_fitted(depth // _itemsize(graph, core), core.key), 32 // _itemsize(graph, core))
+        programs = grid * -(-rows // block_rows) * -(-columns // block_columns)
+        for splits in _splits(programs, core.key, 512) if not core.beside else (1,):
+            found.append((block_rows, block_columns, warps, stages, keys, splits))
+    few = [f for f in found if _programs(frame, f) >= _PROGRAMS // 2]
+    return [*few, *(f for f in found if f not in few)]
+
+
+def _programs(frame: Frame, blocks: Blocks) -> int:
+    grid, rows, columns = frame.sizes
+    return grid * -(-rows // blocks[0]) * -(-columns // blocks[1]) * blocks[5]
+
+
+def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """(rows, columns, bytes of contracted elements, warps, stages)."""
+    if rows <= 64:
+        yield from (
+            (64, 64, 256, 4, 4),
+            (64, 128, 128, 4, 4),
+            (64, 32, 256, 4, 4),
+            (64, 64, 128, 4, 5),
+            (64, 128, 256, 8, 3),
+        )
+    elif columns <= 32:
+        yield from ((128, 32, 128, 4, 3), (64, 32, 128, 4, 4), (256, 32, 128, 8, 3))
+    else:
+        yield from (
+            (128, 128, 128, 8, 3),
+            (128, 256, 128, 8, 3),
+            (128, 128, 128, 4, 4),
+            (64, 128, 128, 4, 4),
+            (128, 64, 128, 4, 4),
+            (64, 64, 128, 4, 4),
+            (256, 128, 128, 8, 3),
+            (64, 256, 128, 8, 3),
+        )
+
+
+def _fitted(block: int, size: int) -> int:
+    return max(min(block, power_of_two(size)), _LEAST)
+
+
+def _splits(programs: int, keys: int, least: int) -> tuple[int, ...]:
+    """Over how many programs to split each sum: first what fills the device, then half and double that."""
+    wanted = power_of_two(-(-_PROGRAMS // programs)) if 2 * programs <= _PROGRAMS else 1
+    most = max(keys // least, 1)
+    best = 1 << (min(wanted, most).bit_length() - 1)
+    return tuple(
+        dict.fromkeys(
+            (best, max(best // 2, 1), best * 2 if 1 < 2 * best <= min(most, 2 * wanted) and best > 1 else best)
+        )
+    )
+
+
+def _itemsize(graph: Graph, core: Core) -> int:
+    node = graph.nodes[core.last]
+    assert isinstance(node, Contract)
+    dtype: np.dtype[np.generic] = graph.array(node.operands[0].pieces[0].value).dtype
+    return dtype.itemsize

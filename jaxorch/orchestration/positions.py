@@ -1,0 +1,34 @@
+"""How large the integers are that a program looks places up by: what random ones for timing must be like.
+
+Input: a graph and values of it.  Output: for each value the largest place that is looked up by it, or 1.
+A cache of which all but the first rows are masked, or a gather of one row again and again, would time as
+nothing that is ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxorch.ir.graph import Graph, Map, Opaque, pieces_of, reads
+from jaxorch.ir.value import Value
+from jaxorch.ir.view import lookups
+
+__all__ = ["largest_places"]
+
+
+def largest_places(graph: Graph, values: Sequence[Value]) -> tuple[int, ...]:
+    """For each of `values` the largest place that is looked up by it, or by integers computed from it; else 1."""
+    found: dict[Value, int] = {}
+    for number in reversed(range(len(graph.nodes))):
+        node = graph.nodes[number]
+        for lookup in (k for piece in pieces_of(node) for k in lookups(piece)):
+            found[lookup.value] = max(found.get(lookup.value, 1), lookup.high)
+        place = found.get(Value(number))
+        if isinstance(node, Opaque):  # a loop may look up anything anywhere
+            place = max((n for v in reads(node) for n in graph.array(v).shape), default=1)
+        if place is None or not isinstance(node, Map | Opaque):
+            continue
+        for value in reads(node):
+            if graph.array(value).dtype.kind in "iu":
+                found[value] = max(found.get(value, 1), place)
+    return tuple(found.get(value, 1) for value in values)

@@ -1,0 +1,106 @@
+"""Kernels of the measured contractions, compiled for an H200 that is not here: no spills, and the matrix unit."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxorch
+from benchmarks.cases import CASES
+from jaxorch import Options
+from jaxorch.codegen.source import generate
+from jaxorch.frontend.trace import flatten
+from jaxorch.kernels.configs import configurations
+from jaxorch.kernels.kernel import Kernel
+from jaxorch.orchestration.devices import device
+from jaxorch.orchestration.plan import arguments
+from jaxorch.pipeline import optimized_graph
+from jaxorch.runtime.launch import check
+from tests.codegen.drive import whole_kernel
+
+BF16 = jnp.bfloat16
+
+
+def S(*shape, dtype=BF16):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def compiled(f, *specs):
+    """The whole program as one kernel in its default configuration, and what ptxas says."""
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    kernel = whole_kernel(graph)
+    assert isinstance(kernel, Kernel), kernel
+    source = generate(graph, kernel, configurations(graph, kernel)[0])
+    limit = device("h200").shared_per_block
+    return kernel, source, check(source, arguments(graph, kernel), arch=90, shared_limit=limit)
+
+
+def attention(q, k, v, causal=False):
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+
+
+PROGRAMS = {
+    "product": (lambda a, b: a @ b, [S(1024, 1024), S(1024, 1024)], "wgmma"),
+    "float32": (lambda a, b: a @ b, [S(512, 512, dtype=np.float32)] * 2, "wgmma"),
+    "int8": (
+        lambda a, b: jax.lax.dot(a, b, preferred_element_type=np.int32),
+        [S(512, 512, dtype=np.int8)] * 2,
+        "mma",
+    ),
+    "few rows": (lambda a, b: a @ b, [S(16, 4096), S(4096, 6144)], "mma"),
+    "short sums": (lambda a, b: a @ b, [S(4096, 16), S(16, 32)], "mma"),
+    "attention": (attention, [S(8, 1024, 16, 64)] * 3, "wgmma"),
+    "causal": (lambda *a: attention(*a, causal=True), [S(4, 2048, 32, 128), *[S(4, 2048, 8, 128)] * 2], "wgmma"),
+    "wide heads": (attention, [S(2, 512, 8, 256)] * 3, "wgmma"),
+    "odd heads": (attention, [S(2, 500, 8, 80)] * 3, "wgmma"),
+    "narrow heads": (attention, [S(16, 49, 8, 16)] * 3, "mma"),
+    "decode": (attention, [S(16, 1, 32, 128), *[S(16, 4096, 8, 128)] * 2], "mma"),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_default_configurations(name):
+    f, specs, unit = PROGRAMS[name]
+    _, source, found = compiled(f, *specs)
+    assert found.spill_bytes == 0, source.text
+    assert re.search(r"wgmma\.mma_async" if unit == "wgmma" else r"\bmma\.sync|wgmma\.mma_async", found.ptx)
+
+
+def test_long_keys_of_few_queries_are_split():
+    _, source, _ = compiled(*PROGRAMS["decode"][:1], *PROGRAMS["decode"][1])
+    assert source.combine is not None
+    assert source.config.splits == 2
+    assert [a.shape for a in source.scratch] == [(256, 4, 128), (256, 4), (256, 4)]
+    _, alone, _ = compiled(attention, S(1, 1, 32, 128), *[S(1, 4096, 8, 128)] * 2)
+    assert alone.config.splits == 16
+
+
+# case: schedules that its plan has, and what the estimate gains at least
+PLANS = {
+    "attention": (["online"], 4),
+    "attention_causal": (["online"], 7),
+    "attention_bias": (["online"], 4),
+    "decode_B16_bskd_repeat": (["gemm", "online"], 1.2),
+    "decode_B1_bksd_einsum": (["gemm", "online"], 1.2),
+    "prefill": (["online"], 2),
+    "vit_attention_half": (["online"], 2),
+    "swin_shifted_attention_half": (["gemm", "online", "gemm"], 2),
+    "relu_linear_attention": (["gemm", "gemm"], 1.9),
+    "moe": (["gemm"], 1),
+    "swin_patch_merging": (["gemm"], 1),
+    "gemm_8192": ([], 1),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans_of_the_measured_cases(name, tmp_path):
+    schedules, gain = PLANS[name]
+    f, specs, _ = CASES[name]()
+    options = Options(device="h200", effort="fast", cache_dir=str(tmp_path))
+    report = jaxorch.explain(jaxorch.optimize(f, options=options), *specs)
+    assert Counter(k.schedule for k in report.kernels) >= Counter(schedules)
+    assert all(k.spill_bytes == 0 for k in report.kernels)
+    assert dict(report.baselines)["unfused"] >= gain * report.estimated

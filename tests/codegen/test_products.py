@@ -1,0 +1,199 @@
+"""Kernels around one contraction: the generated source and the oracle against float64, over drawn shapes."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxorch.kernels.configs import Config, configurations
+from jaxorch.kernels.kernel import Kernel
+from tests.codegen.drive import interpreted, numpied, program, whole_kernel
+
+F32 = np.dtype(np.float32)
+BF16 = np.dtype(ml_dtypes.bfloat16)
+BLOCKS = (Config(0, 16, 16, 4, 2, 16), Config(0, 32, 16, 4, 2, 16, 2), Config(0, 16, 32, 4, 2, 32, 3))
+
+
+def normal(rng, *shape, dtype=BF16):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def gemm_of(f, *arrays):
+    made = program(f, *arrays)
+    kernel = whole_kernel(made.graph)
+    assert isinstance(kernel, Kernel), kernel
+    assert kernel.schedule == "gemm"
+    return made, kernel
+
+
+def check(f, want, *arrays, tolerance, configs=BLOCKS):
+    """Every configuration, and the oracle, within `tolerance` (relative to the largest element) of `want`."""
+    made, kernel = gemm_of(f, *arrays)
+    graph = made.graph
+    results = [numpied(graph, kernel, made.inputs(kernel))]
+    results += [interpreted(graph, kernel, c, made.inputs(kernel)) for c in configs]
+    wants = want if isinstance(want, tuple) else (want,)
+    for found in results:
+        for value, expected in zip(graph.outputs, wants, strict=True):
+            got = found[value].astype(np.float64)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-6))
+
+
+def wide(*arrays):
+    return [a.astype(np.float64) for a in arrays]
+
+
+@settings(max_examples=8)
+@given(
+    st.tuples(*[st.integers(1, 40)] * 3),
+    st.sampled_from([F32, BF16, np.dtype(np.float16)]),
+    st.sampled_from(["mk,kn->mn", "km,kn->mn", "mk,nk->nm", "bmk,bkn->mbn", "mbk,kn->bmn", "bmk,bnk->bnm"]),
+)
+def test_products_of_any_layout(sizes, dtype, equation):
+    extents = dict(zip("mnkb", (*sizes, 3), strict=True))
+    rng = np.random.default_rng(sum(sizes))
+    operands = [normal(rng, *(extents[c] for c in term), dtype=dtype) for term in equation.split("->")[0].split(",")]
+    want = np.einsum(equation, *wide(*operands))
+    f = lambda x, y: jnp.einsum(equation, x, y)  # noqa: E731
+    check(f, want, *operands, tolerance=1e-5 if dtype == F32 else 1e-2)
+
+
+def test_integers_are_exact():
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(-128, 128, s).astype(np.int8) for s in ((21, 70), (70, 18)))
+    f = lambda x, y: lax.dot(x, y, preferred_element_type=jnp.int32)  # noqa: E731
+    blocks = (Config(0, 16, 32, 4, 2, 32), Config(0, 32, 16, 4, 2, 32, 2))
+    check(f, x.astype(np.int64) @ y.astype(np.int64), x, y, tolerance=0, configs=blocks)
+
+
+def test_eight_bit_floats_sum_in_float32():
+    rng = np.random.default_rng(0)
+    x, y = (normal(rng, *s, dtype=np.dtype(ml_dtypes.float8_e4m3fn)) for s in ((21, 70), (70, 18)))
+    f = lambda x, y: lax.dot(x, y, preferred_element_type=jnp.float32)  # noqa: E731
+    check(f, np.matmul(*wide(x, y)), x, y, tolerance=1e-5, configs=(Config(0, 16, 32, 4, 2, 32),))
+
+
+def rms_norm(x, w):
+    v = jnp.mean(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
+    return (x * lax.rsqrt(v + 1e-5)).astype(x.dtype) * w
+
+
+def layer_norm(x, g, b):
+    m = x.astype(jnp.float32)
+    mu = m.mean(-1, keepdims=True)
+    v = ((m - mu) ** 2).mean(-1, keepdims=True)
+    return ((m - mu) * lax.rsqrt(v + 1e-5) * g + b).astype(x.dtype)
+
+
+def test_statistics_of_rows_before_a_product():
+    rng = np.random.default_rng(0)
+    x, w, m = normal(rng, 21, 50), normal(rng, 50), normal(rng, 50, 18)
+    a, b, c = wide(x, w, m)
+    want = (a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-5) * b) @ c
+    check(lambda x, w, m: rms_norm(x, w) @ m, want, x, w, m, tolerance=2e-2)
+
+
+def test_statistics_in_loops(monkeypatch):
+    monkeypatch.setattr("jaxorch.codegen.gemm._WHOLE_ROW", 256)
+    rng = np.random.default_rng(0)
+    x, g, s, m = normal(rng, 21, 50), normal(rng, 50, dtype=F32), normal(rng, 50, dtype=F32), normal(rng, 50, 18)
+    a, b, c, d = wide(x, g, s, m)
+    z = a - a.mean(-1, keepdims=True)
+    want = (z / np.sqrt((z * z).mean(-1, keepdims=True) + 1e-5) * b + c) @ d
+    check(lambda x, g, s, m: layer_norm(x, g, s) @ m, want, x, g, s, m, tolerance=2e-2)
+
+
+def test_shifted_windows_into_heads():
+    rng = np.random.default_rng(0)
+    x, w, b = normal(rng, 2, 6, 6, 24), normal(rng, 24, 72), normal(rng, 72)
+
+    def f(x, w, b, np_=jnp):
+        y = np_.roll(x, (-1, -1), (1, 2)).reshape(2, 2, 3, 2, 3, 24).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 9, 24)
+        return (y @ w + b).reshape(8, 9, 3, 3, 8).transpose(2, 0, 3, 1, 4)
+
+    check(f, f(*wide(x, w, b), np_=np), x, w, b, tolerance=1e-2)
+
+
+PROLOGUES = {
+    "dequantised": (
+        lambda x, w, s, i: x @ (w.astype(x.dtype) * s),
+        lambda x, w, s, i: x @ (w * s),
+    ),
+    "gathered": (
+        lambda x, w, s, i: x.at[i].get(mode="fill", fill_value=0) @ (w.astype(x.dtype) * s),
+        lambda x, w, s, i: np.where((i < 21)[:, None], x[np.minimum(i, 20)], 0) @ (w * s),
+    ),
+    "padded": (
+        lambda x, w, s, i: jnp.pad(x, ((1, 2), (0, 0)), constant_values=2) @ (w.astype(x.dtype) * s),
+        lambda x, w, s, i: np.pad(x, ((1, 2), (0, 0)), constant_values=2) @ (w * s),
+    ),
+    "nonzero at missing elements": (
+        lambda x, w, s, i: jnp.exp(x) @ jnp.exp(w.astype(x.dtype) * s / 100),
+        lambda x, w, s, i: np.exp(x) @ np.exp(w * s / 100),
+    ),
+    "concatenated along the sum": (
+        lambda x, w, s, i: jnp.concatenate([x[:, :20], x[:, 30:]], 1) @ (w.astype(x.dtype) * s)[:40],
+        lambda x, w, s, i: np.concatenate([x[:, :20], x[:, 30:]], 1) @ (w * s)[:40],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROLOGUES)
+def test_prologues(name):
+    f, want = PROLOGUES[name]
+    rng = np.random.default_rng(0)
+    x, s = normal(rng, 21, 50), normal(rng, 18)
+    w, i = rng.integers(-20, 20, (50, 18)).astype(np.int8), rng.integers(0, 24, 37).astype(np.int32)
+    check(f, want(*wide(x, w, s), i), x, w, s, i, tolerance=2e-2)
+
+
+def test_epilogues_and_several_outputs():
+    rng = np.random.default_rng(0)
+    x, w, b, r = normal(rng, 21, 50), normal(rng, 50, 18), normal(rng, 18), normal(rng, 21, 18)
+
+    def f(x, w, b, r):
+        y = x @ w + b
+        return r + jax.nn.relu(y), y * 2
+
+    a, c, d, e = wide(x, w, b, r)
+    y = a @ c + d
+    check(f, (e + np.maximum(y, 0), 2 * y), x, w, b, r, tolerance=1e-2)
+
+
+def test_the_default_of_every_shape_runs():
+    rng = np.random.default_rng(0)
+    for m, n, k in ((1, 1, 1), (3, 200, 700), (130, 5, 33), (65, 129, 64)):
+        x, w = normal(rng, m, k), normal(rng, k, n)
+        made, kernel = gemm_of(lambda x, w: x @ w, x, w)
+        check(
+            lambda x, w: x @ w,
+            np.matmul(*wide(x, w)),
+            x,
+            w,
+            tolerance=1e-2,
+            configs=configurations(made.graph, kernel)[:1],
+        )
+
+
+REFUSED = {
+    "a reduction after": (lambda x, y: (x @ y).sum(-1), "a contraction that no output needs"),
+    "two products": (lambda x, y: x.T @ (x @ y), "linear"),
+    "both normalised": (
+        lambda x, y: (x - x.max(1, keepdims=True)) @ (y - y.max(0, keepdims=True)),
+        "reductions on both operands",
+    ),
+    "double": (lambda x, y: lax.dot(x, y, preferred_element_type=jnp.float64), "no matrix unit"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_schedule_runs_says_why(name):
+    f, reason = REFUSED[name]
+    x, y = np.ones((20, 50), F32), np.ones((50, 18), F32)
+    found = whole_kernel(program(f, x, y, x64=name == "double").graph)
+    assert isinstance(found, str)
+    assert reason in found

@@ -1,0 +1,140 @@
+"""Contractions on the device, against float64: attention in its forms, products with what surrounds them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxorch
+from jaxorch import Options, primitive
+from jaxorch.ir.graph import Opaque
+from jaxorch.orchestration import planner
+from tests.codegen.test_online import (
+    BF16,
+    F32,
+    LOWEST,
+    MASKED,
+    attention,
+    by_hand,
+    grouped,
+    library,
+    reference,
+    repeated,
+)
+from tests.codegen.test_products import layer_norm, rms_norm
+
+pytestmark = pytest.mark.gpu
+
+FAST = Options(effort="fast", fallback="error")
+
+
+@pytest.fixture(autouse=True)
+def kernels_win(tmp_path, monkeypatch):
+    """What a kernel can do is done by kernels; a store of its own for each test."""
+    left_time = planner.left_time
+
+    def slow(graph, left, device):
+        time = left_time(graph, left, device)
+        return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
+
+    monkeypatch.setattr(planner, "left_time", slow)
+    monkeypatch.setenv("JAXORCH_CACHE_DIR", str(tmp_path / "cache"))
+    primitive.clear()
+    yield
+    primitive.clear()
+
+
+def normal(*shape, dtype=BF16, seed=0):
+    return np.random.default_rng(seed + sum(shape)).standard_normal(shape).astype(dtype)
+
+
+def check(f, want, *arrays, schedule, tolerance):
+    optimised = jaxorch.optimize(f, options=FAST)
+    got = np.asarray(optimised(*arrays)).astype(np.float64).reshape(want.shape)
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, equal_nan=True)
+    again = np.asarray(optimised(*arrays)).astype(np.float64).reshape(want.shape)
+    np.testing.assert_array_equal(got, again)  # the same in every run
+    report = jaxorch.explain(optimised, *arrays)
+    assert [k.schedule for k in report.kernels] == [schedule]
+    assert report.left == ()
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 1024, 64), (1, 2, 197, 64), (1, 2, 1000, 80), (1, 2, 300, 256), (2, 4, 49, 32)]
+)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_attention(shape, causal, dtype):
+    q, k, v = (normal(*shape, dtype=dtype, seed=s) for s in range(3))
+    scale, i = shape[-1] ** -0.5, np.arange(shape[2])
+
+    def scores(s):
+        return (
+            jnp.where(jnp.arange(shape[2])[:, None] >= jnp.arange(shape[2]), s * scale, -1e30) if causal else s * scale
+        )
+
+    want = reference(q, k, v, lambda s: np.where(i[:, None] >= i, s * scale, -1e30) if causal else s * scale)
+    check(lambda *a: attention(*a, scores), want, q, k, v, schedule="online", tolerance=1e-2)
+
+
+@pytest.mark.parametrize("low", MASKED)
+def test_rows_that_a_mask_leaves_empty(low):
+    q, k, v = (normal(1, 2, 300, 64, seed=s) for s in range(3))
+    mask = np.random.default_rng(0).random((1, 2, 300, 300)) < 0.3
+    mask[:, :, 3:9] = False
+    want = reference(q, k, v, lambda s: np.where(mask, s / 8, low))
+    f = lambda q, k, v, m: attention(q, k, v, lambda s: jnp.where(m, s / 8, low))  # noqa: E731
+    check(f, want, q, k, v, mask, schedule="online", tolerance=1e-2)
+
+
+@pytest.mark.parametrize("low", MASKED)
+def test_bands_with_empty_rows(low):
+    q, k, v = (normal(1, 2, 700, 64, seed=s) for s in range(3))
+    i = np.arange(700)
+    want = reference(q, k, v, lambda s: np.where((i[:, None] - i >= 100) & (i[:, None] - i < 180), s / 8, low))
+
+    def scores(s):
+        j = jnp.arange(700)
+        return jnp.where((j[:, None] - j >= 100) & (j[:, None] - j < 180), s / 8, low)
+
+    check(lambda *a: attention(*a, scores), want, q, k, v, schedule="online", tolerance=1e-2)
+
+
+@pytest.mark.parametrize("f", [grouped, repeated, by_hand, library])
+@pytest.mark.parametrize("n", [1, 5, 130])
+def test_grouped_queries(f, n):
+    q, k, v = normal(2, n, 8, 128), normal(2, 4096, 2, 128, seed=1), normal(2, 4096, 2, 128, seed=2)
+    q = (q.astype(F32) / 11).astype(BF16)
+    wide = [x.transpose(0, 2, 1, 3) for x in (q, np.repeat(k, 4, 2), np.repeat(v, 4, 2))]
+    want = reference(*wide).transpose(0, 2, 1, 3)
+    check(f, want, q, k, v, schedule="online", tolerance=1e-2)
+
+
+def test_additive_masks_and_large_scores():
+    q, k, v = (normal(1, 2, 200, 64, seed=s) for s in range(3))
+    bias = np.where(np.random.default_rng(0).random((200, 200)) < 0.3, 0, LOWEST).astype(F32)
+    want = reference(q, k, v, lambda s: np.maximum(s + bias, LOWEST))
+    check(
+        lambda q, k, v, b: attention(q, k, v, lambda s: s + b), want, q, k, v, bias, schedule="online", tolerance=2e-2
+    )
+    q, k = (50 * q.astype(F32)).astype(BF16), (50 * k.astype(F32)).astype(BF16)
+    check(attention, reference(q, k, v), q, k, v, schedule="online", tolerance=2e-2)
+
+
+PRODUCTS = {
+    "plain": lambda x, w, g: x @ w,
+    "norm": lambda x, w, g: rms_norm(x, g) @ w,
+    "layer norm": lambda x, w, g: layer_norm(x, g, g) @ w,
+    "epilogue": lambda x, w, g: jax.nn.gelu(x @ w) + w[:1],
+    "transposed": lambda x, w, g: (w.T @ x.T).T,
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("sizes", [(1, 4096, 1000), (16, 4096, 6144), (100, 96, 288), (1000, 768, 200)])
+def test_products(name, sizes):
+    m, k, n = sizes
+    x, w, g = normal(m, k), (normal(k, n).astype(F32) / k**0.5).astype(BF16), normal(k, seed=1)
+    with jax.enable_x64(True):
+        want = np.asarray(PRODUCTS[name](*(jnp.asarray(a.astype(np.float64)) for a in (x, w, g))))
+    check(PRODUCTS[name], want, x, w, g, schedule="gemm", tolerance=3e-2)
