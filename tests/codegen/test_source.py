@@ -116,6 +116,15 @@ def test_rows_written_into_a_joined_array_move_vectors():
             assert re.search(rf"{what}\.global(\.\w+)*\.v4", found.ptx)
 
 
+def test_products_written_into_a_joined_array_compile():
+    x, w, v = (np.zeros(shape, jnp.bfloat16) for shape in ((64, 128), (128, 64), (128, 96)))
+    made = program(lambda x, w, v: jnp.concatenate([jnp.tanh(x @ w), x @ v], -1), x, w, v, variant=fill_by_pieces)
+    writing = [k for k in kernels_of(made.graph) if aliases(made.graph, k) and k.schedule == "gemm"]
+    assert len(writing) == 2
+    for kernel in writing:
+        assert compiled(made.graph, kernel, configurations(made.graph, kernel)[0], 90).spill_bytes == 0
+
+
 def test_relaxed_functions_are_one_instruction_each():
     """A thread has 8 elements here; PTX's own handling of denormals would triple their instructions."""
     graph, (kernel,), _ = case("groupnorm_silu")

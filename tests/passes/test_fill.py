@@ -17,6 +17,7 @@ from jaxorch.ir.region import unfilled
 from jaxorch.ir.verify import verify
 from jaxorch.ir.view import Value
 from jaxorch.kernels.configs import configurations
+from jaxorch.kernels.kernel import aliases
 from jaxorch.orchestration import planner
 from jaxorch.orchestration.candidates import enumerate_candidates
 from jaxorch.passes.derive.fill import MOST_WRITES, fill_by_pieces
@@ -79,6 +80,16 @@ FILLED = {
     "sums": (lambda a, b: jnp.concatenate([a.sum(1), b.max(1)]), (A, B), 2),
     "the whole row too": (lambda a, b: (softmax(a), jnp.concatenate([softmax(a), softmax(b)], 0)), (A, B), 2),
     "booleans": (lambda a: jnp.concatenate([a.any(1), a[:, 0]]), (A > 0,), 2),
+    "products": (
+        lambda x, w, v: jnp.concatenate([jnp.tanh(x @ w), x @ v], -1),
+        (array(20, 16), array(16, 32, seed=1), array(16, 40, seed=2)),
+        2,
+    ),
+    "a product and rows": (
+        lambda x, w, y: jnp.concatenate([x @ w + 1, softmax(y)], 0),
+        (array(20, 16), array(16, 24, seed=1), array(6, 24, seed=2)),
+        2,
+    ),
     "a slice of a row": (lambda a, b: jnp.concatenate([softmax(a)[1:4, ::2], b[:, :3]], 0), (A, B), 2),
     "16 bits": (
         lambda a, b: jnp.concatenate([softmax(a), softmax(b)], 0),
@@ -114,6 +125,14 @@ def test_left_as_it_is(name):
     f, args = NOT_FILLED[name]
     graph = optimized_graph(flatten(jax.make_jaxpr(f)(*args)), Options())
     assert fill_by_pieces(graph, Options()) is graph
+
+
+def test_products_store_what_is_made_of_them_in_its_place():
+    f, args, _ = FILLED["products"]
+    graph = program(f, *args, variant=fill_by_pieces).graph
+    found = [k for k in kernels_of(graph) if k.schedule == "gemm" and aliases(graph, k)]
+    assert {k.outputs[0].value.node for k in found} == {k for k, n in enumerate(graph.nodes) if isinstance(n, Scatter)}
+    assert all(c.splits == 1 for k in found for c in configurations(graph, k))
 
 
 # Random joins
