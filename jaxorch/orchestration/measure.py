@@ -20,7 +20,6 @@ type Kernels = tuple[tuple[str, float], ...]
 type _Profile = Callable[..., Callable[[], tuple[object, list[tuple[str, float]] | None]]]
 
 _QUEUED = 8  # calls issued one after the other
-_HOST_US = 100.0  # more than the host takes to issue a call, in µs
 
 # CUPTI serves one subscriber in a process.
 _CUPTI_LOCK = threading.Lock()
@@ -163,7 +162,8 @@ def program_times(
 ) -> tuple[Timing, ...]:
     """`device_times` of whole programs: by the queue where a version takes far longer than its kernels do.
 
-    XLA copies large arrays, such as slices of a loop's state, without a kernel, which CUPTI's times leave out.
+    XLA copies large arrays, such as slices of a loop's state, without a kernel, which CUPTI's times leave out. Where
+    it is the host that takes the time, the kernels' times hold.
     """
     with jax.ensure_compile_time_eval():
         rotation = Rotation(argument_sets, donated)
@@ -171,22 +171,32 @@ def program_times(
         if kernels[0].source != "cupti":
             return kernels
         samples = _queue_samples(versions, rotation, rounds=max(repeats // 4, 3))
-    queued = [_summary(s, (), "queue") for s in samples]
-    if all(q.median_us - k.median_us < _HOST_US + 0.1 * k.median_us for q, k in zip(queued, kernels, strict=True)):
+    queued = [_summary([total for total, _ in s], (), "queue") for s in samples]
+    issued = [statistics.median(issue for _, issue in s) for s in samples]
+    slow = [
+        q.median_us > 1.2 * k.median_us and host < 0.6 * q.median_us
+        for q, k, host in zip(queued, kernels, issued, strict=True)
+    ]
+    if not any(slow):
         return kernels
     return tuple(replace(q, kernels=k.kernels) for q, k in zip(queued, kernels, strict=True))
 
 
-def _queue_samples(versions: Sequence[Callable[..., object]], rotation: Rotation, rounds: int) -> list[list[float]]:
-    samples: list[list[float]] = [[] for _ in versions]
+def _queue_samples(
+    versions: Sequence[Callable[..., object]], rotation: Rotation, rounds: int
+) -> list[list[tuple[float, float]]]:
+    """For each version µs a call, of several issued one after the other, and how much of that it took to issue one."""
+    samples: list[list[tuple[float, float]]] = [[] for _ in versions]
     for _ in range(rounds):
         for version, times in zip(versions, samples, strict=True):
             _wait(rotation.call(version))
             start = time.perf_counter()
             for _ in range(_QUEUED - 1):
                 rotation.call(version)
-            _wait(rotation.call(version))
-            times.append((time.perf_counter() - start) * 1e6 / _QUEUED)
+            last = rotation.call(version)
+            issued = time.perf_counter() - start
+            _wait(last)
+            times.append(((time.perf_counter() - start) * 1e6 / _QUEUED, issued * 1e6 / _QUEUED))
     return samples
 
 

@@ -39,11 +39,20 @@ from jaxorch.target import Target, local_arch
 
 __all__ = ["Planned", "Session", "as_traced", "plan_program"]
 
+type _Steps = tuple[KernelStep | LeftStep, ...]
+
 _LARGE_STATE = 1 << 20
 """Bytes of an operand updated in place from which a copy of it costs more than launches do."""
 
 _WITHIN = 2.0
 """How far a graph's estimate may be above the least for its plan to be timed: estimates are off by less."""
+
+
+_ROUNDS = 8
+"""How often a choice is made again with what was measured of the kernels in it."""
+
+_GAP_US = 0.5
+"""What a launch takes beside its kernel, in µs."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class Session:
         self.store = Store(cache_dir(options))
         # by structure: equal kernels are priced, tuned and compiled once
         self.costs: dict[str, float] = {}
+        self.timed: dict[str, float] = {}
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
         self.failures: dict[str, None] = {}
@@ -143,9 +153,6 @@ def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[_Way]
     if not found:
         raise errors[0]
     return found
-
-
-type _Steps = tuple[KernelStep | LeftStep, ...]
 
 
 def _tried(ways: Sequence[_Way], session: Session) -> list[tuple[_Way, _Steps]]:
@@ -329,12 +336,37 @@ class _Way:
     def steps(self) -> _Steps:
         """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
 
+        Where kernels are timed, their times take the place of the estimates, and the choice is made again until it
+        holds kernels that have been timed alone.
+
         Raises:
             PlanError: without the kernels that failed there is no choice.
         """
+        steps = self.working()
+        for _ in range(_ROUNDS if self.session.live else 0):
+            if not self.corrected():
+                break
+            self.choice = self.choose()
+            steps = self.working()
+        return steps
+
+    def working(self) -> _Steps:
         while (steps := self.tried()) is None:
             self.choice = self.choose()
         return steps
+
+    def corrected(self) -> bool:
+        """Puts measured times where estimates were; whether there were any of what is chosen."""
+        session, chosen = self.session, [self.choice.options[k] for k in self.choice.solution.chosen]
+        fresh = {
+            o.structure: time
+            for o in chosen
+            if isinstance(o, Fused) and (time := session.tuned[o.structure].measured) is not None
+        }
+        fresh = {structure: time + _GAP_US for structure, time in fresh.items() if structure not in session.timed}
+        session.costs.update(fresh)
+        session.timed.update(fresh)
+        return bool(fresh)
 
     def tried(self) -> _Steps | None:
         steps: list[KernelStep | LeftStep] = []

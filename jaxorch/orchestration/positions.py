@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from jaxorch.ir.graph import Graph, Map, Opaque, pieces_of, reads
 from jaxorch.ir.value import Value
 from jaxorch.ir.view import lookups
 
 __all__ = ["largest_places"]
+
+_ANY = np.iinfo(np.int32).max  # as a Lookup's clamp: whether the place is inside is what it is looked up for
 
 
 def largest_places(graph: Graph, values: Sequence[Value]) -> tuple[int, ...]:
@@ -22,7 +26,8 @@ def largest_places(graph: Graph, values: Sequence[Value]) -> tuple[int, ...]:
     for number in reversed(range(len(graph.nodes))):
         node = graph.nodes[number]
         for lookup in (k for piece in pieces_of(node) for k in lookups(piece)):
-            found[lookup.value] = max(found.get(lookup.value, 1), lookup.high)
+            if lookup.high < _ANY:
+                found[lookup.value] = max(found.get(lookup.value, 1), lookup.high)
         place = found.get(Value(number))
         if isinstance(node, Opaque):  # a loop may look up anything anywhere
             place = max((n for v in reads(node) for n in graph.array(v).shape), default=1)
