@@ -24,12 +24,14 @@ from jaxorch.orchestration.plan import Plan
 from jaxorch.orchestration.planner import Session, as_traced, plan_program
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
+from jaxorch.passes.derive.fill import fill_by_pieces
+from jaxorch.passes.derive.materialize import materialize
 from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.separable import separate_windows
 from jaxorch.passes.derive.split import split_long_reductions, split_more_reductions
 from jaxorch.passes.derive.sumexp import one_pass_sumexp
 from jaxorch.passes.lookups import fold_lookups
-from jaxorch.passes.places import scatters_to_views, settle_scatters
+from jaxorch.passes.places import empty_bases, scatters_to_views, settle_scatters
 from jaxorch.passes.predicates import fold_index_predicates
 from jaxorch.passes.virtualize import virtualize
 from jaxorch.report import Report, describe, nothing_planned
@@ -58,10 +60,11 @@ PASSES: tuple[Pass, ...] = (
     one_pass_sumexp,
     separate_windows,
     split_long_reductions,
+    empty_bases,
 )
 
 # What may be done to the graph after these, where it pays: each gives another graph of the same meaning, or the same.
-VARIANTS: tuple[Pass, ...] = (split_more_reductions,)
+VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,31 @@ def test_a_scan_over_caches_takes_a_quarter_of_the_memory_it_takes_xla(h200):
     assert {c.nbytes for c in plain.copies(MIB)} == {nbytes(specs[donate[0]])}
 
 
+def test_two_softmaxes_are_written_straight_into_what_joins_them(h200):
+    def f(a, b):
+        return jnp.concatenate([jax.nn.softmax(a), jax.nn.softmax(b)])
+
+    specs = [jax.ShapeDtypeStruct((rows, 1024), jnp.float32) for rows in (4096, 12288)]
+    compiled = compile_program(f, specs, h200)
+    assert len(compiled.calls) == len(compiled.report.kernels) == 2
+    assert not compiled.report.left
+    assert not compiled.of("concatenate", "dynamic-update-slice", "fusion", "broadcast")
+    assert not compiled.copies(MIB)
+    assert compiled.memory.temp_size_in_bytes < MIB
+
+
+def test_two_joined_arrays_have_memory_of_their_own(h200):
+    def f(a, b):
+        joined = jnp.concatenate([jax.nn.softmax(a), jax.nn.softmax(b)])
+        return joined, jnp.concatenate([jax.nn.softmax(-b), jax.nn.softmax(-a)])
+
+    specs = [jax.ShapeDtypeStruct((rows, 1024), jnp.float32) for rows in (4096, 12288)]
+    compiled = compile_program(f, specs, h200)
+    assert {line.in_place for line in compiled.report.kernels} == {("in place",), ("in place", "in place")}
+    assert not compiled.copies(MIB)
+    assert compiled.memory.temp_size_in_bytes < MIB
+
+
 # Donation where it is run
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "Params",
     "Reduce",
     "Scatter",
+    "is_empty",
     "operands_of",
     "outputs_of",
     "pieces_of",
@@ -99,7 +100,8 @@ class Map:
     """An elementwise primitive: out[i] = op(operand[i], ...) for every i of `array.shape`.
 
     `op` is the lax primitive's name; "copy" is the identity, "iota" has no operand and yields the
-    coordinate along params["dimension"].
+    coordinate along params["dimension"].  "empty" has none either: memory that nobody has written to, which no kernel
+    computes and nothing reads; Scatters fill it (`ir.region`).
     """
 
     op: str
@@ -233,6 +235,11 @@ def outputs_of(node: Node) -> tuple[Array, ...]:
             return node.arrays
         case _:
             assert_never(node)
+
+
+def is_empty(node: Node) -> bool:
+    """Whether the node is memory that nobody has written to yet: it may be the base of a Scatter, and nothing else."""
+    return isinstance(node, Map) and node.op == "empty"
 
 
 def operands_of(node: Node) -> tuple[View, ...]:

@@ -32,6 +32,7 @@ from jaxorch.ir.graph import (
 )
 from jaxorch.ir.index import Bound, Dim, Expr, Guard, Lookup
 from jaxorch.ir.place import inverse
+from jaxorch.ir.region import unfilled, unfilled_reads
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.text import expr_text, node_text, value_text
 from jaxorch.ir.view import Piece, Value, View, lookups
@@ -53,6 +54,7 @@ _ARITY = {
     **dict.fromkeys(_UNARY, 1),
     **dict.fromkeys(_BINARY | _COMPARISONS, 2),
     "iota": 0,
+    "empty": 0,
     "convert_element_type": 1,
     "bitcast_convert_type": 1,
     "clamp": 3,
@@ -91,6 +93,7 @@ def verify(graph: Graph) -> None:
     for k, value in enumerate(graph.outputs):
         if not _exists(value, arrays):
             raise VerifyError(f"output {k} of the graph: got {value_text(value)}, expected an output of a node")
+    _filled(graph)
 
 
 def _exists(value: Value, arrays: Sequence[Sequence[Array]]) -> bool:
@@ -102,6 +105,15 @@ def _positions(graph: Graph) -> None:
     for k, node in enumerate(graph.nodes):
         if isinstance(node, Input) and seen.setdefault(node.position, k) != k:
             _Place(k, node).fail("input position", f"that of %{seen[node.position]}", "one node a position")
+
+
+def _filled(graph: Graph) -> None:
+    """Checks that what starts as empty memory is read only once writes have filled it, each element by one of them."""
+    for reader, value in unfilled_reads(graph, unfilled(graph.nodes)):
+        number = value.node if reader is None else reader
+        got = f"{value_text(value)}, whose writes so far do not fill it or meet"
+        what = "value returned" if reader is None else "value read"
+        _Place(number, graph.nodes[number]).fail(what, got, "an array each of whose elements is written once")
 
 
 # Views

@@ -7,13 +7,13 @@ Invariant: every configuration gives the same results; only speed differs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from jaxorch.ir.graph import Graph, Reduce
-from jaxorch.kernels.contract_configs import gemm_blocks, online_blocks, power_of_two
+from jaxorch.kernels.contract_configs import Blocks, gemm_blocks, online_blocks, power_of_two
 from jaxorch.kernels.frame import Frame
-from jaxorch.kernels.kernel import Kernel
+from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["Config", "configurations", "power_of_two", "whole"]
 
@@ -41,9 +41,9 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
             longest = _longest(graph, kernel)
             found = _interleave(_first_twice([_persistent(k, f, longest) for k, f in enumerate(kernel.frames)]))
         case "gemm":
-            found = [Config(0, *blocks) for blocks in gemm_blocks(graph, kernel.core, kernel.frames[0])]
+            found = _unsplit_in_place(graph, kernel, gemm_blocks(graph, kernel.core, kernel.frames[0]))
         case "online":
-            found = [Config(0, *blocks) for blocks in online_blocks(graph, kernel.core, kernel.frames[0])]
+            found = _unsplit_in_place(graph, kernel, online_blocks(graph, kernel.core, kernel.frames[0]))
         case "rows-looped":
             longest = _longest(graph, kernel)
             found = _interleave(_first_twice([_looped(k, longest) for k in range(len(kernel.frames))]))
@@ -53,6 +53,12 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
             blocks = _unrolled if kernel.unrolled else _pointwise
             found = _interleave([list(blocks(k, f)) for k, f in enumerate(kernel.frames)])
     return tuple(dict.fromkeys(found))
+
+
+def _unsplit_in_place(graph: Graph, kernel: Kernel, blocks: Sequence[Blocks]) -> list[Config]:
+    """Configurations of these blocks; one launch writes in place, so its sums are not split over two."""
+    found = [Config(0, *each) for each in blocks]
+    return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
 
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:

@@ -16,7 +16,7 @@ from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.ir.index import Dim, Expr, Lookup
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
-from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, operand_coords, pieces_at
+from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, operand_coords, pieces_at, stored_array
 from jaxorch.kernels.frame import Frame, refine
 from jaxorch.kernels.softmax import Form, Softmax
 
@@ -70,13 +70,13 @@ def contracted(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]
     numbers = [n for n in sorted(members) if isinstance(graph.nodes[n], Contract)]
     if len(numbers) > 2:
         return "more than two contractions"
-    if len({graph.array(v).size for v in outputs}) != 1:
+    if len({stored_array(graph, v).size for v in outputs}) != 1:
         return "outputs of different sizes"
     for number in numbers:
         reason = unsupported(graph, _contract(graph, number))
         if reason is not None:
             return reason
-    shape = graph.array(outputs[0]).shape
+    shape = stored_array(graph, outputs[0]).shape
     found = _at(graph, members, outputs, shape, numbers)
     if isinstance(found, str):
         return found
@@ -186,7 +186,7 @@ def _at(
     epilogue = Accesses()
     flat = ix.linearize([Dim(a) for a in range(len(domain))], domain)
     for value in outputs:
-        coords = coords_of(flat, graph.array(value).shape, domain)
+        coords = coords_of(flat, stored_array(graph, value).shape, domain)
         ShallowWalk(graph, members, epilogue).value(value, coords, (), sizes)
     if epilogue.outside:
         return "a contraction or a reduction at places that it does not have"

@@ -93,14 +93,16 @@ def _contraction(
 ) -> Kernel | str:
     if unrolled:
         return "a window beside a contraction"
-    if any(isinstance(graph.nodes[n], Scatter) for n in members):
-        return "a write in place beside a contraction"
+    scatters = [n for k in sorted(members) if isinstance(n := graph.nodes[k], Scatter)]
+    if any(n.combine != "set" or n.place.guard or any(lookups(n.place)) for n in scatters):
+        return "a write beside a contraction whose place is not known, or that is combined with what is there"
     found = contracted(graph, members, outputs)
     if isinstance(found, str):
         return found
     stored = tuple(Output(v, per_row=False) for v in outputs)
     schedule = "gemm" if found.core.softmax is None else "online"
-    return Kernel(tuple(sorted(members)), found.inputs, stored, schedule, (found.frame,), core=found.core)
+    inputs = tuple(sorted({*found.inputs, *(n.base for n in scatters)}))
+    return Kernel(tuple(sorted(members)), inputs, stored, schedule, (found.frame,), core=found.core)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Candidate kernels: which sets of nodes may run together, as a generated kernel or by XLA.
 
 Input: a graph.  Output: for each convex set of pieces visited, a kernel if some schedule is legal, beside
-XLA's own candidates.  Invariant: XLA's candidates alone cover every node, so a plan always exists; equal
-sets are built once, so that a deep model costs what its distinct layers cost.
+XLA's own candidates.  Invariant: XLA's candidates alone cover every node of the graph as the passes leave it, so a plan
+always exists; equal sets are built once, so that a deep model costs what its distinct layers cost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Graph, Map, Opaque, outputs_of, reads
+from jaxorch.ir.graph import Graph, Map, Opaque, Scatter, outputs_of, reads
+from jaxorch.ir.region import unfilled
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel, build
 from jaxorch.kernels.structure import Structure, Structures, carry_over
@@ -74,8 +75,13 @@ def enumerate_candidates(graph: Graph) -> Enumeration:
 
 
 def _left(pieces: Pieces) -> Iterator[Left]:
-    """XLA's candidates: a piece, and the pieces before it whose values no traced variable holds: XLA redoes those."""
+    """XLA's candidates: a piece, and the pieces before it whose values no traced variable holds: XLA redoes those.
+
+    An array that a pass had filled by several writes is none of XLA's: there is no equation for a part of them, and for
+    all of them there is the graph without that pass.
+    """
     graph = pieces.graph
+    parts = {n for n in unfilled(graph.nodes) if isinstance(graph.nodes[n], Scatter) and not graph.variables(Value(n))}
     maker = {v: k for k, p in enumerate(pieces.all) for v in p.outputs}
     for number, piece in enumerate(pieces.all):
         if not all(graph.variables(v) for v in piece.outputs):
@@ -85,6 +91,8 @@ def _left(pieces: Pieces) -> Iterator[Left]:
             hidden = [maker[v] for v in pieces.all[member].inputs if v in maker and not graph.variables(v)]
             together += [k for k in dict.fromkeys(hidden) if k not in together]
         nodes, inputs, _ = pieces.joined(together)
+        if not parts.isdisjoint(nodes):
+            continue
         yield Left(nodes, inputs, piece.outputs)
         product = _accumulated(pieces, number)
         if product is not None:

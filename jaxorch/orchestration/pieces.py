@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Const, Contract, Graph, Input, Map, Node, Opaque, Reduce, Scatter, outputs_of, reads
+from jaxorch.ir.graph import (
+    Const,
+    Contract,
+    Graph,
+    Input,
+    Map,
+    Node,
+    Opaque,
+    Reduce,
+    Scatter,
+    is_empty,
+    outputs_of,
+    reads,
+)
 from jaxorch.ir.view import Value
 from jaxorch.passes.derive.match import is_window
 
@@ -68,6 +81,7 @@ class Pieces:
                 continue
             users = self.users[number]
             alone = isinstance(nodes[number], Map) and len(users) == 1 and number not in returned | self.bases
+            alone = alone and not self._materialized(number)
             # what a product reads stays apart: another kernel may write it, and XLA does
             joins = alone and isinstance(nodes[users[0]], Map | Reduce | Scatter) and users[0] not in self.redone
             # before a window it would be computed for every element of every window: a choice, not a rule
@@ -85,13 +99,18 @@ class Pieces:
         for number, node in enumerate(graph.nodes):
             if not isinstance(node, Map) or node.op not in _CHEAP or number in returned | self.bases:
                 continue
-            if len(self.users[number]) < 2:
+            if len(self.users[number]) < 2 or self._materialized(number):
                 continue
             if all(isinstance(graph.nodes[u], Map | Reduce) for u in self.users[number]):
                 sources = self._sources(number, found)
                 if sum(graph.array(v).nbytes for v in sources) <= node.array.nbytes:
                     found.add(number)
         return frozenset(found)
+
+    def _materialized(self, number: int) -> bool:
+        """Whether a node is a copy that no equation asks for: a pass made it, for its array to be there."""
+        node = self.graph.nodes[number]
+        return isinstance(node, Map) and node.op == "copy" and not self.graph.variables(Value(number))
 
     def _sources(self, number: int, redone: set[int]) -> set[Value]:
         """The values a map reads, those of redone maps replaced by theirs."""
@@ -203,9 +222,9 @@ class Pieces:
 
 
 def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
-    """The values that some candidate must produce: no inputs of the program, no constants."""
-    return tuple(v for v in values if not isinstance(graph.nodes[v.node], Input | Const))
+    """The values that some candidate must produce: no inputs of the program, no constants, no empty memory."""
+    return tuple(v for v in values if not isinstance(n := graph.nodes[v.node], Input | Const) and not is_empty(n))
 
 
 def _computes(node: Node) -> bool:
-    return isinstance(node, Map | Reduce | Contract | Scatter)
+    return isinstance(node, Map | Reduce | Contract | Scatter) and not is_empty(node)

@@ -10,15 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from jaxorch.codegen.source import Source
 from jaxorch.frontend.trace import Regions, Trace, replay
-from jaxorch.ir.graph import Array, Graph, Input, Opaque, Scatter
+from jaxorch.ir.graph import Array, Graph, Input, Opaque, Scatter, is_empty
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import Left
 from jaxorch.runtime.compile import Compiled
 
 __all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run", "written_operands"]
+
+_lax: Any = jax.lax  # `empty` carries few types
 
 type Launch = Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]]
 
@@ -100,6 +104,9 @@ def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
 def _read(plan: Plan, env: dict[int, Any], made: dict[Value, Any], value: Value) -> Any:
     if value in made:
         return made[value]
+    if is_empty(plan.graph.nodes[value.node]):
+        array = plan.graph.array(value)
+        return _lax.empty(array.shape, array.dtype)
     (variable, *_) = plan.graph.variables(value)
     replay(plan.trace, env, [variable], plan.regions)
     return env[variable]

@@ -15,7 +15,7 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from jaxorch.codegen.source import generate
-from jaxorch.errors import CompileError, UnsupportedError
+from jaxorch.errors import CompileError, PlanError, UnsupportedError
 from jaxorch.frontend.regions import Region, region_of
 from jaxorch.frontend.trace import Regions, Trace, digest, flatten, replay
 from jaxorch.ir.dtypes import unsupported_reason
@@ -38,6 +38,8 @@ from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch
 
 __all__ = ["Planned", "Session", "as_traced", "plan_program"]
+
+type _Steps = tuple[KernelStep | LeftStep, ...]
 
 _LARGE_STATE = 1 << 20
 """Bytes of an operand updated in place from which a copy of it costs more than launches do."""
@@ -115,13 +117,15 @@ def plan_program(trace: Trace, session: Session) -> Planned:
 
     Raises:
         UnsupportedError: it would update the state of a loop that is not its own.
+        PlanError: none of its graphs has a choice of kernels.
     """
-    ways = [_Way(trace, graph, session) for graph in session.graphs(trace)]
-    regions, carries, bodies = _bodies(trace, ways[0].graph, session)
-    written = written_operands(ways[0].graph, carries)
+    graphs = session.graphs(trace)
+    ways = _ways(trace, graphs, session)
+    regions, carries, bodies = _bodies(trace, graphs[0], session)
+    written = written_operands(graphs[0], carries)
     if session.target.in_loop:
-        _check_boundary(ways[0].graph, written)
-    made = [(way, Plan(trace, way.graph, way.steps(), regions)) for way in _worth_it(ways, session)]
+        _check_boundary(graphs[0], written)
+    made = [(way, Plan(trace, way.graph, steps, regions)) for way, steps in _tried(ways, session)]
     runs = [partial(_run_plan, plan, session.launch()) for _, plan in made]
     inside = [step.source.digest for _, body in bodies for step in body.kernels]
     verdict = _judge([plan for _, plan in made], runs, inside, written, session)
@@ -133,11 +137,57 @@ def plan_program(trace: Trace, session: Session) -> Planned:
     return Planned(chosen, plan, choice.solution, choice.baselines, verdict, kept, failures, bodies)
 
 
+def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[_Way]:
+    """A way for each graph that has a choice of kernels; those that have none are dropped.
+
+    Raises:
+        PlanError: none has one.
+    """
+    found: list[_Way] = []
+    errors: list[PlanError] = []
+    for graph in graphs:
+        try:
+            found.append(_Way(trace, graph, session))
+        except PlanError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return found
+
+
+def _tried(ways: Sequence[_Way], session: Session) -> list[tuple[_Way, _Steps]]:
+    """The ways that are worth it with their steps; one whose kernels fail until no choice is left is dropped.
+
+    Raises:
+        PlanError: all are dropped.
+    """
+    left = list(ways)
+    while True:
+        made: list[tuple[_Way, _Steps]] = []
+        for way in _worth_it(left, session):
+            try:
+                made.append((way, way.steps()))
+            except PlanError:
+                left.remove(way)
+                if not left:
+                    raise
+        # a way that had to do without a kernel may now be dearer than another
+        if made and (session.live or made[0][0] is _worth_it(left, session)[0]):
+            return _distinct(made)
+
+
+def _distinct(made: Sequence[tuple[_Way, _Steps]]) -> list[tuple[_Way, _Steps]]:
+    """Those that come to other kernels than all before them."""
+    found: dict[tuple[str, ...], tuple[_Way, _Steps]] = {}
+    for way, steps in made:
+        found.setdefault(tuple(s.source.digest for s in steps if isinstance(s, KernelStep)), (way, steps))
+    return list(found.values())
+
+
 def _worth_it(ways: Sequence[_Way], session: Session) -> list[_Way]:
     """The graphs to make plans of: all whose estimates are near where plans are timed, else the one of the least."""
     ranked = sorted(ways, key=lambda way: way.cost)
-    within = _WITHIN if session.live else 1.0
-    return [way for way in ranked if way.cost <= within * ranked[0].cost] if session.live else ranked[:1]
+    return [way for way in ranked if way.cost <= _WITHIN * ranked[0].cost] if session.live else ranked[:1]
 
 
 def _run_plan(plan: Plan, launch: Callable[..., list[Any]], *operands: Any) -> list[Any]:
@@ -283,11 +333,14 @@ class _Way:
             self.session.failures[str(error)] = None
             return math.inf
 
-    def steps(self) -> tuple[KernelStep | LeftStep, ...]:
+    def steps(self) -> _Steps:
         """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
 
         Where kernels are timed, their times take the place of the estimates, and the choice is made again until it
         holds kernels that have been timed alone.
+
+        Raises:
+            PlanError: without the kernels that failed there is no choice.
         """
         steps = self.working()
         for _ in range(_ROUNDS if self.session.live else 0):
@@ -297,7 +350,7 @@ class _Way:
             steps = self.working()
         return steps
 
-    def working(self) -> tuple[KernelStep | LeftStep, ...]:
+    def working(self) -> _Steps:
         while (steps := self.tried()) is None:
             self.choice = self.choose()
         return steps
@@ -315,7 +368,7 @@ class _Way:
         session.timed.update(fresh)
         return bool(fresh)
 
-    def tried(self) -> tuple[KernelStep | LeftStep, ...] | None:
+    def tried(self) -> _Steps | None:
         steps: list[KernelStep | LeftStep] = []
         for number in self.choice.solution.chosen:
             option = self.choice.options[number]
@@ -329,6 +382,8 @@ class _Way:
     def tuned(self, option: Fused, cost: float) -> KernelStep | None:
         """The kernel's step; None if it failed, which is recorded."""
         kernel, structure, session = option.kernel, option.structure, self.session
+        if structure in session.failed:  # in another way
+            return None
         header = header_of(self.trace, self.graph, kernel)
         if session.options.backend == "interpret":
             config = configurations(self.graph, kernel)[0]

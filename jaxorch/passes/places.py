@@ -16,16 +16,17 @@ import numpy as np
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import is_narrow_float
-from jaxorch.ir.graph import Array, Const, Graph, Map, Node, Opaque, Origin, Scatter, outputs_of, reads
+from jaxorch.ir.graph import Array, Const, Graph, Map, Node, Opaque, Origin, Scatter, is_empty, outputs_of, reads
 from jaxorch.ir.index import Dim
 from jaxorch.ir.place import inverse
+from jaxorch.ir.region import unfilled, unfilled_reads
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Piece, Value, View, identity, simplify_view
 from jaxorch.options import Options
 from jaxorch.passes.rewrite import drop_unused, rename
 from jaxorch.passes.virtualize import MAX_PIECES
 
-__all__ = ["scatters_to_views", "settle_scatters"]
+__all__ = ["empty_bases", "scatters_to_views", "settle_scatters"]
 
 # Combine -> the dtypes that a GPU combines atomically; narrow floats are added up in float32, as by XLA.
 _ATOMIC: Mapping[str, frozenset[str]] = {
@@ -132,3 +133,21 @@ def _as_copy(node: Scatter) -> Node:
     ]
     pieces.append(Piece((), node.base, tuple(Dim(a) for a in range(len(shape)))))
     return Map("copy", (simplify_view(View(shape, tuple(pieces))),), node.array, (), node.origin)
+
+
+def empty_bases(graph: Graph, options: Options) -> Graph:
+    """The graph with `lax.empty` as empty memory where scatters fill it before it is read; elsewhere XLA makes it."""
+    del options
+    nodes = [_emptied(node) for node in graph.nodes]
+    if not any(map(is_empty, nodes)):
+        return graph
+    roots = unfilled(nodes)
+    seen = {roots[value.node] for _, value in unfilled_reads(Graph(tuple(nodes), graph.outputs), roots)}
+    kept = tuple(graph.nodes[k] if k in seen else node for k, node in enumerate(nodes))
+    return graph if kept == graph.nodes else Graph(kept, graph.outputs)
+
+
+def _emptied(node: Node) -> Node:
+    if not isinstance(node, Opaque) or node.primitive != "empty":
+        return node
+    return Map("empty", (), node.arrays[0], (), node.origin)

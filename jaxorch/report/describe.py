@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from jaxorch.codegen.count_ops import count
 from jaxorch.codegen.source import Source
+from jaxorch.ir.graph import Graph, Input
+from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.orchestration.cost import minimum_bytes
 from jaxorch.orchestration.header import MOST_SOURCES, names_of, sources_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan
@@ -62,7 +64,14 @@ def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
         spill_bytes=step.compiled.spill_bytes if step.compiled else None,
         config=_config(step.source),
         code=step.source.text,
+        in_place=_in_place(graph, kernel),
     )
+
+
+def _in_place(graph: Graph, kernel: Kernel) -> tuple[str, ...]:
+    """What the kernel writes into; an operand of the program is copied first unless its caller gave it away."""
+    bases = (graph.nodes[kernel.inputs[k].node] for k in sorted(aliases(graph, kernel)))
+    return tuple(f"in place: operand {n.position} if donated" if isinstance(n, Input) else "in place" for n in bases)
 
 
 def _config(source: Source) -> str:

@@ -19,6 +19,8 @@ class KernelLine:
 
     bytes_moved is what it reads and writes; bytes_minimum each input read and each output written once.
     measured, registers and spill_bytes are None where nothing was timed or compiled.
+    in_place: an entry for each array that it writes updates into: "in place: operand 0 if donated" for an operand of
+    the program, "in place" for an array made before.
     """
 
     name: str
@@ -33,6 +35,7 @@ class KernelLine:
     spill_bytes: int | None
     config: str
     code: str
+    in_place: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,8 @@ def _kernels(lines: Sequence[KernelLine]) -> Table:
         registers = "" if line.registers is None else f"{line.registers} ({line.spill_bytes})"
         moved = f"{line.bytes_moved / 1e6:.2f} ({line.bytes_minimum / 1e6:.2f})"
         sources = "\n".join(line.sources)
-        table.add_row(
-            line.name, f"{line.schedule}\n{line.config}", " ".join(line.primitives), sources, moved, time, registers
-        )
+        schedule = "\n".join([line.schedule, line.config, *line.in_place])
+        table.add_row(line.name, schedule, " ".join(line.primitives), sources, moved, time, registers)
     return table
 
 

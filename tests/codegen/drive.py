@@ -14,10 +14,11 @@ import pytest
 from jaxorch.codegen import numpy_ops
 from jaxorch.codegen.source import Source, generate
 from jaxorch.frontend.trace import Trace, flatten, replay
+from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_float
-from jaxorch.ir.graph import Const, Contract, Graph, Input, Map, Node, Reduce, Scatter, operands_of, outputs_of
+from jaxorch.ir.graph import Array, Const, Contract, Graph, Input, Map, Node, Reduce, Scatter, operands_of, outputs_of
 from jaxorch.ir.scalars import SCALARS
-from jaxorch.ir.view import Value, evaluate_view
+from jaxorch.ir.view import Piece, Value, evaluate_view
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.kernel import Kernel, Output, build
 from jaxorch.options import Options
@@ -28,6 +29,7 @@ from jaxorch.runtime.interpret import StoreReport, run
 __all__ = [
     "Program",
     "agree",
+    "counted",
     "interpreted",
     "kernels_of",
     "limits",
@@ -52,11 +54,16 @@ class Program:
         return [self.values[v] for v in kernel.inputs]
 
 
-def program(f: Callable[..., Any], *arrays: Data, x64: bool = False) -> Program:
-    """Traces and optimises `f`, and evaluates every node by XLA."""
+def program(
+    f: Callable[..., Any],
+    *arrays: Data,
+    x64: bool = False,
+    variant: Callable[[Graph, Options], Graph] = lambda graph, _: graph,
+) -> Program:
+    """Traces and optimises `f`, in the end by `variant`, and evaluates every node by XLA."""
     with jax.enable_x64(x64):
         trace = flatten(jax.make_jaxpr(f)(*arrays))
-        graph = optimized_graph(trace, Options())
+        graph = variant(optimized_graph(trace, Options()), Options())
         held = {
             Value(k, o): graph.variables(Value(k, o))[0]
             for k, node in enumerate(graph.nodes)
@@ -86,6 +93,12 @@ def _evaluated(node: Node, values: dict[Value, Data]) -> list[Data]:
                 return [np.asarray(node.value).astype(node.array.dtype)]
             case Map("copy"):
                 return operands
+            case Map("empty"):
+                return [_poison(node.array)]
+            case Scatter("set", Piece((), base, index), updates):
+                written, points = np.array(values[base]), np.indices(updates.domain)
+                written[tuple(np.broadcast_to(ix.evaluate(e, points), updates.domain) for e in index)] = operands[0]
+                return [written]
             case Map():
                 dtypes = [x.dtype for x in operands]
                 held = [x.astype(compute_dtype(x.dtype)) for x in operands]
@@ -96,6 +109,11 @@ def _evaluated(node: Node, values: dict[Value, Data]) -> list[Data]:
                 return [x.astype(a.dtype) for x, a in zip(found, node.arrays, strict=True)]
             case _:
                 raise AssertionError(f"{type(node).__name__} without a variable")
+
+
+def _poison(array: Array) -> Data:
+    """What nobody has written to."""
+    return np.full(array.shape, np.nan if is_float(array.dtype) else 0x55, array.dtype)
 
 
 def _moments(x: Data, axes: tuple[int, ...]) -> list[Data]:
@@ -151,24 +169,31 @@ def numpied(graph: Graph, kernel: Kernel, inputs: Sequence[Data], frame: int = 0
 
 def interpreted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) -> dict[Value, Data]:
     """The kernel's outputs by the generated source, its stores checked."""
+    return {value: out for value, (out, _) in counted(graph, kernel, config, inputs).items()}
+
+
+def counted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) -> dict[Value, tuple[Data, Data]]:
+    """As `interpreted`, each output with how often each element was stored."""
     source = generate(graph, kernel, config, interpret=True)
     arrays = [graph.array(o.value) for o in kernel.outputs]
-    outs = [np.full(a.shape, np.nan if is_float(a.dtype) else 0x55, a.dtype) for a in arrays]
+    outs = [_poison(a) for a in arrays]
     shared = dict(source.aliases)
     ins = [np.array(a) if k in shared else np.ascontiguousarray(a) for k, a in enumerate(inputs)]
     for k, output in shared.items():
         outs[output] = ins[k]
     if source.combine is not None:
-        parts = [np.full(a.shape, np.nan if is_float(a.dtype) else 0x55, a.dtype) for a in source.scratch]
+        parts = [_poison(a) for a in source.scratch]
         for part, count in zip(parts, _launch(source, [*ins, *parts])[len(ins) :], strict=True):
             assert (count == 1).all(), f"scratch of {part.shape} is stored {np.unique(count)} times:\n{source.text}"
         ins, source = [*ins, *parts], source.combine
     passed = [*ins, *(out for k, out in enumerate(outs) if k not in shared.values())]
     counts = _launch(source, passed)
+    found: dict[Value, tuple[Data, Data]] = {}
     for output, out in zip(kernel.outputs, outs, strict=True):
         (count,) = (c for array, c in zip(passed, counts, strict=True) if array is out)
         _check_stores(graph, output, count, f"{config}:\n{source.text}")
-    return {o.value: out for o, out in zip(kernel.outputs, outs, strict=True)}
+        found[output.value] = out, count
+    return found
 
 
 def _launch(source: Source, arrays: Sequence[Data]) -> tuple[Data, ...]:

@@ -35,7 +35,7 @@ def compiled(f, *specs):
     assert isinstance(kernel, Kernel), kernel
     source = generate(graph, kernel, configurations(graph, kernel)[0])
     limit = device("h200").shared_per_block
-    return kernel, source, check(source, arguments(graph, kernel), arch=90, shared_limit=limit)
+    return kernel, source, check(source, *arguments(graph, kernel), arch=90, shared_limit=limit)
 
 
 def attention(q, k, v, causal=False):

@@ -17,14 +17,15 @@ from benchmarks.cases import CASES
 from benchmarks.suites import SPINE_BARS
 from jaxorch.codegen.source import Source, generate
 from jaxorch.frontend.trace import flatten
-from jaxorch.ir.graph import Graph
+from jaxorch.ir.graph import Graph, Scatter
 from jaxorch.kernels.configs import Config, configurations
-from jaxorch.kernels.kernel import Kernel
+from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.options import Options
 from jaxorch.orchestration.devices import DEVICES
+from jaxorch.orchestration.header import header_of
 from jaxorch.orchestration.plan import arguments
+from jaxorch.passes.derive.fill import fill_by_pieces
 from jaxorch.pipeline import optimized_graph
-from jaxorch.report import header_of
 from jaxorch.runtime.launch import check
 from tests.codegen.drive import kernels_of, program, whole_kernel
 
@@ -99,6 +100,29 @@ def test_elementwise_kernels_move_vectors(dtype):
     ptx = compiled(made.graph, kernel, configurations(made.graph, kernel)[0], 90).ptx
     assert "ld.global.v" in ptx
     assert "st.global.v" in ptx
+
+
+def test_rows_written_into_a_joined_array_move_vectors():
+    a, b = np.zeros((6, 1024), np.float32), np.zeros((5, 1024), np.float32)
+    made = program(lambda a, b: jnp.concatenate([jax.nn.softmax(a), jax.nn.softmax(b)]), a, b, variant=fill_by_pieces)
+    writing = [k for k in kernels_of(made.graph) if aliases(made.graph, k) and k.schedule == "rows"]
+    assert {k.outputs[0].value.node for k in writing} == {
+        n for n, m in enumerate(made.graph.nodes) if isinstance(m, Scatter)
+    }
+    for kernel in writing:
+        found = compiled(made.graph, kernel, configurations(made.graph, kernel)[0], 90)
+        assert found.spill_bytes == 0
+        for what in ("ld", "st"):
+            assert re.search(rf"{what}\.global(\.\w+)*\.v4", found.ptx)
+
+
+def test_products_written_into_a_joined_array_compile():
+    x, w, v = (np.zeros(shape, jnp.bfloat16) for shape in ((64, 128), (128, 64), (128, 96)))
+    made = program(lambda x, w, v: jnp.concatenate([jnp.tanh(x @ w), x @ v], -1), x, w, v, variant=fill_by_pieces)
+    writing = [k for k in kernels_of(made.graph) if aliases(made.graph, k) and k.schedule == "gemm"]
+    assert len(writing) == 2
+    for kernel in writing:
+        assert compiled(made.graph, kernel, configurations(made.graph, kernel)[0], 90).spill_bytes == 0
 
 
 def test_relaxed_functions_are_one_instruction_each():

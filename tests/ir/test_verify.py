@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jaxorch.errors import VerifyError
-from jaxorch.ir.graph import Graph, Map
+from jaxorch.ir.graph import Graph, Map, Scatter
 from jaxorch.ir.index import Add, Bound, Const, Dim, FloorDiv, Mod, Mul
 from jaxorch.ir.verify import EVALUATED, verify
 from jaxorch.ir.view import Piece, Value, View, identity
@@ -231,3 +231,65 @@ def test_a_graph_is_not_changed():
     verify(graph)
     assert graph == copy
     assert isinstance(graph.nodes[1], Map)
+
+
+# Arrays filled by several writes
+
+
+def filled(*starts, size=8, base="empty", combine="set", step=1):
+    """Writes of 4 elements at each start into an array of 8, one after another."""
+    build = Builder()
+    x = build.input((4,))
+    last = build.map("empty", shape=(size,)) if base == "empty" else build.input((size,))
+    for start in starts:
+        place = Piece((), last, (Add(Mul(i, step), Const(start)),))
+        last = build.add(Scatter(combine, place, identity(x, (4,)), True, array((size,))))
+    return build, last
+
+
+@pytest.mark.parametrize(("starts", "step"), [((0, 4), 1), ((4, 0), 1), ((1, 0), 2)])
+def test_an_array_is_filled(starts, step):
+    build, last = filled(*starts, step=step)
+    verify(build.graph(last, build.map("neg", last, shape=(8,))))
+
+
+def test_what_is_filled_may_be_written_again():
+    build, last = filled(0, 4, 2)
+    verify(build.graph(last))
+
+
+def test_other_arrays_need_not_be_filled():
+    build, last = filled(0, 2, base="input")
+    verify(build.graph(last))
+
+
+NOT_FILLED = {
+    "nothing written": ((), {}),
+    "a part": ((4,), {}),
+    "a gap": ((0, 5), {"size": 9}),
+    "twice the same": ((0, 0), {}),
+    "two that meet": ((0, 3, 4), {}),
+    "strides that meet": ((0, 0), {"step": 2}),
+    "a sum": ((0, 4), {"combine": "add"}),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FILLED)
+def test_an_array_is_not_filled(name):
+    starts, more = NOT_FILLED[name]
+    build, last = filled(*starts, **more)
+    expected = "expected an array each of whose elements is written once"
+    refused(build.graph(last), f"node %{last.node}: value returned: got %{last.node}", expected)
+    reader = build.map("neg", last, shape=build.shape(last))
+    refused(build.graph(reader), f"node %{reader.node}: value read: got %{last.node}", expected)
+
+
+def test_a_chain_is_read_at_its_end_only():
+    build, last = filled(0, 4)
+    middle = Value(last.node - 1)
+    refused(build.graph(last, build.map("neg", middle, shape=(8,))), f"value read: got %{middle.node}")
+
+
+def test_empty_memory_has_no_operands():
+    build, _ = filled(0, 4)
+    refused(build.graph(build.map("empty", Value(0), shape=(4,))), "number of operands: got 1, expected 0")

@@ -1,8 +1,18 @@
 """Reports as a reader sees them."""
 
+import io
 import json
 
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from rich.console import Console
+
+import jaxorch
+from jaxorch import Options, primitive
+from jaxorch.orchestration import planner
 from jaxorch.report import LeftLine, Report
+from jaxorch.report.text import render
 
 
 def report(*lines: LeftLine) -> Report:
@@ -26,3 +36,35 @@ def test_json_holds_every_field():
     fields = json.loads(report(LeftLine(("sort",), (), "r")).to_json())
     assert fields["left"] == [{"primitives": ["sort"], "sources": [], "reason": "r"}]
     assert fields["device"] == "h200"
+
+
+# In place
+
+
+def explained(f, *args):
+    return jaxorch.explain(jaxorch.optimize(f, options=Options(backend="interpret", fallback="error")), *args)
+
+
+def wide(report):
+    """The text where no cell is broken into lines."""
+    out = io.StringIO()
+    Console(file=out, width=400).print(render(report))
+    return out.getvalue()
+
+
+def test_what_is_written_in_place_is_said(monkeypatch):
+    monkeypatch.setattr(planner, "left_time", lambda *_: 1e6)
+    primitive.clear()
+    cache, row = np.zeros((4, 8), np.float32), np.ones((1, 8), np.float32)
+    found = explained(lambda r, c, p: lax.dynamic_update_slice(c, jnp.exp(r), (p, 0)), row, cache, 2)
+    assert [line.in_place for line in found.kernels] == [("in place: operand 1 if donated",)]
+    assert "in place: operand 1 if donated" in wide(found)
+    assert json.loads(found.to_json())["kernels"][0]["in_place"] == ["in place: operand 1 if donated"]
+    found = explained(lambda a, b: lax.empty((5, 8), "float32").at[:4].set(jnp.exp(a)).at[4:].set(b), cache, row)
+    assert [line.in_place for line in found.kernels] == [("in place",), ("in place",)]
+    assert "in place" in wide(found)
+    assert "in place:" not in wide(found)
+    found = explained(lambda r: jnp.exp(r), row)
+    assert [line.in_place for line in found.kernels] == [()]
+    assert "in place" not in wide(found)
+    primitive.clear()
