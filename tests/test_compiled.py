@@ -49,9 +49,27 @@ def test_a_spine_case_is_one_kernel_and_nothing_else(name, h200):
     assert not compiled.copies(0)
 
 
+@pytest.mark.parametrize("name", ["attention", "attention_causal", "attention_bias", "relu_linear_attention"])
+def test_a_contraction_case_is_kernels_and_nothing_else(name, h200):
+    compiled = compile_case(name, h200)
+    assert not compiled.report.left
+    assert {i.opcode for i in compiled.entry} <= {"parameter", "custom-call", "bitcast", "get-tuple-element", "tuple"}
+    assert not compiled.copies(0)
+    assert compiled.memory.temp_size_in_bytes < MIB  # the scores and their like are nowhere
+
+
+@pytest.mark.parametrize("name", ["decode_B16_bskd_repeat", "decode_B16_bksd_einsum", "prefill", "vit_attention_half"])
+def test_layers_with_attention_hold_no_scores_and_copy_no_cache(name, h200):
+    compiled, plain = compile_case(name, h200), compile_case(name, h200, optimised=False)
+    assert "online" in {k.schedule for k in compiled.report.kernels}
+    assert not compiled.copies(MIB)
+    assert 2 * compiled.memory.temp_size_in_bytes < plain.memory.temp_size_in_bytes
+
+
 def test_growing_caches_are_written_once_each(h200):
     compiled = compile_case("kv_concat", h200)
-    assert len(compiled.calls) == len(compiled.report.kernels)
+    launches = [2 if "parts" in k.config else 1 for k in compiled.report.kernels]
+    assert len(compiled.calls) == sum(launches)
     assert not compiled.of("concatenate")
     written = [t for call in compiled.calls for t in call.type.split("bf16") if t.startswith("[16,8,4096,128]")]
     assert len(written) == 2

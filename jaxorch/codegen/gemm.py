@@ -18,11 +18,11 @@ from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, Walk
 from jaxorch.kernels.configs import power_of_two
-from jaxorch.kernels.frame import COLUMN
+from jaxorch.kernels.frame import COLUMN, ROW
 
 __all__ = ["GemmBody"]
 
-_WHOLE_ROW = 8192  # elements of a tile that holds rows whole while their statistics are taken
+_WHOLE_ROW = 16384  # elements of a tile that holds rows whole while their statistics are taken
 
 
 class GemmBody[V](ProductBody[V]):
@@ -103,12 +103,20 @@ class GemmBody[V](ProductBody[V]):
         return found.reductions
 
     def is_looped(self, count: int) -> bool:
-        return self.config.block_rows * power_of_two(count) > _WHOLE_ROW
+        return self.rows_at_once * power_of_two(count) > _WHOLE_ROW
+
+    @property
+    def rows_at_once(self) -> int:
+        """The rows of a tile of statistics: a single one is not padded for a unit that does not see it."""
+        return 1 if self.frame.sizes[ROW] == 1 else self.config.block_rows
 
     def scope_of(self, columns: int, walk: Literal["grid", "tile", "loop"]) -> Tile:
         grid, rows, _ = self.plane("row", "one").sizes
         block = power_of_two(columns)
         if walk == "loop":
-            block = min(block, max(_WHOLE_ROW // self.config.block_rows, 16))
+            block = min(block, max(_WHOLE_ROW // self.rows_at_once, 16))
         loops = frozenset((COLUMN,)) if walk == "loop" else frozenset[int]()
-        return Tile((grid, rows, columns), self.config.block_rows, block, walk, ("row", f"stat{columns}"), loops)
+        blocks = -(-self.frame.sizes[COLUMN] // self.config.block_columns)  # each takes the statistics of its rows
+        repeats = blocks * (self.splits if self.grid == 1 else 1)
+        spans = ("row", f"stat{columns}")
+        return Tile((grid, rows, columns), self.rows_at_once, block, walk, spans, loops, repeats)

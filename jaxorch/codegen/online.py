@@ -113,10 +113,15 @@ class OnlineBody[V](ProductBody[V]):
         top = self.call("max", peak, self.ops.fold("peak", u, FLOAT32))
         if self.scale is None:
             decay, e = self.exp(self.call("sub", peak, top)), self.exp(self.call("sub", u, top))
-        else:  # exp(scale*(x - m)) = exp2(c*x - c*m) for c = scale*log2(e): one multiply-add before the exponential
+        else:  # exp(scale*(x - m)) = exp2(c*(x - m)) for c = scale*log2(e)
             c = self.ops.const(self.scale * _LOG2E, FLOAT32)
-            shift = self.call("mul", top, c)
-            decay, e = (self.exp2(self.call("sub", self.call("mul", x, c), shift)) for x in (peak, u))
+            decay = self.exp2(self.call("mul", self.call("sub", peak, top), c))
+            if self.has_masks(self.shift(tile)[0]):
+                e = self.exp2(self.call("mul", self.call("sub", u, top), c))
+            else:
+                # c*x - c*m is one multiply-add, exact but for the rounding of c*m: that of a masked value is no small
+                # number, and its row would not find its own maximum at a distance of 0
+                e = self.exp2(self.call("sub", self.call("mul", u, c), self.call("mul", top, c)))
         summed = self.ops.fold("sum", e, FLOAT32)
         self.ops.assign(total, self.call("add", self.call("mul", total, decay), summed))
         self.ops.assign(peak, top)
@@ -128,6 +133,18 @@ class OnlineBody[V](ProductBody[V]):
         low = self.ops.const(-np.inf, FLOAT32)
         u = self.view(view, coords, ()) if self.scale is None else self.unscaled(view, coords, ())
         return self.ops.valid(u, low)
+
+    def has_masks(self, view: View) -> bool:
+        """Whether a score may be a constant instead of a product."""
+        for piece in view.pieces:
+            match self.graph.nodes[piece.value.node]:
+                case Const():
+                    return True
+                case Map("select_n", (_, *cases)) if any(map(self.has_masks, cases)):
+                    return True
+                case _:
+                    continue
+        return False
 
     def in_units(self, masked: float) -> float:
         """A masked value in units of `scale`, above the number that peaks start from unless it is -inf."""
@@ -170,7 +187,7 @@ class OnlineBody[V](ProductBody[V]):
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         node = self.graph.nodes[value.node]
-        for number, operand in self.softmax.deferred:
+        for number, operand, _ in self.softmax.deferred:
             if number == value.node and isinstance(node, Map):
                 return self.view(node.operands[1 - operand], coords, guard)
         return super().compute(value, coords, guard)
@@ -222,27 +239,13 @@ class OnlineBody[V](ProductBody[V]):
             self.bound[self.softmax.peak] = self.pick(empty, low, peak)
             self.bound[self.softmax.total] = self.pick(empty, nan, total)
             result = self.pick(empty, nan, acc)
-            for number, operand in self.softmax.deferred:
+            for number, operand, at in self.softmax.deferred:
                 node = self.graph.nodes[number]
                 assert isinstance(node, Map)
-                factor = self.view(node.operands[operand], self.place_of(number, tile), ())
+                place = tuple(simplify(ix.substitute(e, self.space(tile)), tile.sizes) for e in at)  # at any key
+                factor = self.view(node.operands[operand], place, ())
                 result = self.call(node.op, result, factor)
             self.bound[Value(self.core.last)] = result
-
-    def place_of(self, number: int, tile: Tile) -> Coords:
-        """Where the second product's operand wants a node, at key 0: deferred factors are the same at all keys."""
-        coords = self.operand_at(self.core.last, self.core.at, len(self.frame.domain), tile)
-        view = self.contract(self.core.last).operands[self.core.left]
-        pending = [(view, coords)]
-        while pending:
-            view, coords = pending.pop()
-            for _, value, index in pieces_at(view, coords, tile.sizes):
-                if value.node == number:
-                    return index
-                node = self.graph.nodes[value.node]
-                if isinstance(node, Map) and value.node in self.members:
-                    pending += [(v, index) for v in node.operands]
-        raise AssertionError(number)
 
     def combined(self, tile: Tile) -> tuple[V, V, V]:
         """Peak, total and sum of products of all parts: each scaled to the common peak."""

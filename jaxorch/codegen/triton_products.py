@@ -169,7 +169,7 @@ class TritonProducts(TritonOps):
 
     @property
     def whole(self) -> frozenset[int]:
-        return frozenset((ROW, COLUMN))
+        return _extended(self.tile)
 
     def shape(self, columns: int, rows: int | None = None) -> list[int]:
         return [self.tile.block_rows if rows is None else rows, columns]
@@ -264,9 +264,7 @@ class TritonProducts(TritonOps):
         name = f"carry{self.count}"
         self.count += 1
         self.put(f"{name} = tl.broadcast_to({literal}, {shape})")
-        return Text(
-            name, frozenset((ROW, STEP)) | (frozenset((COLUMN,)) if tile.block_columns > 1 else frozenset[int]())
-        )
+        return Text(name, _extended(tile) | {STEP})
 
     def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
         where = "axis=1, keep_dims=True"
@@ -277,3 +275,8 @@ class TritonProducts(TritonOps):
 
     def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
         super().store(buffer, offset, Text(value.name, value.dims - {STEP}), guard)
+
+
+def _extended(tile: Tile) -> frozenset[int]:
+    """The axes along which the tile has more than one element."""
+    return frozenset(a for a, block in ((ROW, tile.block_rows), (COLUMN, tile.block_columns)) if block > 1)

@@ -19,7 +19,9 @@ __all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
 type Blocks = tuple[int, int, int, int, int, int]
 
 _LEAST = 16  # rows or columns of the matrix unit's smallest tile
-_PROGRAMS = 256  # about two for each processor of a large GPU
+# programs wanted before sums are split: two for each processor of a large GPU where memory is what binds, else one
+_FEW_ROWS_PROGRAMS = 256
+_PROGRAMS = 128
 
 
 def power_of_two(n: int) -> int:
@@ -40,7 +42,8 @@ def online_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]
     for block_rows, keys, warps, stages in _online_shapes(rows, depth):
         block_rows, keys = _fitted(block_rows, rows), _fitted(keys, core.key)
         programs = grid * -(-rows // block_rows)
-        for splits in _splits(programs, core.key, 256):
+        wanted = _FEW_ROWS_PROGRAMS if rows <= _LEAST else _PROGRAMS
+        for splits in _splits(programs, core.key, 256, wanted):
             found.append((block_rows, wide, warps, stages, keys, splits))
     return found
 
@@ -53,8 +56,10 @@ def _online_shapes(rows: int, depth: int) -> Iterator[tuple[int, int, int, int]]
         yield from ((64, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 32, 4, 3))
     elif depth <= 256:
         yield from ((128, 64, 8, 3), (64, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3))
-    else:
+    elif depth <= 512:
         yield from ((64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2), (32, 32, 4, 2))
+    else:
+        yield from ((64, 32, 8, 2), (64, 32, 4, 2), (64, 16, 4, 2), (32, 32, 4, 2))
 
 
 def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
@@ -64,12 +69,20 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     found: list[Blocks] = []
     for block_rows, block_columns, depth, warps, stages in _gemm_shapes(rows, columns):
         block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
-        keys = max(_fitted(depth // _itemsize(graph, core), core.key), 32 // _itemsize(graph, core))
+        size = _itemsize(graph, core)
+        keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
         programs = grid * -(-rows // block_rows) * -(-columns // block_columns)
-        for splits in _splits(programs, core.key, 512) if not core.beside else (1,):
+        wanted = _FEW_ROWS_PROGRAMS if rows <= 64 else _PROGRAMS
+        for splits in _splits(programs, core.key, 512, wanted) if not core.beside else (1,):
             found.append((block_rows, block_columns, warps, stages, keys, splits))
-    few = [f for f in found if _programs(frame, f) >= _PROGRAMS // 2]
-    return [*few, *(f for f in found if f not in few)]
+    enough = [f for f in found if _programs(frame, f) >= _PROGRAMS]
+    return [*enough, *sorted((f for f in found if f not in enough), key=lambda f: -_programs(frame, f))]
+
+
+def _depth(block: int, keys: int) -> int:
+    """The block of contracted elements: all of few, where that pads no more than steps of `block` do."""
+    whole = power_of_two(keys)
+    return whole if whole <= 2 * block and whole <= -(-keys // block) * block else block
 
 
 def _programs(frame: Frame, blocks: Blocks) -> int:
@@ -106,16 +119,13 @@ def _fitted(block: int, size: int) -> int:
     return max(min(block, power_of_two(size)), _LEAST)
 
 
-def _splits(programs: int, keys: int, least: int) -> tuple[int, ...]:
-    """Over how many programs to split each sum: first what fills the device, then half and double that."""
-    wanted = power_of_two(-(-_PROGRAMS // programs)) if 2 * programs <= _PROGRAMS else 1
+def _splits(programs: int, keys: int, least: int, enough: int) -> tuple[int, ...]:
+    """Over how many programs to split each sum: first what makes `enough` of them, then half and double that."""
+    wanted = power_of_two(-(-enough // programs)) if 2 * programs <= enough else 1
     most = max(keys // least, 1)
     best = 1 << (min(wanted, most).bit_length() - 1)
-    return tuple(
-        dict.fromkeys(
-            (best, max(best // 2, 1), best * 2 if 1 < 2 * best <= min(most, 2 * wanted) and best > 1 else best)
-        )
-    )
+    double = 2 * best if best > 1 and 2 * best <= min(most, 2 * wanted) else best
+    return tuple(dict.fromkeys((best, max(best // 2, 1), double)))
 
 
 def _itemsize(graph: Graph, core: Core) -> int:

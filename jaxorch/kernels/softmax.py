@@ -34,7 +34,8 @@ class Softmax:
     peak and total: the row's maximum and its sum of exponentials.
     peaks_outside: whether the kernel stores peaks, or computes with them.
     scaled: whether factors of probabilities stay in the sum.
-    deferred: (node, operand) of products and quotients by row values, to be applied to the second product instead.
+    deferred: (node, operand, place) of products and quotients by values of the row, which are applied to the second
+    product instead.
     """
 
     first: int
@@ -47,7 +48,7 @@ class Softmax:
     total: Value
     peaks_outside: bool
     scaled: bool
-    deferred: tuple[tuple[int, int], ...]
+    deferred: tuple[tuple[int, int, Coords], ...]
 
     def renamed(self, new: Callable[[Value], Value], look: Callable[[Lookup], Lookup]) -> Softmax:
         """The softmax with its nodes and values renamed."""
@@ -62,7 +63,7 @@ class Softmax:
             new(self.total),
             self.peaks_outside,
             self.scaled,
-            tuple((new(Value(node)).node, k) for node, k in self.deferred),
+            tuple((new(Value(n)).node, k, tuple(ix.map_lookups(e, look) for e in at)) for n, k, at in self.deferred),
         )
 
 
@@ -118,7 +119,7 @@ class Form:
         self.key = len(sizes) - 2
         self.exponentials: dict[tuple[int, int, Coords], Value] = {}  # exp, difference and its place: the peak
         self.scaled_inside = False
-        self.deferred: dict[tuple[int, int], None] = {}
+        self.deferred: dict[tuple[int, int, Coords], None] = {}
 
     def softmax(self, view: View, coords: Coords, first: Reduction) -> Softmax | str:
         """The softmax in `view`, the second product's operand at `coords`; `first` is where the scores are wanted."""
@@ -126,6 +127,8 @@ class Form:
             return "the second product's operand is not linear in an exponential of the scores"
         if len(self.exponentials) != 1:
             return "several exponentials"
+        if len({node for node, _, _ in self.deferred}) != len(self.deferred):
+            return "a factor of the row at several places"
         (((exponential, shift, shift_at), peak),) = self.exponentials.items()
         total = self.total(exponential, peak)
         if total is None:
@@ -186,6 +189,8 @@ class Form:
         match node.op, node.operands:
             case "exp", _:
                 return self.is_exponential(value.node, node, coords)
+            case "convert_element_type", (view,) if node.array.dtype.name not in _WIDE_ENOUGH:
+                return False  # what is small after the division may be nothing there, or a whole number
             case "copy" | "convert_element_type" | "neg", (view,):
                 return self.linear(view, coords)
             case "mul", (left, right):
@@ -208,11 +213,11 @@ class Form:
         if not self.is_free(factor[0], coords):
             if not self.is_of_row(factor[0], coords):
                 return False
-            self.deferred[node, factor[1]] = None
+            self.deferred[node, factor[1], coords] = None
         if self.linear(form[0], coords):
-            self.scaled_inside |= (node, factor[1]) not in self.deferred
+            self.scaled_inside |= (node, factor[1], coords) not in self.deferred
             return True
-        self.deferred.pop((node, factor[1]), None)
+        self.deferred.pop((node, factor[1], coords), None)
         return False
 
     def read(self, view: View, coords: Coords) -> Accesses:
@@ -265,4 +270,5 @@ class Form:
             (view,) = node.operands
 
 
+_WIDE_ENOUGH = frozenset(("bfloat16", "float16", "float32"))
 _CASTS = frozenset(("copy", "convert_element_type"))

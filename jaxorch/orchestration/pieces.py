@@ -63,6 +63,12 @@ class Pieces:
         self.redone = self._redone()
         self.all = self._pieces()
         self.neighbours, self.after = self._relations()
+        maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
+        self.followers: list[set[int]] = [set() for _ in self.all]  # by piece: those that read its outputs
+        for k, p in enumerate(self.all):
+            for v in p.inputs:
+                if v in maker:
+                    self.followers[maker[v]].add(k)
         self.products = frozenset(k for k, p in enumerate(self.all) if isinstance(graph.nodes[p.nodes[-1]], Contract))
 
     # What the pieces are
@@ -167,20 +173,26 @@ class Pieces:
 
     def chains(self) -> list[frozenset[int]]:
         """From a product to one that needs it, with no other product between: all pieces on the way."""
-        before: dict[int, list[int]] = {k: [] for k in self.products}
-        for first in sorted(self.products):
-            for last in sorted(self.after[first] & self.products):
-                before[last].append(first)
         found: list[frozenset[int]] = []
-        for last, firsts in before.items():
-            for first in firsts:
-                chain = frozenset(k for k in self.after[first] if last in self.after_of(k)) | {first, last}
-                if len(chain & self.products) == 2 and len(chain) <= 2 * _MOST_SHARED and self.is_convex(chain):
+        for first in sorted(self.products):
+            between, ends = self._until_products(first)
+            for last in ends:
+                chain = frozenset(k for k in between if last in self.after[k]) | {first, last}
+                if self.is_convex(chain):
                     found.append(chain)
         return found
 
-    def after_of(self, piece: int) -> set[int]:
-        return self.after[piece] if piece < len(self.all) else set[int]()
+    def _until_products(self, first: int) -> tuple[list[int], list[int]]:
+        """What follows a product up to the next ones, and these; no more than a kernel may hold."""
+        between, ends, pending = dict[int, None](), dict[int, None](), [first]
+        while pending and len(between) <= 2 * _MOST_SHARED:
+            for k in sorted(self.followers[pending.pop(0)]):
+                if k in self.products:
+                    ends[k] = None
+                elif k not in between:
+                    between[k] = None
+                    pending.append(k)
+        return list(between), list(ends)
 
     def _relations(self) -> tuple[list[set[int]], list[set[int]]]:
         """(pieces that share a value, pieces that come after through any path)."""

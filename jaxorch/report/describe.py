@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jaxorch.codegen.count_ops import count
+from jaxorch.codegen.source import Source
 from jaxorch.ir.graph import Graph, Input
-from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.orchestration.cost import minimum_bytes
 from jaxorch.orchestration.header import MOST_SOURCES, names_of, sources_of
@@ -51,7 +51,6 @@ def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
     graph, kernel = plan.graph, step.kernel
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counts = count(graph, kernel, step.source.config)
-    config = step.source.config
     return KernelLine(
         name=step.source.name,
         schedule=kernel.schedule,
@@ -63,7 +62,7 @@ def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
         measured=step.measured,
         registers=step.compiled.registers if step.compiled else None,
         spill_bytes=step.compiled.spill_bytes if step.compiled else None,
-        config=_config(config, step.source.grid),
+        config=_config(step.source),
         code=step.source.text,
         in_place=_in_place(graph, kernel),
     )
@@ -75,12 +74,15 @@ def _in_place(graph: Graph, kernel: Kernel) -> tuple[str, ...]:
     return tuple(f"in place: operand {n.position} if donated" if isinstance(n, Input) else "in place" for n in bases)
 
 
-def _config(config: Config, programs: int) -> str:
-    """Tile, warps and programs; the frame and the loads in flight where they are not the first and one."""
-    parts = [f"{config.block_rows}x{config.block_columns}", f"{config.num_warps} warps"]
+def _config(source: Source) -> str:
+    """Tile, warps and programs; steps, parts, frame and loads in flight where they are not the usual."""
+    config = source.config
+    steps = f" by {config.block_keys}" if config.block_keys else ""
+    parts = [f"{config.block_rows}x{config.block_columns}{steps}", f"{config.num_warps} warps"]
     parts += [f"{config.num_stages} stages"] if config.num_stages > 1 else []
     parts += [f"frame {config.frame}"] if config.frame else []
-    return ", ".join([*parts, f"{programs} programs"])
+    split = f" in {config.splits} parts" if config.splits > 1 else ""
+    return ", ".join([*parts, f"{source.grid} programs{split}"])
 
 
 def _left(plan: Plan, step: LeftStep) -> LeftLine:

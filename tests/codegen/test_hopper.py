@@ -55,6 +55,7 @@ PROGRAMS = {
     "attention": (attention, [S(8, 1024, 16, 64)] * 3, "wgmma"),
     "causal": (lambda *a: attention(*a, causal=True), [S(4, 2048, 32, 128), *[S(4, 2048, 8, 128)] * 2], "wgmma"),
     "wide heads": (attention, [S(2, 512, 8, 256)] * 3, "wgmma"),
+    "wide heads in float32": (attention, [S(2, 512, 8, 256, dtype=np.float32)] * 3, "wgmma"),
     "odd heads": (attention, [S(2, 500, 8, 80)] * 3, "wgmma"),
     "narrow heads": (attention, [S(16, 49, 8, 16)] * 3, "mma"),
     "decode": (attention, [S(16, 1, 32, 128), *[S(16, 4096, 8, 128)] * 2], "mma"),

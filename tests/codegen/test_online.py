@@ -289,6 +289,20 @@ def test_weights_after_the_softmax():
     check(f, np.where(keep, p / 0.7, 0) @ wide[2], q, k, v, keep)
 
 
+def test_weights_taken_for_zero_at_some_keys():
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 1, 1, n, 16) for n in (20, 33, 33))
+
+    def f(q, k, v):
+        s = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+        p = jnp.where(jnp.arange(33) >= 5, jax.nn.softmax(s, -1), 0)
+        return jnp.einsum("bhqk,bhkd->bhqd", p.astype(q.dtype), v)
+
+    wide = [x.astype(np.float64) for x in (q, k, v)]
+    p = softmax(np.einsum("bhqd,bhkd->bhqk", *wide[:2]))
+    check(f, np.where(np.arange(33) >= 5, p, 0) @ wide[2], q, k, v)
+
+
 def test_a_sink_beside_the_scores():
     # one more term in the denominator, which no key has
     rng = np.random.default_rng(0)
@@ -347,6 +361,7 @@ def test_bands_of_blocks():
 REFUSED = {
     "squared exponentials": lambda q, k, v: attention_of(q, k, v, lambda p: p * p),
     "another maximum": lambda q, k, v: jnp.exp(q @ k.T - (q @ k.T).max(0)) @ v,
+    "whole numbers": lambda q, k, v: (127 * jax.nn.softmax(q @ k.T, -1)).astype(jnp.int32).astype(q.dtype) @ v,
     "no exponential": lambda q, k, v: jax.nn.relu(q @ k.T) @ v,
 }
 

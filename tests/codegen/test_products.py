@@ -97,6 +97,15 @@ def test_statistics_of_rows_before_a_product():
     check(lambda x, w, m: rms_norm(x, w) @ m, want, x, w, m, tolerance=2e-2)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_statistics_of_few_rows(rows):
+    rng = np.random.default_rng(0)
+    x, w, m = normal(rng, rows, 50), normal(rng, 50), normal(rng, 50, 18)
+    a, b, c = wide(x, w, m)
+    want = (a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-5) * b) @ c
+    check(lambda x, w, m: rms_norm(x, w) @ m, want, x, w, m, tolerance=2e-2)
+
+
 def test_statistics_in_loops(monkeypatch):
     monkeypatch.setattr("jaxorch.codegen.gemm._WHOLE_ROW", 256)
     rng = np.random.default_rng(0)
