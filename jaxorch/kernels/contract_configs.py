@@ -72,8 +72,9 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
         size = _itemsize(graph, core)
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
         programs = grid * -(-rows // block_rows) * -(-columns // block_columns)
-        wanted = _FEW_ROWS_PROGRAMS if rows <= 64 else _PROGRAMS
-        for splits in _splits(programs, core.key, 512, wanted) if not core.beside else (1,):
+        few = rows <= 64
+        splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, 512, _PROGRAMS)
+        for splits in splits_of if not core.beside else (1,):
             found.append((block_rows, block_columns, warps, stages, keys, splits))
     enough = [f for f in found if _programs(frame, f) >= _PROGRAMS]
     return [*enough, *sorted((f for f in found if f not in enough), key=lambda f: -_programs(frame, f))]
@@ -126,6 +127,13 @@ def _splits(programs: int, keys: int, least: int, enough: int) -> tuple[int, ...
     best = 1 << (min(wanted, most).bit_length() - 1)
     double = 2 * best if best > 1 and 2 * best <= min(most, 2 * wanted) else best
     return tuple(dict.fromkeys((best, max(best // 2, 1), double)))
+
+
+def _more_splits(programs: int, keys: int) -> tuple[int, ...]:
+    """The same where loads bind, which want more programs than processors: four times what makes enough, at most."""
+    first, *rest = _splits(programs, keys, 512, _FEW_ROWS_PROGRAMS)
+    most = max(keys // 512, 1)
+    return tuple(dict.fromkeys((first, *(s for s in (2 * first, 4 * first) if s <= most), *rest)))
 
 
 def _itemsize(graph: Graph, core: Core) -> int:

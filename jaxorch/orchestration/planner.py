@@ -92,7 +92,7 @@ class Session:
         self.live = target.live and options.effort != "fast" and options.backend != "interpret"
         self.store = Store(cache_dir(options))
         # by structure: equal kernels are priced, tuned and compiled once
-        self.costs: dict[str, float] = {}
+        self.estimates: dict[str, float] = {}
         self.timed: dict[str, float] = {}
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
@@ -320,10 +320,11 @@ class _Way:
             cost = left_time(self.graph, option, self.session.device)
             return blp.Candidate(option.nodes, option.inputs, option.outputs, cost)
         outputs = tuple(o.value for o in option.kernel.outputs)
-        costs = self.session.costs
-        if option.structure not in costs:
-            costs[option.structure] = self.priced(option)
-        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, costs[option.structure])
+        estimates = self.session.estimates
+        if option.structure not in estimates:
+            estimates[option.structure] = self.priced(option)
+        cost = self.session.timed.get(option.structure, estimates[option.structure])
+        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost)
 
     def priced(self, option: Fused) -> float:
         """The estimated time, infinite for a kernel that cannot be written; that is recorded."""
@@ -364,7 +365,6 @@ class _Way:
             if isinstance(o, Fused) and (time := session.tuned[o.structure].measured) is not None
         }
         fresh = {structure: time + _GAP_US for structure, time in fresh.items() if structure not in session.timed}
-        session.costs.update(fresh)
         session.timed.update(fresh)
         return bool(fresh)
 
@@ -372,14 +372,16 @@ class _Way:
         steps: list[KernelStep | LeftStep] = []
         for number in self.choice.solution.chosen:
             option = self.choice.options[number]
-            cost = self.candidate(option).cost
-            step = LeftStep(option, self.reason(option), cost) if isinstance(option, Left) else self.tuned(option, cost)
+            if isinstance(option, Left):
+                steps.append(LeftStep(option, self.reason(option), self.candidate(option).cost))
+                continue
+            step = self.tuned(option, self.session.estimates[option.structure])
             if step is None:
                 return None
             steps.append(step)
         return tuple(steps)
 
-    def tuned(self, option: Fused, cost: float) -> KernelStep | None:
+    def tuned(self, option: Fused, estimate: float) -> KernelStep | None:
         """The kernel's step; None if it failed, which is recorded."""
         kernel, structure, session = option.kernel, option.structure, self.session
         if structure in session.failed:  # in another way
@@ -387,7 +389,7 @@ class _Way:
         header = header_of(self.trace, self.graph, kernel)
         if session.options.backend == "interpret":
             config = configurations(self.graph, kernel)[0]
-            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), cost)
+            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
         if structure not in session.tuned:
             try:
                 session.tuned[structure] = tune(
@@ -404,7 +406,7 @@ class _Way:
                 session.failures[str(error)] = None
                 return None
         found = session.tuned[structure]
-        return KernelStep(kernel, found.source, cost, found.measured, found.compiled)
+        return KernelStep(kernel, found.source, estimate, found.measured, found.compiled)
 
     def reason(self, left: Left) -> str:
         nodes = [self.graph.nodes[n] for n in left.nodes]
