@@ -24,6 +24,7 @@ from jaxorch.orchestration.plan import Plan
 from jaxorch.orchestration.planner import Session, as_traced, plan_program
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
+from jaxorch.passes.derive.arrange import arrange_operands
 from jaxorch.passes.derive.fill import fill_by_pieces
 from jaxorch.passes.derive.materialize import materialize
 from jaxorch.passes.derive.moments import one_pass_moments
@@ -64,7 +65,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 # What may be done to the graph after these, where it pays: each gives another graph of the same meaning, or the same.
-VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize)
+VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize, arrange_operands)
 
 
 @dataclass(frozen=True)

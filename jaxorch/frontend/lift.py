@@ -23,6 +23,7 @@ from jaxorch.frontend.writing import WRITES
 from jaxorch.ir.constants import table_of
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Origin, Reduce, Scatter
+from jaxorch.ir.index import Dim
 from jaxorch.ir.monoid import COMBINES
 from jaxorch.ir.view import Value, View, identity
 
@@ -109,7 +110,10 @@ class _Lifter:
         elif equation.primitive in CONTRACTIONS:
             values = [self.value(v) for v in equation.inputs]
             node = CONTRACTIONS[equation.primitive](equation.params, values, arrays, outs[0])
-            self.append(replace(node, origin=_origin(k, equation)), equation.outputs)
+            axes = [tuple(e.axis for e in v.pieces[0].index if isinstance(e, Dim)) for v in node.operands]
+            operands = tuple(zip(equation.inputs, axes, strict=True))
+            origin = replace(_origin(k, equation), operands=operands)
+            self.append(replace(node, origin=origin), equation.outputs)
         else:
             raise UnsupportedError(_REASONS.get(equation.primitive, f"{equation.primitive} is left to XLA"))
 

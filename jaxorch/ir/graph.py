@@ -62,15 +62,20 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a node comes from: equations of the trace, and for each output the traced variables that hold it."""
+    """Where a node comes from: equations of the trace, and for each output the traced variables that hold it.
+
+    operands: of a Contract, for each operand the variable that its equation reads, and the domain's axis of each of
+    that array's axes.
+    """
 
     equations: tuple[int, ...] = ()
     variables: tuple[tuple[int, ...], ...] = ()
+    operands: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def joined(self, other: Origin) -> Origin:
         """The origin of a node that stands for two nodes with the same outputs."""
         variables = tuple(a + b for a, b in zip_longest(self.variables, other.variables, fillvalue=()))
-        return Origin(tuple(sorted({*self.equations, *other.equations})), variables)
+        return Origin(tuple(sorted({*self.equations, *other.equations})), variables, self.operands)
 
     def with_output(self, other: Origin) -> Origin:
         """The origin of a node that has this one's outputs and then the other's."""

@@ -108,9 +108,10 @@ class Pieces:
         return frozenset(found)
 
     def _materialized(self, number: int) -> bool:
-        """Whether a node is a copy that no equation asks for: a pass made it, for its array to be there."""
+        """Whether a node is a copy that a pass has made, for its array to be there."""
         node = self.graph.nodes[number]
-        return isinstance(node, Map) and node.op == "copy" and not self.graph.variables(Value(number))
+        traced = node.origin.equations and self.graph.variables(Value(number))
+        return isinstance(node, Map) and node.op == "copy" and not traced
 
     def _sources(self, number: int, redone: set[int]) -> set[Value]:
         """The values a map reads, those of redone maps replaced by theirs."""
