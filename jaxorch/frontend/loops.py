@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxorch.frontend.staging import staged
+
 if TYPE_CHECKING:
     from jax.extend import core as jex_core
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Update", "carry_form", "own_updates"]
 
-_jax: Any = jax
 _lax: Any = lax
 
 
@@ -71,7 +72,7 @@ def carry_form(
     if not updates:
         return None
     rewritten = _Rewritten(params, step, updates, replay)
-    return _jax.make_jaxpr(rewritten.run)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
+    return staged(rewritten.run, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
 
 
 def _counts(params: Mapping[str, Any]) -> tuple[int, int, int]:

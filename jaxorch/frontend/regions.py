@@ -18,15 +18,19 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex_core
 
-from jaxorch.frontend.trace import Equation
+from jaxorch.frontend.movement import VIEWS
+from jaxorch.frontend.staging import staged
+from jaxorch.frontend.trace import Equation, Trace, replay
 
 __all__ = ["Region", "region_of"]
 
 _core: Any = jex_core
-_jax: Any = jax
 _lax: Any = lax
 
 type Body = Callable[..., Sequence[Any]]
+
+type _Made = Callable[[Sequence[Any], int], Sequence[Any]]
+"""Operands of a region, and the number of the first, to what its body is to use instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +50,48 @@ class Region:
     first_carry: int | None = None
 
 
-def region_of(equation: Equation, avals: Sequence[Any]) -> Region | None:
-    """The region that an equation with operands of these types is; None if it is none, or must stay as it is.
+def region_of(trace: Trace, equation: Equation) -> Region | None:
+    """The region that an equation of a trace is; None if it is none, or must stay as it is.
 
-    Loops with effects, in `shard_map` (whose types would be lost in tracing anew) or over arrays without a NumPy dtype
-    stay as they are.
+    What a loop is given that depends on nothing (a filled array, positions) is made in its body again, where it is a
+    view. Loops with effects, in `shard_map` (whose types would be lost in tracing anew) or over arrays without a NumPy
+    dtype stay as they are.
     """
     rule = _RULES.get(equation.primitive)
+    avals = [trace.avals[v] for v in equation.inputs]
     outs = [v.aval for v in equation.jaxpr_eqn.outvars]
     if rule is None or equation.jaxpr_eqn.effects or not all(map(_is_plain, (*avals, *outs))):
         return None
-    return rule(equation.params, avals)
+    made = {k: v for k, v in enumerate(equation.inputs) if _depends_on_nothing(trace, v)}
+    return rule(equation.params, avals, partial(_replaced, trace, made))
+
+
+def _depends_on_nothing(trace: Trace, variable: int) -> bool:
+    """Whether a variable is movement of constants and positions alone."""
+    if variable in trace.literals:
+        return True
+    equation = trace.equations[trace.makers[variable]] if variable in trace.makers else None
+    if equation is None or equation.primitive not in (*VIEWS, "iota"):
+        return False
+    return all(_depends_on_nothing(trace, v) for v in equation.inputs)
+
+
+def _replaced(trace: Trace, made: Mapping[int, int], operands: Sequence[Any], first: int) -> list[Any]:
+    """The operands from number `first` on, those that depend on nothing made anew."""
+    env: dict[int, Any] = {}
+    found: list[Any] = []
+    for k, operand in enumerate(operands, first):
+        if k in made:
+            replay(trace, env, [made[k]])
+        found.append(env[made[k]] if k in made else operand)
+    return found
 
 
 def _is_plain(aval: Any) -> bool:
     return isinstance(getattr(aval, "dtype", None), np.dtype) and aval.sharding.mesh.empty
 
 
-def _scan(params: Mapping[str, Any], avals: Sequence[Any]) -> Region | None:
+def _scan(params: Mapping[str, Any], avals: Sequence[Any], made: _Made) -> Region | None:
     consts, carries, xs = (len(part) for part in params["ft_in"].unpack())
     jaxpr, length = params["jaxpr"], int(params["length"])
     if not length:
@@ -71,9 +99,9 @@ def _scan(params: Mapping[str, Any], avals: Sequence[Any]) -> Region | None:
     ys = [jax.ShapeDtypeStruct((length, *a.shape), a.dtype) for a in jaxpr.out_avals[carries:]]
     first = consts + carries
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
-    step = partial(_one_step, jaxpr, (consts, xs, carries))
+    step = partial(_one_step, jaxpr, (consts, xs, carries), made)
     types = (*types[:consts], *types[first:], *types[consts:first], *ys, jax.ShapeDtypeStruct((), np.int32))
-    body = _jax.make_jaxpr(step)(*types)
+    body = staged(step, *types)
 
     def run(operands: Sequence[Any], bodies: Sequence[Body]) -> Sequence[Any]:
         fixed = (*operands[:consts], *operands[first:])
@@ -89,13 +117,13 @@ def _scan(params: Mapping[str, Any], avals: Sequence[Any]) -> Region | None:
     return Region(f"scan of {length} steps", (body,), run, consts)
 
 
-def _one_step(jaxpr: jex_core.ClosedJaxpr, counts: tuple[int, int, int], *operands: Any) -> list[Any]:
+def _one_step(jaxpr: jex_core.ClosedJaxpr, counts: tuple[int, int, int], made: _Made, *operands: Any) -> list[Any]:
     """The step at a place: constants, stacked inputs, carries and stacked outputs in, the last two out."""
     consts, xs, carries = counts
     *arrays, place = operands
     fixed, stacked, rest = arrays[:consts], arrays[consts : consts + xs], arrays[consts + xs :]
     slices = [_lax.dynamic_index_in_dim(x, place, 0, keepdims=False, allow_negative_indices=False) for x in stacked]
-    outs = _core.jaxpr_as_fun(jaxpr)(*fixed, *rest[:carries], *slices)
+    outs = _core.jaxpr_as_fun(jaxpr)(*made(fixed, 0), *rest[:carries], *slices)
     buffers = [
         _lax.dynamic_update_index_in_dim(buffer, y, place, 0, allow_negative_indices=False)
         for buffer, y in zip(rest[carries:], outs[carries:], strict=True)
@@ -103,8 +131,13 @@ def _one_step(jaxpr: jex_core.ClosedJaxpr, counts: tuple[int, int, int], *operan
     return [*outs[:carries], *buffers]
 
 
-def _while(params: Mapping[str, Any], avals: Sequence[Any]) -> Region:
+def _while(params: Mapping[str, Any], avals: Sequence[Any], made: _Made) -> Region:
     tests, consts = int(params["cond_nconsts"]), int(params["body_nconsts"])
+
+    def step(*operands: Any) -> list[Any]:
+        return _core.jaxpr_as_fun(params["body_jaxpr"])(*made(operands[:consts], tests), *operands[consts:])
+
+    body = staged(step, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals[tests:]))
     test: Any = _core.jaxpr_as_fun(params["cond_jaxpr"])
 
     def run(operands: Sequence[Any], bodies: Sequence[Body]) -> Sequence[Any]:
@@ -118,10 +151,12 @@ def _while(params: Mapping[str, Any], avals: Sequence[Any]) -> Region:
 
         return _lax.while_loop(goes_on, advance, tuple(operands[tests + consts :]))
 
-    return Region("while", (params["body_jaxpr"],), run, tests + consts)
+    return Region("while", (body,), run, tests + consts)
 
 
-def _cond(params: Mapping[str, Any], avals: Sequence[Any]) -> Region:
+def _cond(params: Mapping[str, Any], avals: Sequence[Any], made: _Made) -> Region:
+    del made  # a branch runs once at most
+
     def run(operands: Sequence[Any], bodies: Sequence[Body]) -> Sequence[Any]:
         return _lax.switch(operands[0], [partial(_as_tuple, body) for body in bodies], *operands[1:])
 
@@ -132,7 +167,7 @@ def _as_tuple(body: Body, *operands: Any) -> tuple[Any, ...]:
     return tuple(body(*operands))
 
 
-_RULES: Mapping[str, Callable[[Mapping[str, Any], Sequence[Any]], Region | None]] = {
+_RULES: Mapping[str, Callable[[Mapping[str, Any], Sequence[Any], _Made], Region | None]] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,

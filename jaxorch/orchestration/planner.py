@@ -209,7 +209,7 @@ def _bodies(
             continue
         (k,) = node.origin.equations
         equation = trace.equations[k]
-        region = region_of(equation, [trace.avals[v] for v in equation.inputs])
+        region = region_of(trace, equation)
         if region is None:
             continue
         if region.first_carry is not None:
