@@ -51,20 +51,20 @@ CONTRACTION_BARS = {
 }
 """The same of products; where a bar is a time, XLA's time on an H200 over it."""
 
+BARS = {"spine": SPINE_BARS, "movement": MOVEMENT_BARS, "contractions": CONTRACTION_BARS}
+
 NO_LOSS = 0.98
 """The bar of a case that has none of its own: never slower than XLA beyond noise."""
 
 SUITES = {
-    "spine": tuple(SPINE_BARS),
-    "movement": tuple(MOVEMENT_BARS),
-    "contractions": tuple(CONTRACTION_BARS),
+    **{suite: tuple(bars) for suite, bars in BARS.items()},
     "all": tuple(CASES),
 }
 
 
 def bar(name: str) -> float:
     """The bar of case `name`."""
-    return (SPINE_BARS | MOVEMENT_BARS | CONTRACTION_BARS).get(name, NO_LOSS)
+    return next((bars[name] for bars in BARS.values() if name in bars), NO_LOSS)
 
 
 def resolve(words: Sequence[str]) -> tuple[str, ...]:

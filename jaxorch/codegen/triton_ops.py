@@ -176,7 +176,9 @@ class TritonOps(Writer):
         high = f"tl.full([], {lookup.high}, tl.int64)"
         if dtype.kind == "u":  # nothing is below 0, and what int64 cannot hold is above `high`
             top = f"tl.full([], {max(lookup.high, 0)}, tl.uint64)"
-            wide = f"tl.minimum({value.name}.to(tl.uint64), {top}).to(tl.int64)"
+            wide = f"{value.name}.to(tl.uint64)"
+            wide = f"({wide} % tl.full([], {lookup.modulus}, tl.uint64))" if lookup.modulus else wide
+            wide = f"tl.minimum({wide}, {top}).to(tl.int64)"
         else:
             wide = f"{value.name}.to(tl.int64)"
             wide = f"tl.where({wide} < 0, {wide} + {lookup.wrap}, {wide})" if lookup.wrap else wide

@@ -7,6 +7,7 @@ fastest of the plans and the program as traced, where they were timed, and else 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,6 +48,8 @@ _LARGE_STATE = 1 << 20
 _WITHIN = 2.0
 """How far a graph's estimate may be above the least for its plan to be timed: estimates are off by less."""
 
+_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
+"""Seconds, by effort, after which no further plan or choice is tried beside those that are there."""
 
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
@@ -90,6 +93,7 @@ class Session:
         if target.live:
             self.device = replace(self.device, arch=local_arch())
         self.live = target.live and options.effort != "fast" and options.backend != "interpret"
+        self._end = time.monotonic() + _SEARCH_S[options.effort]
         self.store = Store(cache_dir(options))
         # by structure: equal kernels are priced, tuned and compiled once
         self.estimates: dict[str, float] = {}
@@ -97,6 +101,11 @@ class Session:
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
         self.failures: dict[str, None] = {}
+
+    @property
+    def searches(self) -> bool:
+        """Whether kernels are timed and time is left to look for better ones."""
+        return self.live and time.monotonic() < self._end
 
     def launch(self) -> Callable[..., list[Any]]:
         """What launches a kernel in traced code."""
@@ -165,6 +174,8 @@ def _tried(ways: Sequence[_Way], session: Session) -> list[tuple[_Way, _Steps]]:
     while True:
         made: list[tuple[_Way, _Steps]] = []
         for way in _worth_it(left, session):
+            if made and not session.searches:
+                break
             try:
                 made.append((way, way.steps()))
             except PlanError:
@@ -344,8 +355,8 @@ class _Way:
             PlanError: without the kernels that failed there is no choice.
         """
         steps = self.working()
-        for _ in range(_ROUNDS if self.session.live else 0):
-            if not self.corrected():
+        for _ in range(_ROUNDS):
+            if not self.session.searches or not self.corrected():
                 break
             self.choice = self.choose()
             steps = self.working()

@@ -88,7 +88,7 @@ PLANS = {
     "decode_B1_bksd_einsum": (["gemm", "online"], 1.2),
     "prefill": (["online"], 2),
     "vit_attention_half": (["online"], 2),
-    "swin_shifted_attention_half": (["gemm", "online", "gemm"], 2),
+    "swin_shifted_attention_half": (["online", "gemm"], 2),
     "relu_linear_attention": (["gemm", "gemm"], 1.9),
     "moe": (["gemm"], 1),
     "swin_patch_merging": (["gemm"], 1),

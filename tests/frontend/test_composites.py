@@ -130,6 +130,10 @@ RUN_TIME: Cases = {
     "rows, unsigned": (lambda x, i: x[i], [X, np.array([3, 0, 200], np.uint8)]),
     "take": (lambda x, i: jnp.take(x, i, 1), [X, INDEX]),
     "take, wrapped": (lambda x, i: jnp.take(x, i, 1, mode="wrap"), [X, INDEX * 7]),
+    "take, wrapped, unsigned": (
+        lambda x, i: jnp.take(x, i, 1, mode="wrap"),
+        [X, np.array([255, 0, 200, 12], np.uint8)],
+    ),
     "take, clipped": (lambda x, i: jnp.take(x, i, 1, mode="clip"), [X, INDEX * 7]),
     "take_along_axis": (lambda x, i: jnp.take_along_axis(x, i, 1), [X, INDEX[:, None] - 2]),
     "dynamic_slice": (lambda x, s, t: lax.dynamic_slice(x, (s, t), (2, 3)), [X, STEP, np.array(-4, I32)]),
