@@ -106,9 +106,14 @@ _FORMS: dict[str, _Form] = {
     "erf": _Form("tl.erf({x})"),
     "erfc": _Form("libdevice.erfc({x})"),
     "erf_inv": _Form("libdevice.erfinv({x})"),
-    # div.full is within 2 units in the last place. So is a product with the reciprocal, unless the divisor is denormal;
-    # a divisor of a whole row makes one reciprocal for it.
-    "div": _Form("({x} / {y})", relaxed=f"({{x}} * {_FAST_RECIPROCAL.replace('{x}', '{y}')})"),
+    # Triton's / of float32 is div.full, within 2 units in the last place. So is a product with the reciprocal, unless
+    # the divisor is denormal; a divisor of a whole row makes one reciprocal for it.
+    "div": _Form(
+        "({x} / {y})",
+        single="tl.div_rn({x}, {y})",
+        half="({x} / {y})",
+        relaxed=f"({{x}} * {_FAST_RECIPROCAL.replace('{x}', '{y}')})",
+    ),
     "rem": _Form("libdevice.fmod({x}, {y})"),  # tl's % goes through the rounded quotient
     "floor": _Form("tl.floor({x})"),
     "ceil": _Form("tl.ceil({x})"),
