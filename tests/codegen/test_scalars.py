@@ -157,6 +157,7 @@ def test_silu_of_bfloat16_is_eight_instructions():
 
 def test_float32_keeps_the_accurate_forms():
     assert "sqrt.rn.f32" in ptx_of([("sqrt", {"accuracy": None}, ["x"])], "float32")
+    assert "div.rn.f32" in ptx_of([("exp", {"accuracy": None}, ["x"]), ("div", {}, ["x", "r0"])], "float32")
     for name in ("tanh", "log", "exp"):
         instruction = {"tanh": "tanh.approx", "log": "lg2.approx", "exp": "nothing"}[name]
         ptx = ptx_of([(name, {"accuracy": None}, ["x"])], "float32")
