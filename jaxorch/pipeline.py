@@ -20,8 +20,9 @@ from jaxorch.frontend.trace import Trace, flatten
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.verify import verify
 from jaxorch.options import Options
+from jaxorch.orchestration.choice import Session
 from jaxorch.orchestration.plan import Plan
-from jaxorch.orchestration.planner import Session, as_traced, plan_program
+from jaxorch.orchestration.planner import as_traced, plan_program
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.arrange import arrange_operands

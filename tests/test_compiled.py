@@ -9,7 +9,7 @@ from jax import lax
 import jaxorch
 from benchmarks.cases import CASES
 from jaxorch import Options, primitive
-from jaxorch.orchestration import planner
+from jaxorch.orchestration import choice
 from tests.aot import compile_case, compile_program, tools
 
 MIB = 1 << 20
@@ -170,7 +170,7 @@ def scanned(caches, row, position):
 @pytest.mark.parametrize(("f", "shape"), [(step, (2, 5, 8)), (scanned, (3, 2, 5, 8))], ids=["step", "scan"])
 def test_the_old_value_is_what_it_was(f, shape, backend, monkeypatch):
     """Used inside after the update, and by a caller who did not give it away."""
-    monkeypatch.setattr(planner, "left_time", lambda *_: 1e6)
+    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     primitive.clear()
     cache, row = (jnp.asarray(np.random.default_rng(0).normal(size=s), jnp.float32) for s in (shape, (2, 1, 8)))
     before = np.array(cache)

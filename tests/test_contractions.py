@@ -7,27 +7,13 @@ import pytest
 from jax import lax
 
 import jaxorch
-from jaxorch import Options, primitive
-from jaxorch.ir.graph import Opaque
-from jaxorch.orchestration import planner
+from jaxorch import Options
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 INTERPRET = Options(backend="interpret", fallback="error")
 
 
-@pytest.fixture(autouse=True)
-def kernels_win(monkeypatch):
-    """What a kernel can do is done by kernels, however small."""
-    left_time = planner.left_time
-
-    def slow(graph, left, device):
-        time = left_time(graph, left, device)
-        return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
-
-    monkeypatch.setattr(planner, "left_time", slow)
-    primitive.clear()
-    yield
-    primitive.clear()
+pytestmark = pytest.mark.usefixtures("kernels_win")
 
 
 def normal(*shape, dtype=BF16, seed=0):

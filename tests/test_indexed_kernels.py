@@ -12,14 +12,14 @@ from jax import lax
 
 import jaxorch
 from jaxorch import Options, pipeline, primitive
-from jaxorch.orchestration import planner
+from jaxorch.orchestration import choice
 from tests.codegen.drive import limits, random_array
 
 
 @pytest.fixture
 def costly_xla(monkeypatch):
     """XLA's estimate is so high that everything that can be a kernel becomes one."""
-    monkeypatch.setattr(planner, "left_time", lambda *_: 1e6)
+    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     primitive.clear()
     yield
     primitive.clear()

@@ -13,8 +13,7 @@ from jax import lax
 import jaxorch
 from jaxorch import Options, pipeline, primitive
 from jaxorch.errors import CompileError, JaxorchError, JaxorchWarning, PlanError
-from jaxorch.ir.graph import Opaque
-from jaxorch.orchestration import planner, solver, tune
+from jaxorch.orchestration import choice, solver, tune
 from jaxorch.runtime.compile import Compiled
 from jaxorch.target import Target
 from tests.codegen.drive import limits
@@ -24,19 +23,9 @@ F32, BF16, F16, I32 = jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32
 
 
 @pytest.fixture(autouse=True)
-def kernels_win(monkeypatch):
-    """What a kernel can do is done by kernels, however small; nothing is remembered between tests."""
-    left_time = planner.left_time
-
-    def slow(graph, left, device):
-        time = left_time(graph, left, device)
-        return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
-
-    monkeypatch.setattr(planner, "left_time", slow)
-    primitive.clear()
+def in_full_precision(kernels_win):
     with jax.default_matmul_precision("highest"):
         yield
-    primitive.clear()
 
 
 def arrays(*specs, seed=0):
@@ -415,7 +404,7 @@ def test_without_a_solver_the_program_goes_to_xla(monkeypatch):
     def missing(*_, **__):
         raise PlanError("no BLP solver: injected")
 
-    monkeypatch.setattr(planner.blp, "solve", missing)
+    monkeypatch.setattr(choice.blp, "solve", missing)
     x = jnp.arange(12.0).reshape(3, 4)
     f = lambda x: jax.nn.softmax(x)  # noqa: E731
     with pytest.warns(JaxorchWarning, match="no BLP solver"):
@@ -429,7 +418,7 @@ def test_solver_is_asked(monkeypatch):
     """The plan comes from the BLP, not from its greedy baseline."""
     asked = []
     minimize = solver.minimize
-    monkeypatch.setattr(planner.blp, "minimize", lambda *a, **k: asked.append(1) or minimize(*a, **k))
+    monkeypatch.setattr(choice.blp, "minimize", lambda *a, **k: asked.append(1) or minimize(*a, **k))
     check(lambda x: jax.nn.softmax(jnp.sin(x)) + x.sum(), jnp.ones((3, 4)))
     assert asked
 

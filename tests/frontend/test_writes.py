@@ -16,7 +16,7 @@ from jaxorch.ir.place import inverse
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.kernels.kernel import aliases
-from jaxorch.orchestration import planner
+from jaxorch.orchestration import choice
 from jaxorch.pipeline import optimized_graph
 from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array
 
@@ -27,7 +27,7 @@ MODES = ("clip", "fill", "promise_in_bounds")
 @pytest.fixture
 def kernels_win(monkeypatch):
     """What a kernel can do is done by kernels, however small the arrays."""
-    monkeypatch.setattr(planner, "left_time", lambda *_: 1e6)
+    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     primitive.clear()
     yield
     primitive.clear()

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 import jaxorch
-from jaxorch import Options, primitive
-from jaxorch.ir.graph import Opaque
-from jaxorch.orchestration import planner
+from jaxorch import Options
 from tests.codegen.test_online import (
     BF16,
     F32,
@@ -29,19 +27,8 @@ FAST = Options(effort="fast", fallback="error")
 
 
 @pytest.fixture(autouse=True)
-def kernels_win(tmp_path, monkeypatch):
-    """What a kernel can do is done by kernels; a store of its own for each test."""
-    left_time = planner.left_time
-
-    def slow(graph, left, device):
-        time = left_time(graph, left, device)
-        return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
-
-    monkeypatch.setattr(planner, "left_time", slow)
+def own_store(tmp_path, monkeypatch, kernels_win):
     monkeypatch.setenv("JAXORCH_CACHE_DIR", str(tmp_path / "cache"))
-    primitive.clear()
-    yield
-    primitive.clear()
 
 
 def normal(*shape, dtype=BF16, seed=0):

@@ -21,7 +21,7 @@ from jaxorch import Options, primitive
 from jaxorch.codegen.source import Source
 from jaxorch.codegen.triton_scalars import TRITON, triton_load_cast, triton_store_cast
 from jaxorch.ir.dtypes import is_float
-from jaxorch.ir.graph import Array, Opaque
+from jaxorch.ir.graph import Array
 from jaxorch.kernels.configs import Config
 from jaxorch.orchestration import planner, tune
 from jaxorch.orchestration.guard import Verdict
@@ -44,18 +44,6 @@ def fresh(tmp_path, monkeypatch):
     primitive.clear()
     yield
     primitive.clear()
-
-
-@pytest.fixture
-def kernels_win(monkeypatch):
-    """What a kernel can do is done by kernels, however small the arrays."""
-    left_time = planner.left_time
-
-    def slow(graph, left, device):
-        time = left_time(graph, left, device)
-        return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
-
-    monkeypatch.setattr(planner, "left_time", slow)
 
 
 # The measured cases

@@ -13,7 +13,7 @@ from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, Opaque, Reduce
 from jaxorch.kernels.configs import whole
 from jaxorch.options import Options
-from jaxorch.orchestration import planner
+from jaxorch.orchestration import choice
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, arguments, run
 from jaxorch.target import Target
 from tests.codegen.drive import limits
@@ -41,8 +41,8 @@ PROGRAMS = {
 
 def planned(monkeypatch, f, *arrays) -> Plan:
     """A plan in which kernels do all they can."""
-    left_time = planner.left_time
-    monkeypatch.setattr(planner, "left_time", lambda g, c, d: _dear(g, c, left_time(g, c, d)))
+    left_time = choice.left_time
+    monkeypatch.setattr(choice, "left_time", lambda g, c, d: _dear(g, c, left_time(g, c, d)))
     target = Target("cpu", "h200", live=False)
     return pipeline.planned(jax.make_jaxpr(f)(*arrays), Options(backend="interpret"), target)
 
@@ -153,3 +153,18 @@ def test_a_plan_is_traceable(monkeypatch):
 
     (got,) = jax.jit(lambda x: run(plan, [x], launch))(x)
     np.testing.assert_allclose(got, jax.nn.softmax(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("effort", "seconds", "searches"), [("default", 59, True), ("default", 61, False), ("max", 1e6, True)]
+)
+def test_the_search_for_better_plans_ends(effort, seconds, searches, monkeypatch):
+    monkeypatch.setattr(choice, "local_arch", lambda: 90)
+    session = choice.Session(Options(effort=effort), Target("cuda", "h200", live=True), lambda trace: ())
+    now = choice.time.monotonic()
+    monkeypatch.setattr(choice.time, "monotonic", lambda: now + seconds)
+    assert session.searches is searches
+
+
+def test_without_a_device_nothing_is_searched():
+    assert not choice.Session(Options(), Target("cpu", "h200", live=False), lambda trace: ()).searches

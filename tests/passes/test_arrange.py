@@ -10,7 +10,7 @@ from jaxorch.frontend.trace import flatten, replay
 from jaxorch.ir.graph import Contract, Map
 from jaxorch.ir.verify import verify
 from jaxorch.ir.view import Value, evaluate_view
-from jaxorch.orchestration import planner
+from jaxorch.orchestration import choice
 from jaxorch.passes.derive.arrange import arrange_operands, is_readable
 from jaxorch.target import Target
 
@@ -85,15 +85,15 @@ def test_what_a_library_reads_in_place_is_left_alone(name):
 def test_the_variant_runs(monkeypatch):
     """Kernels for everything but the product, which XLA does on the array that one of them has made."""
     arrays = [array(2, 6, 6, 8), array(8, 5, seed=1)]
-    left_time = planner.left_time
+    left_time = choice.left_time
 
     def slow(graph, left, device):
         product = any(isinstance(graph.nodes[n], Contract) for n in left.nodes)
         return 1.0 if product else left_time(graph, left, device) + 1e6
 
-    kernel_time = planner.kernel_time
-    monkeypatch.setattr(planner, "left_time", slow)
-    monkeypatch.setattr(planner, "kernel_time", lambda g, k, d: kernel_time(g, k, d) + 1e6 * (k.schedule == "gemm"))
+    kernel_time = choice.kernel_time
+    monkeypatch.setattr(choice, "left_time", slow)
+    monkeypatch.setattr(choice, "kernel_time", lambda g, k, d: kernel_time(g, k, d) + 1e6 * (k.schedule == "gemm"))
     monkeypatch.setattr(pipeline, "graphs", lambda trace, options: (arranged(windows, *arrays)[2],))
     jaxpr = jax.make_jaxpr(windows)(*arrays)
     program = pipeline.build(jaxpr, Options(backend="interpret", fallback="error"), Target("cpu", "h200", live=False))

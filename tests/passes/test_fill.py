@@ -18,7 +18,7 @@ from jaxorch.ir.verify import verify
 from jaxorch.ir.view import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.kernels.kernel import aliases
-from jaxorch.orchestration import planner
+from jaxorch.orchestration import choice
 from jaxorch.orchestration.candidates import enumerate_candidates
 from jaxorch.passes.derive.fill import MOST_WRITES, fill_by_pieces
 from jaxorch.pipeline import graphs, optimized_graph, planned
@@ -192,7 +192,7 @@ def test_random_joins(case):
 @pytest.fixture
 def filling(monkeypatch):
     """What a kernel can do is done by kernels, and joined arrays are filled."""
-    monkeypatch.setattr(planner, "left_time", lambda *_: 1e6)
+    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     every = graphs
     monkeypatch.setattr(pipeline, "graphs", lambda trace, options: every(trace, options)[-1:])
     primitive.clear()
@@ -309,7 +309,7 @@ SHAPES = (4096, 1024), (12288, 1024)
 
 
 def test_another_way_is_taken_where_a_kernel_of_a_chain_fails(monkeypatch):
-    tune = planner.tune
+    tune = choice.tune
 
     def failing(graph, kernel, *rest, **keywords):
         if any(isinstance(graph.nodes[o.value.node], Scatter) for o in kernel.outputs):
@@ -317,21 +317,21 @@ def test_another_way_is_taken_where_a_kernel_of_a_chain_fails(monkeypatch):
         return tune(graph, kernel, *rest, **keywords)
 
     assert filled_in(plan_of(F, *SHAPES))
-    monkeypatch.setattr(planner, "tune", failing)
+    monkeypatch.setattr(choice, "tune", failing)
     plan = plan_of(F, *SHAPES)
     assert not filled_in(plan)
     assert plan.kernels
 
 
 def test_a_graph_without_a_choice_is_dropped(monkeypatch):
-    choose = planner._Way.choose
+    choose = choice.Way.choose
 
     def refusing(way):
         if any(map(is_empty, way.graph.nodes)):
             raise PlanError("no choice")
         return choose(way)
 
-    monkeypatch.setattr(planner._Way, "choose", refusing)
+    monkeypatch.setattr(choice.Way, "choose", refusing)
     assert not filled_in(plan_of(F, *SHAPES))
 
 
@@ -339,6 +339,6 @@ def test_a_program_without_a_choice_is_refused(monkeypatch):
     def refusing(_):
         raise PlanError("no choice at all")
 
-    monkeypatch.setattr(planner._Way, "choose", refusing)
+    monkeypatch.setattr(choice.Way, "choose", refusing)
     with pytest.raises(PlanError, match="no choice at all"):
         plan_of(F, *SHAPES)

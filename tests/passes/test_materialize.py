@@ -15,7 +15,7 @@ from jaxorch.ir.graph import Map, operands_of
 from jaxorch.ir.index import Dim
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
-from jaxorch.orchestration import planner
+from jaxorch.orchestration import choice, planner
 from jaxorch.passes.derive import materialize as module
 from jaxorch.passes.derive.materialize import MOST_COPIES, materialize
 from jaxorch.pipeline import graphs, optimized_graph, planned
@@ -159,7 +159,7 @@ def test_random_readers(case):
 
 def test_end_to_end(monkeypatch):
     monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(planner, "left_time", lambda *_: 1e6)
+    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     made = []
 
     def only_copied(trace, options):
@@ -214,9 +214,9 @@ def test_a_graph_that_comes_to_the_same_kernels_makes_no_plan_of_its_own():
     def ways(name):
         f, specs = COPIED[name][:2]
         target = Target("cuda", "h200", False)
-        session = planner.Session(Options(effort="fast", device="h200"), target, lambda t: graphs(t, Options()))
+        session = choice.Session(Options(effort="fast", device="h200"), target, lambda t: graphs(t, Options()))
         trace = flatten(jax.make_jaxpr(f)(*specs))
-        made = [planner._Way(trace, graph, session) for graph in graphs(trace, Options())]
+        made = [choice.Way(trace, graph, session) for graph in graphs(trace, Options())]
         return [(way, way.steps()) for way in made]
 
     same, other = ways("a map of it repeated"), ways("two readers")

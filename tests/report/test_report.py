@@ -10,7 +10,7 @@ from rich.console import Console
 
 import jaxorch
 from jaxorch import Options, primitive
-from jaxorch.orchestration import planner
+from jaxorch.orchestration import choice
 from jaxorch.report import LeftLine, Report
 from jaxorch.report.text import render
 
@@ -53,7 +53,7 @@ def wide(report):
 
 
 def test_what_is_written_in_place_is_said(monkeypatch):
-    monkeypatch.setattr(planner, "left_time", lambda *_: 1e6)
+    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     primitive.clear()
     cache, row = np.zeros((4, 8), np.float32), np.ones((1, 8), np.float32)
     found = explained(lambda r, c, p: lax.dynamic_update_slice(c, jnp.exp(r), (p, 0)), row, cache, 2)

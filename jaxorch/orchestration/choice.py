@@ -1,0 +1,208 @@
+"""One graph's choice: its candidates, the cheapest program of them, and its kernels tuned until measured times hold.
+
+Input: a graph, and what the graphs of one program share (`Session`).  Output: the steps of a plan.  Invariant: every
+kernel among the steps has compiled for the device, and one that failed is in no later choice.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from jaxorch.codegen.source import generate
+from jaxorch.errors import CompileError, UnsupportedError
+from jaxorch.frontend.trace import Trace
+from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
+from jaxorch.kernels.configs import configurations
+from jaxorch.options import Options, cache_dir
+from jaxorch.orchestration import blp
+from jaxorch.orchestration.candidates import Enumeration, Fused, Left, enumerate_candidates
+from jaxorch.orchestration.cost import kernel_time, left_time
+from jaxorch.orchestration.devices import Device, device
+from jaxorch.orchestration.header import header_of
+from jaxorch.orchestration.plan import KernelStep, LeftStep
+from jaxorch.orchestration.tune import Tuned, tune
+from jaxorch.runtime.launch import call, interpreted_call
+from jaxorch.runtime.store import Store
+from jaxorch.target import Target, local_arch
+
+__all__ = ["Session", "Steps", "Way"]
+
+type Steps = tuple[KernelStep | LeftStep, ...]
+
+_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
+"""Seconds, by effort, after which no further plan or choice is tried beside those that are there."""
+
+_ROUNDS = 8
+"""How often a choice is made again with what was measured of the kernels in it."""
+
+_GAP_US = 0.5
+"""What a launch takes beside its kernel, in µs."""
+
+
+class Session:
+    """What the plans of a program and of the bodies in it have in common."""
+
+    def __init__(self, options: Options, target: Target, graphs: Callable[[Trace], Sequence[Graph]]) -> None:
+        """`graphs` gives the graphs of a trace, all of one meaning, the one to prefer first."""
+        self.options, self.target, self.graphs = options, target, graphs
+        self.device: Device = device(target.device)
+        if target.live:
+            self.device = replace(self.device, arch=local_arch())
+        self.live = target.live and options.effort != "fast" and options.backend != "interpret"
+        self._end = time.monotonic() + _SEARCH_S[options.effort]
+        self.store = Store(cache_dir(options))
+        # by structure: equal kernels are priced, tuned and compiled once
+        self.estimates: dict[str, float] = {}
+        self.timed: dict[str, float] = {}
+        self.tuned: dict[str, Tuned] = {}
+        self.failed: dict[str, None] = {}
+        self.failures: dict[str, None] = {}
+
+    @property
+    def searches(self) -> bool:
+        """Whether kernels are timed and time is left to look for better ones."""
+        return self.live and time.monotonic() < self._end
+
+    def launch(self) -> Callable[..., list[Any]]:
+        """What launches a kernel in traced code."""
+        if self.options.backend == "interpret":
+            return interpreted_call
+        return partial(call, arch=None if self.target.live else self.device.arch)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    options: tuple[Fused | Left, ...]
+    solution: blp.Solution
+    baselines: Mapping[str, float]
+
+
+class Way:
+    """One of a program's graphs: its candidates and the cheapest choice among them."""
+
+    def __init__(self, trace: Trace, graph: Graph, session: Session) -> None:
+        self.trace, self.graph, self.session = trace, graph, session
+        self.found: Enumeration = enumerate_candidates(graph)
+        self.choice = self.choose()
+
+    @property
+    def cost(self) -> float:
+        return self.choice.solution.cost
+
+    def choose(self) -> _Choice:
+        """The cheapest way to run the graph, by estimated times, without the kernels that have failed."""
+        options: list[Fused | Left] = [f for f in self.found.fused if f.structure not in self.session.failed]
+        options += self.found.left
+        candidates = [self.candidate(o) for o in options]
+        nodes = self.graph.nodes
+        required = [v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const)]
+        expensive = [k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter)]
+        solution = blp.solve(candidates, required, expensive)
+        blp.check(solution, candidates, required)
+        greedy, unfused = blp.greedy(candidates, required, expensive), blp.unfused(candidates, required, expensive)
+        return _Choice(tuple(options), solution, {"greedy": greedy.cost, "unfused": unfused.cost})
+
+    def candidate(self, option: Fused | Left) -> blp.Candidate:
+        if isinstance(option, Left):
+            cost = left_time(self.graph, option, self.session.device)
+            return blp.Candidate(option.nodes, option.inputs, option.outputs, cost)
+        outputs = tuple(o.value for o in option.kernel.outputs)
+        estimates = self.session.estimates
+        if option.structure not in estimates:
+            estimates[option.structure] = self.priced(option)
+        cost = self.session.timed.get(option.structure, estimates[option.structure])
+        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost)
+
+    def priced(self, option: Fused) -> float:
+        """The estimated time, infinite for a kernel that cannot be written; that is recorded."""
+        try:
+            return kernel_time(self.graph, option.kernel, self.session.device)
+        except (CompileError, UnsupportedError) as error:
+            self.session.failures[str(error)] = None
+            return math.inf
+
+    def steps(self) -> Steps:
+        """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
+
+        Where kernels are timed, their times take the place of the estimates, and the choice is made again until it
+        holds kernels that have been timed alone.
+
+        Raises:
+            PlanError: without the kernels that failed there is no choice.
+        """
+        steps = self.working()
+        for _ in range(_ROUNDS):
+            if not self.session.searches or not self.corrected():
+                break
+            self.choice = self.choose()
+            steps = self.working()
+        return steps
+
+    def working(self) -> Steps:
+        while (steps := self.tried()) is None:
+            self.choice = self.choose()
+        return steps
+
+    def corrected(self) -> bool:
+        """Puts measured times where estimates were; whether there were any of what is chosen."""
+        session, chosen = self.session, [self.choice.options[k] for k in self.choice.solution.chosen]
+        fresh = {
+            o.structure: time
+            for o in chosen
+            if isinstance(o, Fused) and (time := session.tuned[o.structure].measured) is not None
+        }
+        fresh = {structure: time + _GAP_US for structure, time in fresh.items() if structure not in session.timed}
+        session.timed.update(fresh)
+        return bool(fresh)
+
+    def tried(self) -> Steps | None:
+        steps: list[KernelStep | LeftStep] = []
+        for number in self.choice.solution.chosen:
+            option = self.choice.options[number]
+            if isinstance(option, Left):
+                steps.append(LeftStep(option, self.reason(option), self.candidate(option).cost))
+                continue
+            step = self.tuned(option, self.session.estimates[option.structure])
+            if step is None:
+                return None
+            steps.append(step)
+        return tuple(steps)
+
+    def tuned(self, option: Fused, estimate: float) -> KernelStep | None:
+        """The kernel's step; None if it failed, which is recorded."""
+        kernel, structure, session = option.kernel, option.structure, self.session
+        if structure in session.failed:  # in another way
+            return None
+        header = header_of(self.trace, self.graph, kernel)
+        if session.options.backend == "interpret":
+            config = configurations(self.graph, kernel)[0]
+            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
+        if structure not in session.tuned:
+            try:
+                session.tuned[structure] = tune(
+                    self.graph,
+                    kernel,
+                    session.device,
+                    effort=session.options.effort,
+                    live=session.live,
+                    store=session.store,
+                    header=header,
+                )
+            except (CompileError, UnsupportedError) as error:
+                session.failed[structure] = None
+                session.failures[str(error)] = None
+                return None
+        found = session.tuned[structure]
+        return KernelStep(kernel, found.source, estimate, found.measured, found.compiled)
+
+    def reason(self, left: Left) -> str:
+        nodes = [self.graph.nodes[n] for n in left.nodes]
+        opaque = [n for n in nodes if isinstance(n, Opaque)]
+        if opaque:
+            return opaque[0].reason
+        return self.found.rejected.get(left.nodes, "XLA is estimated to be as fast")
