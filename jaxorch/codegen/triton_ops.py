@@ -46,6 +46,7 @@ class TritonOps(Writer):
         self.tile, self.unroll, self.num_stages, self.interpret = tile, unroll, num_stages, interpret
         self.lane_type = ".to(tl.int64)" if wide else ""
         self.helpers: dict[str, None] = {}
+        self.bound: dict[str, frozenset[int]] = {}  # the axes of each Lookup's text, by its name
         self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
         self.column_blocks = column_blocks
         self.column = "column"
@@ -186,6 +187,7 @@ class TritonOps(Writer):
             wide = f"({wide} % {lookup.modulus} + {lookup.modulus}) % {lookup.modulus}" if lookup.modulus else wide
         narrow = "" if self.lane_type else ".to(tl.int32)"
         text = self.name(f"tl.minimum(tl.maximum({wide}, {low}), {high}){narrow}", value.dims, "i")
+        self.bound[text.name] = text.dims
         self.remember(lookup, text, axes)
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:
@@ -198,11 +200,20 @@ class TritonOps(Writer):
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
         mask = self.mask(dims, guard, axes)
         pointer = self.pointer(buffer, offset, axes)
-        missing = dims - ix.dims_of(offset) - {GRID}
+        missing = dims - self.shaped_by(offset, axes) - {GRID}
         if mask and missing:  # the pointers must have the mask's shape
             pointer = f"{pointer} + {self.zeros(missing)}"
         other = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
         return f"tl.load({pointer}{mask}{f', other={other}' if mask else ''})", dims
+
+    def shaped_by(self, offset: Expr, axes: Axes) -> frozenset[int]:
+        """The axes of the tile that the text of `offset` has, where a Lookup's text may have fewer than its index."""
+
+        def as_bound(lookup: Lookup) -> Expr:
+            name = self.known(lookup, axes, axes.names)
+            return lookup if name is None or ix.dims_of(lookup) <= self.bound[name] else ix.Const(0)
+
+        return ix.dims_of(ix.map_lookups(offset, as_bound))
 
     def zeros(self, dims: frozenset[int]) -> str:
         shape = self.shape(self.tile.block_columns if COLUMN in dims else 1, None if ROW in dims else 1)
@@ -255,7 +266,7 @@ class TritonOps(Writer):
         axes = self.axes()
         dims = ix.dims_of(offset)
         wanted = value.dims | ix.guard_dims(guard)
-        missing = wanted - dims - ({GRID, ROW} if self.flat else {GRID})
+        missing = wanted - self.shaped_by(offset, axes) - ({GRID, ROW} if self.flat else {GRID})
         pointer = self.pointer(buffer, offset, axes)
         if missing:  # a block of one element has a constant offset
             pointer = f"{pointer} + {self.zeros(missing)}"
