@@ -230,7 +230,7 @@ class TritonOps(Writer):
         at = simplify(self.wide(offset, True), axes.sizes)
         wide_guard = tuple(ix.Bound(self.wide(b.expr, False), b.low, b.high) for b in guard)
         pointer = self.pointer(buffer, at, axes)
-        if not self.flat and ROW not in ix.dims_of(at):
+        if not self.flat and ROW not in self.shaped_by(at, axes):
             pointer = f"{pointer} + {self.zeros(frozenset((ROW,)))}"
         return pointer, self.mask(frozenset((ROW, COLUMN)), wide_guard, axes)
 

@@ -65,19 +65,18 @@ def _online_shapes(rows: int, depth: int) -> Iterator[tuple[int, int, int, int]]
 def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     """Blocks of a gemm kernel."""
     assert core is not None
-    grid, rows, columns = frame.sizes
+    _, rows, columns = frame.sizes
     found: list[Blocks] = []
     for block_rows, block_columns, depth, warps, stages in _gemm_shapes(rows, columns):
         block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
         size = _itemsize(graph, core)
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
-        programs = grid * -(-rows // block_rows) * -(-columns // block_columns)
+        programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1))
         few = rows <= 64
         splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, 512, _PROGRAMS)
         for splits in splits_of if not core.beside else (1,):
             found.append((block_rows, block_columns, warps, stages, keys, splits))
-    enough = [f for f in found if _programs(frame, f) >= _PROGRAMS]
-    return [*enough, *sorted((f for f in found if f not in enough), key=lambda f: -_programs(frame, f))]
+    return sorted(found, key=lambda f: -min(_programs(frame, f), _PROGRAMS))  # stable: the best guess of enough first
 
 
 def _depth(block: int, keys: int) -> int:

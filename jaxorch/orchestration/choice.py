@@ -17,6 +17,7 @@ from jaxorch.codegen.source import generate
 from jaxorch.errors import CompileError, UnsupportedError
 from jaxorch.frontend.trace import Trace
 from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
+from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
@@ -78,8 +79,15 @@ class Session:
 @dataclass(frozen=True)
 class _Choice:
     options: tuple[Fused | Left, ...]
+    candidates: tuple[blp.Candidate, ...]
+    required: tuple[Value, ...]
+    expensive: tuple[int, ...]
     solution: blp.Solution
-    baselines: Mapping[str, float]
+
+    def baselines(self) -> Mapping[str, float]:
+        """The costs of greedy merging and of no fusion, over the same candidates."""
+        problem = self.candidates, self.required, self.expensive
+        return {"greedy": blp.greedy(*problem).cost, "unfused": blp.unfused(*problem).cost}
 
 
 class Way:
@@ -98,14 +106,13 @@ class Way:
         """The cheapest way to run the graph, by estimated times, without the kernels that have failed."""
         options: list[Fused | Left] = [f for f in self.found.fused if f.structure not in self.session.failed]
         options += self.found.left
-        candidates = [self.candidate(o) for o in options]
+        candidates = tuple(self.candidate(o) for o in options)
         nodes = self.graph.nodes
-        required = [v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const)]
-        expensive = [k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter)]
+        required = tuple(v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const))
+        expensive = tuple(k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter))
         solution = blp.solve(candidates, required, expensive)
         blp.check(solution, candidates, required)
-        greedy, unfused = blp.greedy(candidates, required, expensive), blp.unfused(candidates, required, expensive)
-        return _Choice(tuple(options), solution, {"greedy": greedy.cost, "unfused": unfused.cost})
+        return _Choice(tuple(options), candidates, required, expensive, solution)
 
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):

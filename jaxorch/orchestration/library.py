@@ -15,7 +15,7 @@ from jaxorch.passes.derive.arrange import is_readable, varied_axes
 __all__ = ["product_time"]
 
 _COPY_EFFICIENCY = 0.6  # of the copy rate, as XLA's other movement
-_NAMES = {"DEFAULT": 1.0, "HIGH": 3.0}
+_PASSES = {"DEFAULT": 1.0, "HIGH": 3.0}  # of TF32 products, for one of float32
 
 
 def product_time(graph: Graph, node: Contract, device: Device, moved: float) -> float:
@@ -24,7 +24,7 @@ def product_time(graph: Graph, node: Contract, device: Device, moved: float) -> 
     precision = str(dict(node.params)["precision"])
     rate = device.matmul_flops(dtype.name)
     if dtype.name == "float32":
-        rate = rate / _NAMES[precision] if precision in _NAMES else device.vector_flops
+        rate = rate / _PASSES[precision] if precision in _PASSES else device.vector_flops
     arithmetic = node.flops / rate * 1e6
     hidden = min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and the matrix unit work at once
     copies = 0.0

@@ -90,7 +90,7 @@ def plan_program(trace: Trace, session: Session) -> Planned:
     chosen = runs[verdict.fastest] if kept else partial(as_traced, trace)
     choice = way.choice
     failures = tuple(session.failures)
-    return Planned(chosen, plan, choice.solution, choice.baselines, verdict, kept, failures, bodies)
+    return Planned(chosen, plan, choice.solution, choice.baselines(), verdict, kept, failures, bodies)
 
 
 def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Way]:

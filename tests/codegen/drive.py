@@ -36,6 +36,7 @@ __all__ = [
     "numpied",
     "program",
     "random_array",
+    "scheduled",
     "whole_kernel",
 ]
 
@@ -141,6 +142,15 @@ def whole_kernel(graph: Graph) -> Kernel | str:
     nodes = [k for k, n in enumerate(graph.nodes) if isinstance(n, Map | Reduce | Contract | Scatter)]
     outputs = [v for v in dict.fromkeys(graph.outputs) if not isinstance(graph.nodes[v.node], Input | Const)]
     return build(graph, nodes, outputs) if nodes and outputs else "nothing is computed"
+
+
+def scheduled(schedule: str, f: Callable[..., Any], *arrays: Data) -> tuple[Program, Kernel]:
+    """A program, and everything in it as one kernel, which is to have `schedule`."""
+    made = program(f, *arrays)
+    kernel = whole_kernel(made.graph)
+    assert isinstance(kernel, Kernel), kernel
+    assert kernel.schedule == schedule
+    return made, kernel
 
 
 def kernels_of(graph: Graph) -> list[Kernel]:

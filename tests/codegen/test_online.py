@@ -1,5 +1,7 @@
 """Attention as one kernel: the generated source and the oracle against float64, in many spellings."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -10,8 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxorch.kernels.configs import Config, configurations
-from jaxorch.kernels.kernel import Kernel
-from tests.codegen.drive import interpreted, numpied, program, whole_kernel
+from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
 
 F32 = np.dtype(np.float32)
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -23,12 +24,7 @@ def normal(rng, *shape, dtype=BF16, scale=1.0):
     return (scale * rng.standard_normal(shape)).astype(dtype)
 
 
-def online_of(f, *arrays):
-    made = program(f, *arrays)
-    kernel = whole_kernel(made.graph)
-    assert isinstance(kernel, Kernel), kernel
-    assert kernel.schedule == "online"
-    return made, kernel
+online_of = functools.partial(scheduled, "online")
 
 
 def blocks(kernel, *, splits=(1, 2)):
