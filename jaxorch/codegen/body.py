@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -105,11 +106,11 @@ class Body[V]:
 
     def run(self) -> None:
         columns = self.frame.sizes[2]
-        self.reduce_all()
         full = [k for k, o in enumerate(self.kernel.outputs) if not o.per_row]
+        loops = self.reduce_all(reread=bool(full))
         if full:
-            walk = _WALKS[self.kernel.schedule]
-            with self.scope(self.scope_of(columns, walk)):
+            tile = self.scope_of(columns, _WALKS[self.kernel.schedule])
+            with self.scope(replace(tile, reread=False if loops else None)):
                 self.store(full)
         for k, output in enumerate(self.kernel.outputs):
             if output.per_row:
@@ -293,20 +294,28 @@ class Body[V]:
             raise CompileError(f"reduction {key} was not computed before its use")
         return self.reduced[key]
 
-    def reduce_all(self) -> None:
-        """All reductions, those first that others need: each over its tile, or a loop for long rows of one length."""
+    def reduce_all(self, *, reread: bool) -> int:
+        """All reductions, those first that others need: each over its tile, or a loop for long rows of one length.
+
+        `reread`: the rows are read again after all loops.  Returns the number of loops.
+        """
         groups: dict[tuple[int, int], list[Reduction]] = {}
         for key, level in self.needed().items():
             groups.setdefault((level, self.node(key).count), []).append(key)
-        for (_, count), keys in sorted(groups.items(), key=lambda item: item[0]):
-            if self.is_looped(count):
-                self.reduce_in_loop(count, keys)
+        looped = [group for group in sorted(groups) if self.is_looped(group[1])]
+        for group, keys in sorted(groups.items(), key=lambda item: item[0]):
+            count = group[1]
+            if group in looped:
+                again = reread or group != looped[-1]
+                tile = replace(self.scope_of(count, "loop"), reread=again if again or len(looped) > 1 else None)
+                self.reduce_in_loop(tile, keys)
                 continue
             with self.scope(self.scope_of(count, "tile")):
                 for key in keys:
                     node = self.node(key)
                     outs = [a.dtype for a in node.arrays]
                     self.reduced[key] = reductions.direct(self.ops, node.op, self.item(key, node), node.count, outs)
+        return len(looped)
 
     def is_looped(self, count: int) -> bool:
         """Whether rows of `count` elements are reduced block by block."""
@@ -332,8 +341,7 @@ class Body[V]:
             collect(self.graph, self.members, output.value, coords, self.frame.sizes, accesses, self.kernel.unrolled)
         return accesses.reductions
 
-    def reduce_in_loop(self, count: int, keys: Sequence[Reduction]) -> None:
-        tile = self.scope_of(count, "loop")
+    def reduce_in_loop(self, tile: Tile, keys: Sequence[Reduction]) -> None:
         nodes = [self.node(key) for key in keys]
         dtypes = [self.graph.array(n.operands[0].values[0]).dtype for n in nodes]
         carried = self.initial(tile, keys, dtypes)
@@ -342,7 +350,7 @@ class Body[V]:
                 reductions.step(self.ops, node.op, self.item(key, node), state)
         for key, node, dtype, state in zip(keys, nodes, dtypes, carried, strict=True):
             outs = [a.dtype for a in node.arrays]
-            self.reduced[key] = reductions.finish(self.ops, node.op, dtype, state, count, tile, outs)
+            self.reduced[key] = reductions.finish(self.ops, node.op, dtype, state, node.count, tile, outs)
 
     def initial(self, tile: Tile, keys: Sequence[Reduction], dtypes: Sequence[Any]) -> list[tuple[V, ...]]:
         """What the loop carries, some of it from the elements of its first block."""

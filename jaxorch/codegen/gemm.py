@@ -36,7 +36,7 @@ class GemmBody[V](ProductBody[V]):
             self.bound[value] = self.combined(tile)
         else:
             if self.needed():
-                self.reduce_all()
+                self.reduce_all(reread=True)
             self.bound[value] = self.accumulated(tile)
         if self.launch == "partial":
             self.store_part(0, tile, self.bound[value])

@@ -36,6 +36,7 @@ class Tile:
     `loops` says which of the axes (ROW, COLUMN) a loop runs along, and `repeats` how many programs do the same here,
     and `splits` among how many the blocks of a loop are shared out: the grid is that many times the kernel's, and its
     point (s, g) takes the s-th part.
+    Of several loops over one row, `reread` says whether a later one reads it again; None where there is but one.
     """
 
     sizes: tuple[int, int, int]
@@ -46,6 +47,7 @@ class Tile:
     loops: frozenset[int] = frozenset()
     repeats: int = 1
     splits: int = 1
+    reread: bool | None = None
 
 
 def ahead(tile: Tile) -> Tile:

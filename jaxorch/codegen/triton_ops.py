@@ -204,7 +204,13 @@ class TritonOps(Writer):
         if mask and missing:  # the pointers must have the mask's shape
             pointer = f"{pointer} + {self.zeros(missing)}"
         other = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
-        return f"tl.load({pointer}{mask}{f', other={other}' if mask else ''})", dims
+        return f"tl.load({pointer}{mask}{f', other={other}' if mask else ''}{self.kept(dims)})", dims
+
+    def kept(self, dims: frozenset[int]) -> str:
+        """The cache's orders for a load of the row: it shall stay until the last loop over it has read it."""
+        if self.tile.reread is None or COLUMN not in dims or not dims & {GRID, ROW}:
+            return ""
+        return f", eviction_policy='{'evict_last' if self.tile.reread else 'evict_first'}'"
 
     def shaped_by(self, offset: Expr, axes: Axes) -> frozenset[int]:
         """The axes of the tile that the text of `offset` has, where a Lookup's text may have fewer than its index."""
@@ -253,7 +259,9 @@ class TritonOps(Writer):
 
     def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
         pointer, mask = self.target(buffer, offset, value, guard)
-        self.put(f"tl.store({pointer}, {triton_store_cast(value.name, buffer.array.dtype)}{mask})")
+        # The last loop's results must not drive rows from the cache that other programs are about to read again.
+        passing = ", cache_modifier='.cs'" if self.tile.reread is False else ""
+        self.put(f"tl.store({pointer}, {triton_store_cast(value.name, buffer.array.dtype)}{mask}{passing})")
 
     def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Text, guard: Guard) -> None:
         value = self.spread(value)  # an atomic operation on a scalar would be done by every thread's lane once

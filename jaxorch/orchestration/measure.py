@@ -19,7 +19,7 @@ type Kernels = tuple[tuple[str, float], ...]
 
 type _Profile = Callable[..., Callable[[], tuple[object, list[tuple[str, float]] | None]]]
 
-_QUEUED = 8  # calls issued one after the other
+_QUEUED = (4, 12)  # calls issued one after the other: the second queue's time less the first's is of 8
 
 # CUPTI serves one subscriber in a process.
 _CUPTI_LOCK = threading.Lock()
@@ -33,8 +33,8 @@ class Timing:
     in it, nor are copies and fills that run without a kernel (the profiler gives no start times and records kernels
     alone); `kernels` says how many there were. With source "clock" a sample is the wall clock of one call up to
     its results being ready, launch overhead included. With source "queue" it is the wall clock of a call among several
-    issued one after the other: near the device's time where that is longer than what the host takes to issue a call,
-    and with the copies and gaps in it.
+    issued one after the other, without what a queue of any length takes to start and to be waited for: the device's
+    time where that is longer than what the host takes to issue a call, with the copies and gaps in it.
 
     Attributes:
         median_us: the median sample.
@@ -187,17 +187,25 @@ def _queue_samples(
 ) -> list[list[tuple[float, float]]]:
     """For each version µs a call, of several issued one after the other, and how much of that it took to issue one."""
     samples: list[list[tuple[float, float]]] = [[] for _ in versions]
+    short, long = _QUEUED
     for _ in range(rounds):
         for version, times in zip(versions, samples, strict=True):
-            _wait(rotation.call(version))
-            start = time.perf_counter()
-            for _ in range(_QUEUED - 1):
-                rotation.call(version)
-            last = rotation.call(version)
-            issued = time.perf_counter() - start
-            _wait(last)
-            times.append(((time.perf_counter() - start) * 1e6 / _QUEUED, issued * 1e6 / _QUEUED))
+            first, second = (_queue(version, rotation, calls) for calls in _QUEUED)
+            took, issued = (max(b - a, 0.0) * 1e6 / (long - short) for a, b in zip(first, second, strict=True))
+            times.append((took, issued))
     return samples
+
+
+def _queue(version: Callable[..., object], rotation: Rotation, calls: int) -> tuple[float, float]:
+    """Seconds until the last of `calls` is done, and until it was issued."""
+    _wait(rotation.call(version))
+    start = time.perf_counter()
+    for _ in range(calls - 1):
+        rotation.call(version)
+    last = rotation.call(version)
+    issued = time.perf_counter() - start
+    _wait(last)
+    return time.perf_counter() - start, issued
 
 
 def _clock_times(versions: Sequence[Callable[..., object]], rotation: Rotation, repeats: int) -> tuple[Timing, ...]:

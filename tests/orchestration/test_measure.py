@@ -157,21 +157,38 @@ def test_device_time_of_a_copy():
     measure._CUPTI_LOCK.release()
 
 
+class _Device:
+    """Serves calls one after the other, each for a millisecond, and answers `late` seconds after the last."""
+
+    def __init__(self, late=0.0):
+        self.free, self.late = 0.0, late
+
+    def call(self, x):
+        self.free = max(time.perf_counter(), self.free) + 1e-3
+        return _Later(self.free + self.late)
+
+
+class _Later:
+    def __init__(self, ready):
+        self.ready = ready
+
+    def block_until_ready(self):
+        time.sleep(max(self.ready - time.perf_counter(), 0))
+
+
 def test_programs_are_timed_by_the_queue_where_kernels_are_not_all(monkeypatch):
     """CUPTI says 1 µs for all; one lets the device work for a millisecond, one keeps the host busy for as long."""
-
-    class Later:
-        def __init__(self):
-            self.ready = time.perf_counter() + 8e-3
-
-        def block_until_ready(self):
-            time.sleep(max(self.ready - time.perf_counter(), 0))
-
     kernels = tuple(Timing(1.0, 1.0, 1.0, 3, (("k", 1.0),), "cupti") for _ in range(2))
     monkeypatch.setattr(measure, "_times", lambda *_: kernels)
     sets = [(jnp.ones(4),)]
-    busy, slow = (lambda x: time.sleep(1e-3) or x), (lambda x: Later())
+    busy, slow = (lambda x: time.sleep(1e-3) or x), _Device().call
     assert program_times([busy, busy], sets) == kernels
     first, second = program_times([busy, slow], sets, repeats=12)
     assert (first.source, second.source, second.kernels) == ("queue", "queue", kernels[1].kernels)
     assert second.median_us > 900
+
+
+def test_what_any_queue_takes_to_start_and_end_is_not_a_programs_time(monkeypatch):
+    kernels = (Timing(950.0, 950.0, 950.0, 3, (("k", 950.0),), "cupti"),)
+    monkeypatch.setattr(measure, "_times", lambda *_: kernels)
+    assert program_times([_Device(late=5e-3).call], [(jnp.ones(4),)], repeats=20) == kernels
