@@ -1,8 +1,8 @@
 """Time compiled functions on the device: the one timing primitive of the tuner and of the benchmarks.
 
 Input: callables of the same arguments, and several sets of arguments. Output: one `Timing` per callable.
-Invariant: the callables run interleaved, each call on the next set of arguments, so that drift of the machine and data
-left in its caches reach all of them alike.
+Invariant: the callables run interleaved, each call on the next set of arguments, so that drift of the machine reaches
+all of them alike; and each finds the caches as a call of its own left them.
 """
 
 import statistics
@@ -229,19 +229,15 @@ def _cupti_times(versions: Sequence[Callable[..., object]], rotation: Rotation, 
 class _OneCall(jax.stages.Wrapped):
     """One call of a version, in the form that the profiler takes without jitting it again.
 
-    The profiler calls it twice, to warm up and to measure. The versions are warm already, and a second call on the same
-    arguments would find them in the cache: so the first call does nothing.
+    The profiler calls it twice, to warm up and to measure: each time on the next arguments. What another version wrote,
+    and memory has yet to take from the cache, is so not paid for by the call that is measured.
     """
 
     def __init__(self, version: Callable[..., object], rotation: Rotation):
         self._version = version
         self._rotation = rotation
-        self._warm = False
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        if not self._warm:
-            self._warm = True
-            return ()
         return self._rotation.call(self._version)
 
     def trace(self, *args: object, **kwargs: object) -> jax.stages.Traced:
