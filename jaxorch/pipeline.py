@@ -29,6 +29,7 @@ from jaxorch.passes.derive.arrange import arrange_operands
 from jaxorch.passes.derive.fill import fill_by_pieces
 from jaxorch.passes.derive.materialize import materialize
 from jaxorch.passes.derive.moments import one_pass_moments
+from jaxorch.passes.derive.scale import scale_after_products
 from jaxorch.passes.derive.separable import separate_windows
 from jaxorch.passes.derive.split import split_long_reductions, split_more_reductions
 from jaxorch.passes.derive.sumexp import one_pass_sumexp
@@ -61,6 +62,7 @@ PASSES: tuple[Pass, ...] = (
     one_pass_moments,
     one_pass_sumexp,
     separate_windows,
+    scale_after_products,
     split_long_reductions,
     empty_bases,
 )

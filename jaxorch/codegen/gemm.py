@@ -6,17 +6,22 @@ the contraction's result over (rows, columns); in a split kernel it is a part of
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
+import numpy as np
+
+from jaxorch.codegen import reductions
 from jaxorch.codegen.body import Coords
 from jaxorch.codegen.ops import Tile
 from jaxorch.codegen.products import ProductBody
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
+from jaxorch.ir.graph import Reduce
 from jaxorch.ir.index import Guard
-from jaxorch.ir.simplify import simplify
+from jaxorch.ir.simplify import coords_of, simplify
 from jaxorch.ir.view import Value
-from jaxorch.kernels.access import Accesses, Reduction, Walk
+from jaxorch.kernels.access import Accesses, Reduction, Walk, operand_coords
 from jaxorch.kernels.configs import power_of_two
 from jaxorch.kernels.frame import COLUMN, ROW
 
@@ -32,6 +37,7 @@ class GemmBody[V](ProductBody[V]):
         tile = self.plane("row", "column")
         value = Value(self.core.last)
         self.rows: list[V] = []
+        self.ridden: list[V] = []  # what the loop has reduced, once it has ended
         if self.launch == "combine":
             self.bound[value] = self.combined(tile)
         else:
@@ -58,17 +64,43 @@ class GemmBody[V](ProductBody[V]):
         product = self.product(self.core.last, self.core.key, transposed=False)
         key, left = len(self.frame.domain), self.core.left
         acc = self.ops.carry(tile, 0, product.accumulate)
+        carried = [reductions.initial(self.ops, self.reduce(r).op, self.summed(r), a, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
         with self.ops.loop(a, (), None):
             with self.scope(a):
                 for at, total in zip(self.core.beside, self.rows, strict=True):
                     self.add_row(a, at, total)
+                for riding, state in zip(self.core.sums, carried, strict=True):
+                    reductions.step(self.ops, self.reduce(riding).op, self.element(riding, a), state)
                 x = self.tile_of(self.core.last, left, self.core.at, key, a)
             with self.scope(b):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
                 self.ops.assign(acc, self.ops.dot(x, y, acc, product))
+        with self.scope(replace(a, loops=frozenset())):
+            for riding, state in zip(self.core.sums, carried, strict=True):
+                node, dtype = self.reduce(riding), self.summed(riding)
+                (total,) = reductions.finish(self.ops, node.op, dtype, state, node.count, a, [node.arrays[0].dtype])
+                self.ridden.append(total)
         return acc
+
+    # Reductions of rows that the loop over keys takes along
+
+    def reduce(self, reduction: Reduction) -> Reduce:
+        node = self.graph.nodes[reduction.node]
+        assert isinstance(node, Reduce)
+        return node
+
+    def summed(self, reduction: Reduction) -> np.dtype[Any]:
+        return self.graph.array(self.reduce(reduction).operands[0].values[0]).dtype
+
+    def element(self, reduction: Reduction, tile: Tile) -> reductions.Item[V]:
+        """What a block of keys adds to a reduction."""
+        node, space = self.reduce(reduction), self.space(tile)
+        kept = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in reduction.coords)
+        keys = coords_of(space[len(self.frame.domain)], [node.domain[a] for a in node.axes], tile.sizes)
+        value = self.view(node.operands[0], operand_coords(node, kept, keys), ())
+        return reductions.Item(value, self.summed(reduction), None)
 
     def add_row(self, tile: Tile, at: Coords, total: V) -> None:
         """Adds a block's products to a sum that has one element a row."""
@@ -84,13 +116,18 @@ class GemmBody[V](ProductBody[V]):
         self.ops.assign(total, self.ops.scalar("add", {}, [total, summed], [held, held], held))
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
-        if value == Value(self.core.last) and self.core.beside:
-            assert self.tile is not None
-            space, sizes = self.space(self.tile), self.tile.sizes
-            for at, total in zip(self.core.beside, self.rows, strict=True):
-                if coords == tuple(simplify(ix.substitute(e, space), sizes) for e in at):
-                    return total
+        last = [(Value(self.core.last), at) for at in self.core.beside]
+        sums = [(Value(r.node), r.coords) for r in self.core.sums]
+        for (known, at), total in (*zip(last, self.rows, strict=True), *zip(sums, self.ridden, strict=False)):
+            if value == known and self.is_at(coords, at):
+                return total
         return super().compute(value, coords, guard)
+
+    def is_at(self, coords: Coords, at: Coords) -> bool:
+        """Whether `coords` of the current scope are the place `at`."""
+        assert self.tile is not None
+        space, sizes = self.space(self.tile), self.tile.sizes
+        return coords == tuple(simplify(ix.substitute(e, space), sizes) for e in at)
 
     # Statistics of the left operand's rows
 

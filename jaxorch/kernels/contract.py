@@ -25,6 +25,7 @@ __all__ = ["LARGEST_INNER", "Contracted", "Core", "contracted", "unsupported"]
 LARGEST_INNER = 256
 """The most elements along an axis that an online tile holds whole: inner products, and columns."""
 
+_RIDING = frozenset(("sum", "prod", "max", "min"))  # reductions that a product's loop over keys may take along
 _FLOATS = frozenset(("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e5m2"))
 
 
@@ -34,7 +35,8 @@ class Core:
 
     last: the Contract that the tile of rows and columns accumulates; `at` its coordinates, `key` the products that each
     of its elements sums, `left` its operand that varies along the rows.  `beside`: other coordinates at which it is
-    wanted, the same for all columns, as the denominators that a product of a column of ones gives.
+    wanted, the same for all columns, as the denominators that a product of a column of ones gives.  `sums`: reductions
+    of rows over the contracted elements that what follows the product wants, as a norm's factor.
     """
 
     last: int
@@ -43,6 +45,7 @@ class Core:
     key: int
     softmax: Softmax | None = None
     beside: tuple[tuple[Expr, ...], ...] = ()
+    sums: tuple[Reduction, ...] = ()
 
     def renamed(self, new: Callable[[Value], Value]) -> Core:
         """The core with its nodes and values renamed."""
@@ -53,7 +56,10 @@ class Core:
         at = tuple(ix.map_lookups(e, look) for e in self.at)
         softmax = self.softmax and self.softmax.renamed(new, look)
         beside = tuple(tuple(ix.map_lookups(e, look) for e in place) for place in self.beside)
-        return replace(self, last=new(Value(self.last)).node, at=at, softmax=softmax, beside=beside)
+        sums = tuple(
+            Reduction(new(Value(r.node)).node, tuple(ix.map_lookups(e, look) for e in r.coords)) for r in self.sums
+        )
+        return replace(self, last=new(Value(self.last)).node, at=at, softmax=softmax, beside=beside, sums=sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,7 @@ class _Sides:
     @property
     def may_swap(self) -> bool:
         """Whether either operand may vary along the rows."""
-        return not self.every.reductions and not self.core.beside
+        return not self.every.reductions and not self.core.beside  # `every` has those that ride along, too
 
     def _online_axes(self, rank: int) -> tuple[set[int], set[int]]:
         """Rows: what queries and scores vary along, and neither keys nor values; columns: what values alone do."""
@@ -214,8 +220,9 @@ def _gemm(
     graph: Graph, members: frozenset[int], core: Core, epilogue: Accesses, sizes: tuple[int, ...]
 ) -> _Sides | str:
     node, key = _contract(graph, core.last), len(sizes) - 2
-    if epilogue.reductions:
-        return "a reduction after a contraction"
+    sums = _sums(graph, members, epilogue, sizes)
+    if isinstance(sums, str):
+        return sums
     sides = (Accesses(), Accesses())
     for view, side in zip(node.operands, sides, strict=True):
         Walk(graph, members, side).view(view, _operand(node, core.at, key, sizes), (), sizes)
@@ -227,15 +234,39 @@ def _gemm(
             return "a reduction that varies along the contracted axis"
     if all(side.reductions for side in sides):
         return "reductions on both operands"
-    left = 1 if sides[1].reductions or not _is_same(node, 0, core, key, sizes) else 0
-    if sides[1 - left].reductions or not _is_same(node, left, core, key, sizes):
+    left = next(
+        (k for k in (0, 1) if not sides[1 - k].reductions and _is_same(node, k, core, key, sizes)),
+        None,
+    )
+    if left is None:
         return "several places of one contraction"
+    if not _dims((sums,)) <= _dims((sides[left],)):
+        left = 1 - left
+        if sides[1 - left].reductions or core.beside or not _dims((sums,)) <= _dims((sides[left],)):
+            return "a reduction after a contraction"
     every, others = Accesses(), Accesses()
     for at in core.beside:
         Walk(graph, members, others).view(node.operands[1 - left], _operand(node, at, key, sizes), (), sizes)
-    for side in (*sides, others, epilogue):
+    for side in (*sides, others, sums, epilogue):
         _merge(every, side)
-    return _Sides(replace(core, left=left), (sides[left],), (sides[1 - left],), every, others)
+    core = replace(core, left=left, sums=tuple(epilogue.reductions))
+    return _Sides(core, (sides[left], sums), (sides[1 - left],), every, others)
+
+
+def _sums(graph: Graph, members: frozenset[int], epilogue: Accesses, sizes: tuple[int, ...]) -> Accesses | str:
+    """What the epilogue's reductions read, all of them over the contracted elements; why that is not so, if so."""
+    key, found = len(sizes) - 2, Accesses()
+    for reduction in epilogue.reductions:
+        node = graph.nodes[reduction.node]
+        assert isinstance(node, Reduce)
+        if node.op not in _RIDING or node.count != sizes[key]:
+            return "a reduction after a contraction"
+        coords = operand_coords(node, reduction.coords, coords_of(Dim(key), [node.domain[a] for a in node.axes], sizes))
+        for view in node.operands:
+            Walk(graph, members, found).view(view, coords, (), sizes)
+    if found.contractions or found.reductions or found.outside:
+        return "a reduction after a contraction"
+    return found
 
 
 def _is_same(node: Contract, left: int, core: Core, key: int, sizes: tuple[int, ...]) -> bool:

@@ -74,7 +74,7 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
         programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1))
         few = rows <= 64
         splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, 512, _PROGRAMS)
-        for splits in splits_of if not core.beside else (1,):
+        for splits in splits_of if not (core.beside or core.sums) else (1,):
             found.append((block_rows, block_columns, warps, stages, keys, splits))
     return sorted(found, key=lambda f: -min(_programs(frame, f), _PROGRAMS))  # stable: the best guess of enough first
 
@@ -95,8 +95,10 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
     if rows <= 64:
         yield from (
             (64, 64, 256, 4, 4),
+            (64, 64, 512, 4, 3),
+            (64, 32, 512, 4, 4),
             (64, 128, 128, 4, 4),
-            (64, 32, 256, 4, 4),
+            (64, 64, 512, 8, 4),
             (64, 64, 128, 4, 5),
             (64, 128, 256, 8, 3),
         )

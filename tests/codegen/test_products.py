@@ -85,21 +85,39 @@ def layer_norm(x, g, b):
     return ((m - mu) * lax.rsqrt(v + 1e-5) * g + b).astype(x.dtype)
 
 
-def test_statistics_of_rows_before_a_product():
+@pytest.mark.parametrize("rows", [1, 3, 21])
+def test_statistics_of_rows_before_a_product(rows):
     rng = np.random.default_rng(0)
-    x, w, m = normal(rng, 21, 50), normal(rng, 50), normal(rng, 50, 18)
-    a, b, c = wide(x, w, m)
-    want = (a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-5) * b) @ c
-    check(lambda x, w, m: rms_norm(x, w) @ m, want, x, w, m, tolerance=2e-2)
+    x, g, m = normal(rng, rows, 50), normal(rng, 50, dtype=F32), normal(rng, 50, 18)
+    a, b, c = wide(x, g, m)
+    z = a - a.mean(-1, keepdims=True)
+    want = (z / np.sqrt((z * z).mean(-1, keepdims=True) + 1e-5) * b + b) @ c
+    check(lambda x, g, m: layer_norm(x, g, g) @ m, want, x, g, m, tolerance=2e-2)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_statistics_of_few_rows(rows):
+def peak_norm(x, w):
+    return x / jnp.max(jnp.abs(x), -1, keepdims=True) * w
+
+
+RIDING = {
+    "root of the mean square": (rms_norm, lambda a, b: a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-5) * b),
+    "largest": (peak_norm, lambda a, b: a / np.abs(a).max(-1, keepdims=True) * b),
+}
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("rows", [1, 3, 21])
+@pytest.mark.parametrize("norm", RIDING)
+def test_reductions_that_ride_along_with_a_product(norm, rows, dtype):
     rng = np.random.default_rng(0)
-    x, w, m = normal(rng, rows, 50), normal(rng, 50), normal(rng, 50, 18)
+    x, w, m = normal(rng, rows, 50, dtype=dtype), normal(rng, 50, dtype=dtype), normal(rng, 50, 18, dtype=dtype)
+    f, by_numpy = RIDING[norm]
     a, b, c = wide(x, w, m)
-    want = (a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-5) * b) @ c
-    check(lambda x, w, m: rms_norm(x, w) @ m, want, x, w, m, tolerance=2e-2)
+    _, kernel = gemm_of(lambda x, w, m: f(x, w) @ m, x, w, m)
+    assert len(kernel.core.sums) == 1
+    whole_sums = (Config(0, 16, 16, 4, 2, 16), Config(0, 16, 32, 4, 2, 32, 1), Config(0, 32, 16, 4, 3, 64))
+    tolerance = 1e-5 if dtype == F32 else 2e-2
+    check(lambda x, w, m: f(x, w) @ m, by_numpy(a, b) @ c, x, w, m, tolerance=tolerance, configs=whole_sums)
 
 
 def test_statistics_in_loops(monkeypatch):

@@ -10,18 +10,18 @@ Rows are few and long here by fixed measures, so that a plan does not depend on 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
-from jaxorch.ir.graph import Array, Const, Graph, Map, Node, Origin, Reduce, outputs_of
+from jaxorch.ir.graph import Array, Const, Graph, Node, Origin, Reduce, outputs_of
 from jaxorch.ir.index import Bound, Dim
 from jaxorch.ir.monoid import neutral
 from jaxorch.ir.view import Piece, Value, View, compose, identity
 from jaxorch.options import Options
+from jaxorch.passes.derive.build import Builder
 from jaxorch.passes.derive.match import of_contractions
 from jaxorch.passes.rewrite import drop_unused, rename
 
@@ -34,7 +34,6 @@ MORE_PARTS = 8192
 SHORTEST = 4096  # elements of a part, at least
 
 _BOOL = np.dtype(np.bool_)
-_NOWHERE = Origin()
 
 
 def split_long_reductions(graph: Graph, options: Options) -> Graph:
@@ -53,7 +52,7 @@ def _split_all(graph: Graph, few: int, wanted: int) -> Graph:
     scores = of_contractions(graph)
     if not any(_parts(n, few, wanted) for k, n in enumerate(graph.nodes) if k not in scores):
         return graph
-    builder = _Builder()
+    builder = Builder()
     for number, old in enumerate(graph.nodes):
         node = rename(old, builder.image)
         parts = _parts(node, few, wanted) if number not in scores else 0
@@ -79,43 +78,11 @@ def _parts(node: Node, few: int, wanted: int) -> int:
     return most
 
 
-@dataclass(slots=True)
-class _Builder:
-    """The new nodes, and where the old values are found among them."""
-
-    nodes: list[Node] = field(default_factory=list[Node])
-    moved: dict[int, int] = field(default_factory=dict[int, int])
-    replaced: dict[Value, Value] = field(default_factory=dict[Value, Value])
-
-    def image(self, value: Value) -> Value:
-        return self.replaced[value] if value in self.replaced else Value(self.moved[value.node], value.output)
-
-    def add(self, node: Node) -> Value:
-        self.nodes.append(node)
-        return Value(len(self.nodes) - 1)
-
-    def scalar(self, value: float, dtype: np.dtype[Any]) -> Value:
-        return self.add(Const(value, Array((), dtype)))
-
-    def map(
-        self, op: str, shape: tuple[int, ...], dtype: np.dtype[Any], *operands: View, origin: Origin = _NOWHERE
-    ) -> Value:
-        return self.add(Map(op, operands, Array(shape, dtype), (), origin))
-
-    def cast(self, value: Value, shape: tuple[int, ...], dtype: np.dtype[Any], origin: Origin = _NOWHERE) -> Value:
-        """`value` in another dtype; itself if it has that one."""
-        if outputs_of(self.nodes[value.node])[value.output].dtype == dtype:
-            return value
-        params = (("new_dtype", dtype.name),)
-        view = identity(value, shape)
-        return self.add(Map("convert_element_type", (view,), Array(shape, dtype), params, origin))
-
-
 def _everywhere(value: Value, shape: tuple[int, ...]) -> View:
     return View(shape, (Piece((), value, ()),))
 
 
-def _split(builder: _Builder, node: Reduce, parts: int) -> list[Value]:
+def _split(builder: Builder, node: Reduce, parts: int) -> list[Value]:
     kept = node.arrays[0].shape
     length = -(-node.count // parts)
     inner = (*kept, parts)
@@ -141,7 +108,7 @@ def _held(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return compute_dtype(dtype)
 
 
-def _in_parts(builder: _Builder, node: Reduce, kept: tuple[int, ...], parts: int, length: int) -> View:
+def _in_parts(builder: Builder, node: Reduce, kept: tuple[int, ...], parts: int, length: int) -> View:
     """The operand over (kept axes, part, place in the part); past the end of the row, the op's identity."""
     domain = (*kept, parts, length)
     place = ix.add(ix.mul(Dim(len(kept)), length), Dim(len(kept) + 1))
@@ -161,13 +128,13 @@ def _in_parts(builder: _Builder, node: Reduce, kept: tuple[int, ...], parts: int
     return compose(View(domain, tuple(pieces)), lambda _: None)
 
 
-def _dtype(builder: _Builder, view: View) -> np.dtype[Any]:
+def _dtype(builder: Builder, view: View) -> np.dtype[Any]:
     value = view.values[0]
     return outputs_of(builder.nodes[value.node])[value.output].dtype
 
 
 def _combine_moments(
-    builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int, length: int
+    builder: Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int, length: int
 ) -> list[Value]:
     """The total, sum(t_s), and m2 = sum(m2_s + n_s * (t_s/n_s - total/n)^2)."""
     dtype, shape, axis = _held(node.arrays[0].dtype), (*kept, parts), (len(kept),)
@@ -189,7 +156,7 @@ def _combine_moments(
 
 
 def _combine_sumexp(
-    builder: _Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int
+    builder: Builder, node: Reduce, partial: Sequence[Value], kept: tuple[int, ...], parts: int
 ) -> list[Value]:
     """The peak, max(m_s), and sum(s_s * exp(m_s - peak)), where a part of -inf alone adds nothing unless all are."""
     dtype, shape, axis = _held(node.arrays[0].dtype), (*kept, parts), (len(kept),)
