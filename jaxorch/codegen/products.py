@@ -62,7 +62,7 @@ def combine_config(kernel: Kernel, config: Config) -> Config:
     """How the second launch of a split kernel is cut up: small tiles, since it does little but read."""
     _, rows, columns = kernel.frames[config.frame].sizes
     wide = columns if kernel.schedule == "online" else min(columns, 128)
-    block_rows = max(min(power_of_two(rows), 1024 // power_of_two(wide)), 2)
+    block_rows = max(min(power_of_two(rows), 256 // power_of_two(wide)), 2)
     return replace(config, block_rows=block_rows, block_columns=power_of_two(wide), num_warps=4, num_stages=1)
 
 

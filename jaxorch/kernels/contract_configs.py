@@ -76,7 +76,8 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
         splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, 512, _PROGRAMS)
         for splits in splits_of if not (core.beside or core.sums) else (1,):
             found.append((block_rows, block_columns, warps, stages, keys, splits))
-    return sorted(found, key=lambda f: -min(_programs(frame, f), _PROGRAMS))  # stable: the best guess of enough first
+    # Stable: of those with enough programs the best guess first, and before all those that need no second launch.
+    return sorted(found, key=lambda f: (-min(_programs(frame, f), _PROGRAMS), f[5] > 1))
 
 
 def _depth(block: int, keys: int) -> int:
