@@ -10,7 +10,7 @@ In the identities, o is a coordinate of the output, w of the window, j of the op
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,11 @@ from jaxorch.frontend.indexing import Constant
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array
-from jaxorch.ir.index import Bound, Const, Dim, Expr
+from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
 from jaxorch.ir.monoid import COMBINES, neutral
 from jaxorch.ir.view import Piece, Value, View, simplify_view
 
-__all__ = ["WINDOWED", "fill_of", "monoid_of", "patches", "window_view"]
+__all__ = ["WINDOWED", "convolved", "fill_of", "monoid_of", "patches", "window_view"]
 
 # primitive -> the Reduce's op, where the primitive says it; `reduce_window` says it by its jaxpr
 WINDOWED: Mapping[str, str | None] = {
@@ -127,24 +127,37 @@ def patches(
         return None
     count = math.prod(window)
     k = Dim(int(numbers.out_spec[1]))
+    places = ix.delinearize(ix.mod(k, count), window)
+    guard, index = convolved(params, lhs, Dim(int(numbers.out_spec[0])), ix.floordiv(k, count), places)
+    fill = constant(False if lhs.dtype.kind == "b" else 0, lhs.dtype)
+    return simplify_view(View(out.shape, (Piece(guard, value, index), Piece((), fill, ()))))
+
+
+def convolved(
+    params: Mapping[str, Any], lhs: Array, batch: Expr, feature: Expr, window: Sequence[Expr]
+) -> tuple[Guard, tuple[Expr, ...]]:
+    """Where a convolution reads its left operand, and under which guard.
+
+    `batch`, `feature` and `window` are the coordinates in the left operand's batch and features and in the window; the
+    first axes of the domain are the output's.
+    """
+    numbers = params["dimension_numbers"]
     index: list[Expr] = [Const(0)] * len(lhs.shape)
-    index[numbers.lhs_spec[0]], index[numbers.lhs_spec[1]] = Dim(int(numbers.out_spec[0])), ix.floordiv(k, count)
-    guard, sizes = list[Bound](), [lhs.shape[int(d)] for d in numbers.lhs_spec[2:]]
+    index[numbers.lhs_spec[0]], index[numbers.lhs_spec[1]] = batch, feature
+    guard = list[Bound]()
     settings = zip(
         params["window_strides"],
         params["rhs_dilation"],
         (low for low, _ in params["padding"]),
         params["lhs_dilation"],
-        sizes,
+        (lhs.shape[int(d)] for d in numbers.lhs_spec[2:]),
         strict=True,
     )
-    places = ix.delinearize(ix.mod(k, count), window)
-    for axis, (place, lies) in enumerate(zip(places, settings, strict=True)):
+    for axis, (place, lies) in enumerate(zip(window, settings, strict=True)):
         bounds, coord = _Axis(*map(int, lies)).read(Dim(int(numbers.out_spec[2 + axis])), place)
         guard += bounds
         index[numbers.lhs_spec[2 + axis]] = coord
-    fill = constant(False if lhs.dtype.kind == "b" else 0, lhs.dtype)
-    return simplify_view(View(out.shape, (Piece(tuple(guard), value, tuple(index)), Piece((), fill, ()))))
+    return tuple(guard), tuple(index)
 
 
 def _identity_window(params: Mapping[str, Any], kernel: np.ndarray[Any, Any]) -> tuple[int, ...] | None:
