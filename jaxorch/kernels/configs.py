@@ -111,13 +111,15 @@ def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
             block = max(block // frame.unroll, 32)
             yield Config(number, 1, min(block, power_of_two(columns)), warps)
         return
+    # fewer columns than threads: what is the same for all rows is then loaded where it is used
     for block_rows, block_columns, warps in (
-        (8, 128, 4),
         (16, 64, 4),
-        (4, 256, 4),
         (8, 64, 4),
-        (32, 32, 4),
         (16, 128, 8),
+        (32, 64, 8),
+        (32, 32, 4),
+        (8, 128, 4),
+        (4, 256, 4),
     ):
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 

@@ -65,11 +65,15 @@ class Contracted:
     inputs: tuple[Value, ...]
 
 
-def contracted(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> Contracted | str:
-    """The kernel's core and frame, or why there is none."""
-    numbers = [n for n in sorted(members) if isinstance(graph.nodes[n], Contract)]
+def contracted(
+    graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], unrolled: frozenset[int] = frozenset()
+) -> Contracted | str:
+    """The kernel's core and frame, or why there is none; what is `unrolled` counts as a Map."""
+    numbers = [n for n in sorted(members - unrolled) if isinstance(graph.nodes[n], Contract)]
     if len(numbers) > 2:
         return "more than two contractions"
+    if len(numbers) == 2 and unrolled:
+        return "a window beside two contractions"
     if len({stored_array(graph, v).size for v in outputs}) != 1:
         return "outputs of different sizes"
     for number in numbers:
@@ -77,12 +81,12 @@ def contracted(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]
         if reason is not None:
             return reason
     shape = stored_array(graph, outputs[0]).shape
-    found = _at(graph, members, outputs, shape, numbers)
+    found = _at(graph, members, outputs, shape, numbers, unrolled)
     if isinstance(found, str):
         return found
     domain, _ = refine(shape, found.every)
     if domain != shape:
-        found = _at(graph, members, outputs, domain, numbers)
+        found = _at(graph, members, outputs, domain, numbers, unrolled)
     return found if isinstance(found, str) else found.contracted(graph, domain)
 
 
@@ -177,7 +181,12 @@ def _merge(every: Accesses, side: Accesses) -> None:
 
 
 def _at(
-    graph: Graph, members: frozenset[int], outputs: Sequence[Value], domain: tuple[int, ...], numbers: Sequence[int]
+    graph: Graph,
+    members: frozenset[int],
+    outputs: Sequence[Value],
+    domain: tuple[int, ...],
+    numbers: Sequence[int],
+    unrolled: frozenset[int],
 ) -> _Sides | str:
     """The sides of the contractions `numbers`, for outputs over `domain`."""
     last = _contract(graph, numbers[-1])
@@ -187,7 +196,7 @@ def _at(
     flat = ix.linearize([Dim(a) for a in range(len(domain))], domain)
     for value in outputs:
         coords = coords_of(flat, stored_array(graph, value).shape, domain)
-        ShallowWalk(graph, members, epilogue).value(value, coords, (), sizes)
+        ShallowWalk(graph, members, epilogue, unrolled).value(value, coords, (), sizes)
     if epilogue.outside:
         return "a contraction or a reduction at places that it does not have"
     if not epilogue.contractions:
@@ -201,7 +210,7 @@ def _at(
     if len(numbers) == 2 and beside:
         return "several places of one contraction"
     if len(numbers) == 1:
-        return _gemm(graph, members, core, epilogue, sizes)
+        return _gemm(graph, members, core, epilogue, sizes, unrolled)
     return _online(graph, members, core, epilogue, sizes, numbers[0])
 
 
@@ -211,14 +220,19 @@ def _operand(node: Contract, at: tuple[Expr, ...], axis: int, sizes: tuple[int, 
 
 
 def _gemm(
-    graph: Graph, members: frozenset[int], core: Core, epilogue: Accesses, sizes: tuple[int, ...]
+    graph: Graph,
+    members: frozenset[int],
+    core: Core,
+    epilogue: Accesses,
+    sizes: tuple[int, ...],
+    unrolled: frozenset[int],
 ) -> _Sides | str:
     node, key = _contract(graph, core.last), len(sizes) - 2
     if epilogue.reductions:
         return "a reduction after a contraction"
     sides = (Accesses(), Accesses())
     for view, side in zip(node.operands, sides, strict=True):
-        Walk(graph, members, side).view(view, _operand(node, core.at, key, sizes), (), sizes)
+        Walk(graph, members, side, unrolled).view(view, _operand(node, core.at, key, sizes), (), sizes)
         if side.contractions:
             return "a contraction inside another"
         if side.outside:
@@ -232,7 +246,7 @@ def _gemm(
         return "several places of one contraction"
     every, others = Accesses(), Accesses()
     for at in core.beside:
-        Walk(graph, members, others).view(node.operands[1 - left], _operand(node, at, key, sizes), (), sizes)
+        Walk(graph, members, others, unrolled).view(node.operands[1 - left], _operand(node, at, key, sizes), (), sizes)
     for side in (*sides, others, epilogue):
         _merge(every, side)
     return _Sides(replace(core, left=left), (sides[left],), (sides[1 - left],), every, others)
