@@ -1,7 +1,7 @@
 """Frames: how the axes of a kernel's domain become the grid, the rows and the columns of a tile.
 
 Input: the shape of a kernel's outputs and its accesses.  Output: the domain refined so that no index
-splits an axis, and the frames worth trying.  Invariant: grid, row and column axes and what is held partition the domain.
+splits an axis, and the frames worth trying.  Invariant: grid, row, column and held axes partition the domain.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Frame:
     A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes
     flattened).  With `unroll` u > 1 the column's fastest axis of size u is unrolled: a program holds u
     values a column and stores them side by side.  Of the axes `held` (then `unroll` is 1) a program holds all points as
-    values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes may
-    come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
+    values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes
+    may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
     """
 
     domain: tuple[int, ...]
