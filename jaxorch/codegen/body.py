@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -332,8 +333,8 @@ class Body[V]:
 
     def needed(self) -> dict[Reduction, int]:
         accesses = Accesses()
-        for output in self.kernel.outputs:
-            coords = self.coords(output)
+        for output, copy in product(self.kernel.outputs, range(self.frame.copies)):
+            coords = self.coords(output, copy)
             collect(self.graph, self.members, output.value, coords, self.frame.sizes, accesses, self.kernel.unrolled)
         return accesses.reductions
 

@@ -93,6 +93,10 @@ class TritonProducts(TritonOps):
             block.lines.append(f"{name} = {self.tile.spans[axis - 1]}_start // {axes.sizes[_LANE]}")
         return found
 
+    def in_steps(self, guard: Guard, axes: Axes) -> Guard:
+        """`stepped` on every bound; the condition may then have fewer axes."""
+        return tuple(replace(b, expr=self.stepped(b.expr, axes)) for b in guard)
+
     def pointer(self, buffer: Buffer, offset: Expr, axes: Axes) -> str:
         found = self.stepped(offset, axes)
         # the lanes give the pointers their shape
@@ -219,7 +223,7 @@ class TritonProducts(TritonOps):
             if axis in dims and self.tile.sizes[axis] % block:
                 tests.append(f"{axes.names[axis]}_mask")
         if guard:
-            tests.append(self.condition(tuple(replace(b, expr=self.stepped(b.expr, axes)) for b in guard), axes))
+            tests.append(self.condition(self.in_steps(guard, axes), axes))
         return f", mask={' & '.join(tests)}" if tests else ""
 
     def within(self, value: Text, otherwise: Text, axis: int) -> Text:
@@ -272,10 +276,13 @@ class TritonProducts(TritonOps):
 
     def select(self, guard: Guard, then: Text, otherwise: Text) -> Text:
         raw = [self.narrow.get(v.name) for v in (then, otherwise)]
+        axes, dims = self.axes(), then.dims | otherwise.dims | ix.guard_dims(guard)
+        if ix.guard_dims(guard) <= then.dims | otherwise.dims:  # whose values have the shape
+            guard = self.in_steps(guard, axes)
         if raw[0] is None or raw[1] is None:
-            return super().select(guard, then, otherwise)
-        dims = then.dims | otherwise.dims | ix.guard_dims(guard)
-        condition = self.condition(guard, self.axes())
+            selected = super().select(guard, then, otherwise)
+            return Text(selected.name, dims)
+        condition = self.condition(guard, axes)
         return self.widened(f"tl.where({condition}, {raw[0].name}, {raw[1].name})", dims)
 
     def operand(self, value: Text, dtype: np.dtype[Any]) -> Text:

@@ -25,7 +25,8 @@ type Sizes = tuple[int, ...]
 class Axes:
     """The coordinates in the current tile: names of (grid, row, column), their extents, how row and column come about.
 
-    In a loop over blocks a handler may name more coordinates, as the step's and the lane's.  A tile's row is `row_start` + `row_lane`, the same for columns: scalar starts and lanes counted from 0.
+    A tile's row is `row_start` + `row_lane`, the same for columns: scalar starts and lanes counted from 0.  In a loop
+    over blocks a handler may name more coordinates: the step's and the lane's.
     """
 
     names: Names

@@ -13,11 +13,11 @@ import jax
 
 from jaxorch.errors import UnsupportedError
 from jaxorch.frontend.indexing import Constant
-from jaxorch.frontend.windows import convolved
+from jaxorch.frontend.windows import convolved, slides
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.graph import Array, Contract, Params
-from jaxorch.ir.index import Const, Dim, Expr
+from jaxorch.ir.index import Bound, Const, Dim, Expr
 from jaxorch.ir.view import Piece, Value, View, simplify_view
 
 __all__ = ["CONTRACTIONS"]
@@ -68,7 +68,7 @@ def _conv_general_dilated(
 
     With the features last, neighbouring products read neighbours where features lie side by side, and a block of them
     is at one place of the window. Batch groups are groups of the left operand's batch, one for each slice of the output
-    features.
+    features. Of the left operand's dilation only the places that fall on its elements are summed (`windows.Slide.tap`).
 
     Raises:
         UnsupportedError: it stays with XLA, for the reason that the message is.
@@ -78,25 +78,29 @@ def _conv_general_dilated(
         raise UnsupportedError("a convolution of operands of different dtypes")
     numbers = params["dimension_numbers"]
     (batch_at, feature_at), (out_feature, in_feature) = numbers.out_spec[:2], numbers.rhs_spec[:2]
-    sizes = [right.shape[int(d)] for d in (*numbers.rhs_spec[2:], in_feature)]
+    window = [right.shape[int(d)] for d in numbers.rhs_spec[2:]]
+    sliding = slides(params, left)
+    sizes = [*(axis.taps(n) for (axis, _), n in zip(sliding, window, strict=True)), right.shape[int(in_feature)]]
     long = [k for k, n in enumerate(sizes) if n > 1] or [len(sizes) - 1]
     domain = (*out.shape, *(sizes[k] for k in long))
-    places: list[Expr] = [Dim(len(out.shape) + long.index(k)) if k in long else Const(0) for k in range(len(sizes))]
+    summed: list[Expr] = [Dim(len(out.shape) + long.index(k)) if k in long else Const(0) for k in range(len(sizes))]
+    channel, taps = summed[-1], [axis.tap(o, number) for (axis, o), number in zip(sliding, summed, strict=False)]
+    ends = zip(sliding, taps, window, strict=True)
+    inside = tuple(Bound(place, 0, n) for (axis, _), (place, _), n in ends if axis.overruns(n))
     batch, feature = Dim(int(batch_at)), Dim(int(feature_at))
     features, batches = int(params["feature_group_count"]), int(params["batch_group_count"])
     group = ix.floordiv(feature, out.shape[feature.axis] // (features * batches))
-    channel = ix.add(ix.mul(group, sizes[-1]), places[-1]) if features > 1 else places[-1]
+    source = ix.add(ix.mul(group, sizes[-1]), channel) if features > 1 else channel
     row = ix.add(ix.mul(group, out.shape[batch.axis]), batch) if batches > 1 else batch
-    guard, index = convolved(params, left, row, channel, places[:-1])
-    pieces = [Piece(guard, values[0], index)]
-    if guard:
-        pieces.append(Piece((), constant(0, left.dtype), ()))
-    weights: dict[int, Expr] = {int(out_feature): feature, int(in_feature): places[-1]}
-    weights.update((int(d), place) for d, place in zip(numbers.rhs_spec[2:], places, strict=False))
-    views = (
-        simplify_view(View(domain, tuple(pieces))),
-        View(domain, (Piece((), values[1], tuple(weights[a] for a in sorted(weights))),)),
+    guard, index = convolved(params, left, row, source, [read for _, read in taps])
+    weights: dict[int, Expr] = {int(out_feature): feature, int(in_feature): channel}
+    weights.update((int(d), place) for d, (place, _) in zip(numbers.rhs_spec[2:], taps, strict=True))
+    zero = Piece((), constant(0, left.dtype), ())
+    pieces = (
+        Piece(ix.both(guard, inside), values[0], index),
+        Piece(inside, values[1], tuple(weights[a] for a in sorted(weights))),
     )
+    views = (simplify_view(View(domain, (pieces[0], zero))), simplify_view(View(domain, (pieces[1], zero))))
     return Contract(views, tuple(range(len(out.shape), len(domain))), out, _kept(params, left, out))
 
 

@@ -25,7 +25,7 @@ from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
 from jaxorch.ir.monoid import COMBINES, neutral
 from jaxorch.ir.view import Piece, Value, View, simplify_view
 
-__all__ = ["WINDOWED", "convolved", "fill_of", "monoid_of", "patches", "window_view"]
+__all__ = ["WINDOWED", "convolved", "fill_of", "monoid_of", "patches", "slides", "window_view"]
 
 # primitive -> the Reduce's op, where the primitive says it; `reduce_window` says it by its jaxpr
 WINDOWED: Mapping[str, str | None] = {
@@ -39,7 +39,7 @@ _MONOIDS = {primitive: op for op, primitive in COMBINES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class _Axis:
+class Slide:
     """How windows lie along one axis of the operand."""
 
     stride: int
@@ -53,6 +53,28 @@ class _Axis:
         y = ix.add(ix.add(ix.mul(o, self.stride), ix.mul(w, self.dilation)), Const(-self.low))
         inside = Bound(y, 0, self.base_dilation * (self.size - 1) + 1)
         return (inside, Bound(ix.mod(y, self.base_dilation), 0, 1)), ix.floordiv(y, self.base_dilation)
+
+    def taps(self, window: int) -> int:
+        """How many places of a window fall on elements, at most: of a dilated operand one for each b places."""
+        return -(-window // self.base_dilation) if self.dilation == 1 else window
+
+    def overruns(self, window: int) -> bool:
+        """Whether some tap lies behind the end of a window."""
+        return self.dilation == 1 and window % self.base_dilation > 0
+
+    def tap(self, o: Expr, number: Expr) -> tuple[Expr, tuple[Guard, Expr]]:
+        """The place in the window of tap `number`, and its read; the place may lie behind the window's end.
+
+        o*s + w - low = b*j for j >= ceil((o*s - low) / b): with o*s = b*q + p and f = ceil((p - low) / b), tap t falls
+        on j = q + f + t, from w = b*(f + t) - (p - low). No tap falls between elements.
+        """
+        b = self.base_dilation
+        if b == 1 or self.dilation != 1:
+            return number, self.read(o, number)
+        start = ix.add(ix.mod(ix.mul(o, self.stride), b), Const(-self.low))
+        last = ix.add(ix.floordiv(ix.add(start, Const(b - 1)), b), number)
+        j = ix.add(ix.floordiv(ix.mul(o, self.stride), b), last)
+        return ix.sub(ix.mul(last, b), start), ((Bound(j, 0, self.size),), j)
 
 
 def monoid_of(primitive: str, params: Mapping[str, Any], operands: int) -> str:
@@ -102,7 +124,7 @@ def window_view(params: Mapping[str, Any], value: Value, operand: Array, out: Ar
     )
     for axis, numbers in enumerate(settings):
         place: Expr = Dim(len(out.shape) + reduced.index(axis)) if axis in reduced else Const(0)
-        bounds, coord = _Axis(*map(int, numbers)).read(Dim(axis), place)
+        bounds, coord = Slide(*map(int, numbers)).read(Dim(axis), place)
         guard += bounds
         index.append(coord)
     domain = (*out.shape, *(sizes[a] for a in reduced))
@@ -128,23 +150,15 @@ def patches(
     count = math.prod(window)
     k = Dim(int(numbers.out_spec[1]))
     places = ix.delinearize(ix.mod(k, count), window)
-    guard, index = convolved(params, lhs, Dim(int(numbers.out_spec[0])), ix.floordiv(k, count), places)
+    reads = [axis.read(o, w) for (axis, o), w in zip(slides(params, lhs), places, strict=True)]
+    guard, index = convolved(params, lhs, Dim(int(numbers.out_spec[0])), ix.floordiv(k, count), reads)
     fill = constant(False if lhs.dtype.kind == "b" else 0, lhs.dtype)
     return simplify_view(View(out.shape, (Piece(guard, value, index), Piece((), fill, ()))))
 
 
-def convolved(
-    params: Mapping[str, Any], lhs: Array, batch: Expr, feature: Expr, window: Sequence[Expr]
-) -> tuple[Guard, tuple[Expr, ...]]:
-    """Where a convolution reads its left operand, and under which guard.
-
-    `batch`, `feature` and `window` are the coordinates in the left operand's batch and features and in the window; the
-    first axes of the domain are the output's.
-    """
+def slides(params: Mapping[str, Any], lhs: Array) -> list[tuple[Slide, Dim]]:
+    """How a convolution's windows lie along each axis of its left operand, and that axis of its output."""
     numbers = params["dimension_numbers"]
-    index: list[Expr] = [Const(0)] * len(lhs.shape)
-    index[numbers.lhs_spec[0]], index[numbers.lhs_spec[1]] = batch, feature
-    guard = list[Bound]()
     settings = zip(
         params["window_strides"],
         params["rhs_dilation"],
@@ -153,11 +167,23 @@ def convolved(
         (lhs.shape[int(d)] for d in numbers.lhs_spec[2:]),
         strict=True,
     )
-    for axis, (place, lies) in enumerate(zip(window, settings, strict=True)):
-        bounds, coord = _Axis(*map(int, lies)).read(Dim(int(numbers.out_spec[2 + axis])), place)
-        guard += bounds
-        index[numbers.lhs_spec[2 + axis]] = coord
-    return tuple(guard), tuple(index)
+    return [(Slide(*map(int, s)), Dim(int(d))) for s, d in zip(settings, numbers.out_spec[2:], strict=True)]
+
+
+def convolved(
+    params: Mapping[str, Any], lhs: Array, batch: Expr, feature: Expr, reads: Sequence[tuple[Guard, Expr]]
+) -> tuple[Guard, tuple[Expr, ...]]:
+    """Where a convolution reads its left operand, and under which guard.
+
+    `batch`, `feature` and `reads` are the coordinates in the left operand's batch, features and along the axes that
+    windows slide along, those with their guards.
+    """
+    numbers = params["dimension_numbers"]
+    index: list[Expr] = [Const(0)] * len(lhs.shape)
+    index[numbers.lhs_spec[0]], index[numbers.lhs_spec[1]] = batch, feature
+    for axis, (_, coord) in zip(numbers.lhs_spec[2:], reads, strict=True):
+        index[axis] = coord
+    return tuple(b for guard, _ in reads for b in guard), tuple(index)
 
 
 def _identity_window(params: Mapping[str, Any], kernel: np.ndarray[Any, Any]) -> tuple[int, ...] | None:

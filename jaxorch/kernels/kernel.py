@@ -179,9 +179,11 @@ def _pointwise(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> K
     frames = flat_frames(domain, accesses.offsets(graph), accesses)
     if any(isinstance(graph.nodes[v.node], Scatter) for v in outputs):
         frames = tuple(f for f in frames if f.unroll == 1)  # a place need not keep neighbours side by side
+    axes = tuple(range(len(domain)))
     frames = walked_pointwise(graph, outputs, accesses, frames)
     if members.unrolled:
-        frames = (*stencil_frames(domain, accesses), *frames)
+        plain = Frame(domain, (), axes[:-1], axes[-1:])
+        frames = tuple(dict.fromkeys((*stencil_frames(graph, accesses, plain), *frames)))
     stored = tuple(Output(v, per_row=False) for v in outputs)
     return members.kernel(_inputs(graph, outputs, accesses), stored, "pointwise", frames)
 
@@ -226,6 +228,8 @@ def _rows(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel
     spread = longest <= SHORT_ROW and 8 * longest <= frame.sizes[2] and not any(o.per_row for o in marked)
     schedule = "rows" if persistent else "rows-blocked" if spread else "rows-looped"
     frames = walked_rows(graph, outputs, accesses, frame)
+    if members.unrolled and not rest and columns and persistent:
+        frames = tuple(dict.fromkeys((*stencil_frames(graph, accesses, frame), *frames)))
     return members.kernel(_inputs(graph, outputs, accesses), marked, schedule, frames)
 
 

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Contract, Graph
-from jaxorch.ir.index import FloorDiv, Mod
+from jaxorch.ir.index import Dim
 from jaxorch.ir.simplify import coefficient
 from jaxorch.kernels.frame import split_axis
 from jaxorch.orchestration.devices import Device
 from jaxorch.passes.derive.arrange import varied_axes
 
-__all__ = ["Shape", "convolution_time", "shape_of"]
+__all__ = ["Shape", "convolution_time", "shape_of", "slides"]
 
 _COPY_EFFICIENCY = 0.6  # of the copy rate, as XLA's other movement
 _DENSE = 0.75  # of the matrix rate: 28 µs for 14.8 GFLOP of 128 features; with 64 features and more on both sides
 _FULL = 64  # features of a group on either side below which the rate falls in proportion: 130 µs for 3.8 GFLOP from 3
+_TRANSPOSED = 0.05  # of the matrix rate, and every operand rearranged: 235 µs for four of 0.1 to 1.1 GFLOP in float32
 _DEPTHWISE = 0.2  # of the vector rate: some 65 µs for 839 MFLOP
 
 
@@ -30,66 +31,75 @@ class Shape:
     """What decides how fast a convolution is.
 
     inside, outside: features of a group that a result sums over, and that the group makes.  elements: of the left
-    operand as an array, about.
+    operand as an array, about.  transposed: whether the left operand is dilated, so that weights differ by place.
     """
 
     inside: int
     outside: int
     elements: int
+    transposed: bool
 
 
 def convolution_time(graph: Graph, node: Contract, device: Device, moved: float) -> float:
     """What to add to the time of moving `moved` bytes, µs."""
     dtype = graph.array(node.operands[0].pieces[0].value).dtype
-    shape = shape_of(graph, node)
+    shape = shape_of(node)
+    arithmetic = node.flops / _rate(node, shape, dtype.name, device) * 1e6
+    time = arithmetic - min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and arithmetic work at once
+    copied = moved if shape.transposed else 0.0
+    if not _in_place(graph, node):
+        copied = max(copied, shape.elements * dtype.itemsize)
+    copies = 2 * copied / device.memory_bandwidth / _COPY_EFFICIENCY + device.xla_launch_s * bool(copied)
+    return time + copies * 1e6
+
+
+def _rate(node: Contract, shape: Shape, dtype: str, device: Device) -> float:
     if shape.inside == shape.outside == 1:
-        rate = device.vector_flops * _DEPTHWISE
-    else:
-        narrow = min(shape.inside, _FULL) / _FULL * min(shape.outside, 16) / 16
-        rate = device.matmul_flops(dtype.name) * _DENSE * narrow
-    if dtype.name == "float32" and dict(node.params)["precision"] != "DEFAULT":
-        rate = min(rate, device.vector_flops)
-    arithmetic = node.flops / rate * 1e6
-    hidden = min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and arithmetic work at once
-    if _slides(graph, node):
-        return arithmetic - hidden
-    made = 2 * shape.elements * dtype.itemsize / device.memory_bandwidth / _COPY_EFFICIENCY
-    return arithmetic - hidden + (made + device.xla_launch_s) * 1e6
+        return device.vector_flops * _DEPTHWISE
+    narrow = min(shape.inside, _FULL) / _FULL * min(shape.outside, 16) / 16
+    rate = device.matmul_flops(dtype) * (_TRANSPOSED if shape.transposed else _DENSE * narrow)
+    exact = dtype == "float32" and dict(node.params)["precision"] != "DEFAULT"
+    return min(rate, device.vector_flops) if exact else rate
 
 
-def shape_of(graph: Graph, node: Contract) -> Shape:
+def slides(node: Contract) -> bool:
+    """Whether it is a convolution by more than single elements."""
+    return node.convolves and bool(_window(node)[0])
+
+
+def shape_of(node: Contract) -> Shape:
     """The sizes of a convolution, from its views."""
     left, right = node.operands
     own, others, sizes = set(varied_axes(left)), set(varied_axes(right)), left.domain
-    indices = [e for p in left.pieces for e in p.index]
-    window = _window(node, others)
+    window, places = _window(node)
     inside = math.prod(sizes[a] for a in set(node.axes) - window)
-    kept = others - set(node.axes)
-    groups = [split_axis(indices, a, sizes[a]) for a in sorted(kept & own)]
+    features = others - set(node.axes) - places
+    groups = [split_axis((e for p in left.pieces for e in p.index), a, sizes[a]) for a in sorted(features & own)]
     outside = math.prod(factors[-1] for factors in groups if len(factors) > 1)
-    outside *= math.prod(sizes[a] for a in kept - own)
-    return Shape(inside, outside, math.prod(sizes[a] for a in own - window))
+    outside *= math.prod(sizes[a] for a in features - own)
+    return Shape(inside, outside, math.prod(sizes[a] for a in own - window), bool(places & others))
 
 
-def _window(node: Contract, others: set[int]) -> set[int]:
-    """The contracted axes along which the left operand slides with axes that the right one does not have."""
-    found = set[int]()
-    for piece in node.operands[0].pieces:
+def _window(node: Contract) -> tuple[set[int], set[int]]:
+    """The contracted axes of the window, and the others along which the left operand slides with them."""
+    left, right = node.operands
+    features = {e.axis for p in right.pieces for e in p.index if isinstance(e, Dim)}
+    window, places = set[int](), set[int]()
+    for piece in left.pieces:
         for dims in map(ix.dims_of, (*piece.index, *(b.expr for b in piece.guard))):
-            found |= dims & set(node.axes) if dims - others else set[int]()
-    return found
+            moving = dims - features - set(node.axes)
+            if moving and dims & set(node.axes):
+                window |= dims & set(node.axes)
+                places |= moving
+    return window, places
 
 
-def _slides(graph: Graph, node: Contract) -> bool:
+def _in_place(graph: Graph, node: Contract) -> bool:
     """Whether the left operand is a window sliding over one array, with zeros around: what a library reads in place."""
-    view, others = node.operands[0], set(varied_axes(node.operands[1]))
+    view, (window, places) = node.operands[0], _window(node)
     pieces = [p for p in view.pieces if not isinstance(graph.nodes[p.value.node], Const)]
     if len(pieces) != 1:
         return False
-    dilated = {e.divisor for b in pieces[0].guard for e in [b.expr] if isinstance(e, Mod)}
-    for e in pieces[0].index:
-        moving = ix.dims_of(e) - others
-        straight = all(coefficient(e, a, view.domain) is not None for a in moving)
-        if not straight and not (isinstance(e, FloorDiv) and e.divisor in dilated):
-            return False
-    return True
+    moving = [(e, a) for e in pieces[0].index for a in ix.dims_of(e) & (window | places)]
+    phases = {a for a in places if a in varied_axes(node.operands[1])}
+    return all(coefficient(e, a, view.domain) is not None for e, a in moving if a not in phases)
