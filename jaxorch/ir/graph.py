@@ -104,9 +104,9 @@ class Const:
 class Map:
     """An elementwise primitive: out[i] = op(operand[i], ...) for every i of `array.shape`.
 
-    `op` is the lax primitive's name; "copy" is the identity, "iota" has no operand and yields the
-    coordinate along params["dimension"].  "empty" has none either: memory that nobody has written to, which no kernel
-    computes and nothing reads; Scatters fill it (`ir.region`).
+    `op` is the lax primitive's name; "copy" is the identity, which stays an array if params has "kept"; "iota" has no
+    operand and yields the coordinate along params["dimension"].  "empty" has none either: memory that nobody has
+    written to, which no kernel computes and nothing reads; Scatters fill it (`ir.region`).
     """
 
     op: str

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Contract, Graph
 from jaxorch.ir.index import Dim
-from jaxorch.ir.simplify import coefficient
+from jaxorch.ir.simplify import coefficient, simplify
 from jaxorch.kernels.frame import split_axis
 from jaxorch.orchestration.devices import Device
 from jaxorch.passes.derive.arrange import varied_axes
@@ -47,6 +47,8 @@ def convolution_time(graph: Graph, node: Contract, device: Device, moved: float)
     arithmetic = node.flops / _rate(node, shape, dtype.name, device) * 1e6
     time = arithmetic - min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and arithmetic work at once
     copied = moved if shape.transposed else 0.0
+    if not _features_last(graph, node):  # on one side of it: on the other XLA's next convolution may have the order
+        copied = max(copied, moved / 2)
     if not _in_place(graph, node):
         copied = max(copied, shape.elements * dtype.itemsize)
     copies = 2 * copied / device.memory_bandwidth / _COPY_EFFICIENCY + device.xla_launch_s * bool(copied)
@@ -92,6 +94,15 @@ def _window(node: Contract) -> tuple[set[int], set[int]]:
                 window |= dims & set(node.axes)
                 places |= moving
     return window, places
+
+
+def _features_last(graph: Graph, node: Contract) -> bool:
+    """Whether the features of the left operand lie side by side, as cuDNN's kernels for the matrix unit have them."""
+    view, (window, _) = node.operands[0], _window(node)
+    features = [a for a in node.axes if a not in window and view.domain[a] > 1]
+    arrays = [(p, graph.array(p.value).shape) for p in view.pieces if p.index]
+    flat = [simplify(ix.linearize(p.index, shape), view.domain) for p, shape in arrays]
+    return all(coefficient(e, a, view.domain) in (1, None) for e in flat for a in features[-1:])
 
 
 def _in_place(graph: Graph, node: Contract) -> bool:
