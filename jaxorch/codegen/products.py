@@ -194,7 +194,8 @@ class ProductBody[V](Body[V]):
         for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
             if span in ("key", "inner") and place not in masked:
                 value = self.ops.within(value, zero, place)
-        return self.ops.operand(value, self.dtype(number))
+        computed = any(p.value.node in self.members for p in view.pieces)
+        return self.ops.operand(value, self.dtype(number), of_windows=computed and bool(self.kernel.unrolled))
 
     def masked(self, view: View, coords: Coords, tile: Tile) -> frozenset[int]:
         """The axes past whose end the view is 0 by itself: if it is loads alone, those that all of them vary along."""

@@ -285,10 +285,16 @@ class TritonProducts(TritonOps):
         condition = self.condition(guard, axes)
         return self.widened(f"tl.where({condition}, {raw[0].name}, {raw[1].name})", dims)
 
-    def operand(self, value: Text, dtype: np.dtype[Any]) -> Text:
+    def operand(self, value: Text, dtype: np.dtype[Any], *, of_windows: bool) -> Text:
         value = self.spread(value)
         known = self.narrow.get(value.name)
-        return known if known is not None else self.name(triton_store_cast(value.name, dtype), value.dims)
+        found = known if known is not None else self.name(triton_store_cast(value.name, dtype), value.dims)
+        if not of_windows or self.interpret:
+            return found
+        # Triton lays the loads behind an operand out for the matrix unit, each through shared memory with barriers:
+        # not through a move that it cannot look into
+        words = f"[{found.name}], dtype={TRITON_NAME[dtype.name]}, is_pure=False, pack={max(4 // dtype.itemsize, 1)}"
+        return self.name(f'tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", {words})', found.dims)
 
     def dot(self, left: Text, right: Text, acc: Text | None, product: Product) -> Text:
         a, b = left.name, right.name
