@@ -27,6 +27,7 @@ from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.arrange import arrange_operands
 from jaxorch.passes.derive.fill import fill_by_pieces
+from jaxorch.passes.derive.images import keep_images
 from jaxorch.passes.derive.materialize import materialize
 from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.scale import scale_after_products
@@ -40,7 +41,7 @@ from jaxorch.passes.virtualize import virtualize
 from jaxorch.report import Report, describe, nothing_planned
 from jaxorch.target import Target, timing_device
 
-__all__ = ["PASSES", "VARIANTS", "Program", "build", "graphs", "optimized_graph", "planned"]
+__all__ = ["BEGINNINGS", "PASSES", "VARIANTS", "Program", "build", "graphs", "optimized_graph", "planned"]
 
 type Pass = Callable[[Graph, Options], Graph]
 
@@ -67,6 +68,9 @@ PASSES: tuple[Pass, ...] = (
     empty_bases,
 )
 
+# What may be done to the graph before these, where it pays: each gives another graph of the same meaning, or the same.
+BEGINNINGS: tuple[Pass, ...] = (keep_images,)
+
 # What may be done to the graph after these, where it pays: each gives another graph of the same meaning, or the same.
 VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize, arrange_operands)
 
@@ -81,7 +85,10 @@ class Program:
 
 def optimized_graph(trace: Trace, options: Options) -> Graph:
     """The primitive graph after all passes, verified after each."""
-    graph = lift(trace)
+    return _optimized(lift(trace), options)
+
+
+def _optimized(graph: Graph, options: Options) -> Graph:
     verify(graph)
     for apply in PASSES:
         changed = apply(graph, options)
@@ -93,12 +100,14 @@ def optimized_graph(trace: Trace, options: Options) -> Graph:
 
 def graphs(trace: Trace, options: Options) -> tuple[Graph, ...]:
     """The graph after all passes, and its variants."""
-    graph = optimized_graph(trace, options)
+    lifted = lift(trace)
+    graph = _optimized(lifted, options)
     variants = [apply(graph, options) for apply in VARIANTS]
     different = [v for v in variants if v is not graph]
     for variant in different:
         verify(variant)
-    return (graph, *different)
+    begun = [apply(lifted, options) for apply in BEGINNINGS]
+    return (graph, *different, *(_optimized(other, options) for other in begun if other is not lifted))
 
 
 def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Program:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from jaxorch.kernels.access import (
     pieces_at,
     stored_array,
     taps,
+    without_zero,
 )
 from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID
@@ -121,15 +123,17 @@ class Body[V]:
             output = self.kernel.outputs[k]
             node = self.graph.nodes[output.value.node]
             if isinstance(node, Scatter):
-                self.write(self.outs[k], node, self.coords(output))
+                for copy in range(self.frame.copies):
+                    self.write(self.outs[k], node, self.coords(output, copy))
                 continue
-            coords = [self.coords(output, copy) for copy in range(self.frame.unroll)]
+            coords = [self.coords(output, copy) for copy in range(self.frame.copies)]
             values = [self.value(output.value, c, ()) for c in coords]
-            offset = self.offset(coords[0], self.graph.array(output.value).shape)
+            offsets = [self.offset(c, self.graph.array(output.value).shape) for c in coords]
             if self.frame.unroll > 1:
-                self.ops.store_unrolled(self.outs[k], offset, values)
-            else:
-                self.ops.store(self.outs[k], offset, values[0])
+                self.ops.store_unrolled(self.outs[k], offsets[0], values)
+                continue
+            for offset, value in zip(offsets, values, strict=True):
+                self.ops.store(self.outs[k], offset, value)
 
     def write(self, buffer: Buffer, node: Scatter, coords: Coords) -> None:
         """Writes updates in place: `coords` are theirs."""
@@ -196,7 +200,7 @@ class Body[V]:
                 dtypes = [self.graph.array(v.values[0]).dtype for v in node.operands]
                 relaxed = value.node in self.relaxed
                 return self.ops.scalar(node.op, dict(node.params), args, dtypes, node.array.dtype, relaxed=relaxed)
-            case Reduce() if value.node in self.kernel.unrolled:
+            case Reduce() | Contract() if value.node in self.kernel.unrolled:
                 return self.unrolled(node, coords, guard)
             case Reduce():
                 return self.reduction(Reduction(value.node, coords))[value.output]
@@ -212,6 +216,7 @@ class Body[V]:
         # an unrolled reduction reads all its elements before it waits for one: no branches between
         if len(pieces) > 1 and not self.unrolling and all(self.uniform(g) for g, _, _ in pieces[:-1]):
             return self.choose_once(pieces, guard)
+        pieces = without_zero(self.graph, self.members, pieces)
         own, value, index = pieces[-1]
         result = self.value(value, index, ix.both(guard, own))
         for own, value, index in reversed(pieces[:-1]):
@@ -280,14 +285,15 @@ class Body[V]:
 
     # Reductions
 
-    def unrolled(self, node: Reduce, coords: Coords, guard: Guard) -> V:
+    def unrolled(self, node: Reduce | Contract, coords: Coords, guard: Guard) -> V:
         """A reduction of few elements, at each point: x0 . x1 . x2 ..., held in the compute dtype."""
-        (view,) = node.operands
-        dtype = self.graph.array(view.values[0]).dtype
         self.unrolling += 1
-        elements = [self.view(view, tap, guard) for tap in taps(node, coords)]
+        elements = [[self.view(view, tap, guard) for view in node.operands] for tap in taps(node, coords)]
         self.unrolling -= 1
-        return reductions.chain(self.ops, node.op, elements, dtype)
+        dtype = self.graph.array(node.operands[0].pieces[0].value).dtype
+        if isinstance(node, Reduce):
+            return reductions.chain(self.ops, node.op, [element for (element,) in elements], dtype)
+        return reductions.products(self.ops, elements, dtype, np.dtype(str(dict(node.params)["accumulate"])))
 
     def reduction(self, key: Reduction) -> tuple[V, ...]:
         if key not in self.reduced:
@@ -336,8 +342,8 @@ class Body[V]:
 
     def needed(self) -> dict[Reduction, int]:
         accesses = Accesses()
-        for output in self.kernel.outputs:
-            coords = self.coords(output)
+        for output, copy in product(self.kernel.outputs, range(self.frame.copies)):
+            coords = self.coords(output, copy)
             collect(self.graph, self.members, output.value, coords, self.frame.sizes, accesses, self.kernel.unrolled)
         return accesses.reductions
 

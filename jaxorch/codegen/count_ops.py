@@ -107,7 +107,8 @@ class CountOps:
         """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
         worst = 1.0
         for part in (0, 0.5):
-            starts = [int(part * size) for size in self.tile.sizes]
+            tiles = (1, self.tile.block_rows, self.tile.block_columns)
+            starts = [int(part * size) // block * block for size, block in zip(self.tile.sizes, tiles, strict=True)]
             blocks = (1, min(self.tile.block_rows, 64), min(self.tile.block_columns, 256))
             coords: list[Any] = [
                 (start + np.arange(min(block, size - start))).reshape([-1 if a == axis else 1 for a in range(3)])
@@ -203,7 +204,7 @@ class CountOps:
         yield
         self.taken, self.splits = outer
 
-    def operand(self, value: Dims, dtype: np.dtype[Any]) -> Dims:
+    def operand(self, value: Dims, dtype: np.dtype[Any], *, of_windows: bool) -> Dims:
         return value
 
     def dot(self, left: Dims, right: Dims, acc: Dims | None, product: Product) -> Dims:

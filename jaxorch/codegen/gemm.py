@@ -136,7 +136,7 @@ class GemmBody[V](ProductBody[V]):
         found = Accesses()
         view = self.contract(self.core.last).operands[self.core.left]
         coords = self.operand_at(self.core.last, self.core.at, key, tile)
-        Walk(self.graph, self.members, found).view(view, coords, (), tile.sizes)
+        Walk(self.graph, self.members, found, self.kernel.unrolled).view(view, coords, (), tile.sizes)
         return found.reductions
 
     def is_looped(self, count: int) -> bool:

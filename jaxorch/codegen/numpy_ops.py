@@ -146,7 +146,7 @@ class NumpyOps:
         del live, doubt  # the one block holds everything
         return nullcontext()
 
-    def operand(self, value: Data, dtype: np.dtype[Any]) -> Data:
+    def operand(self, value: Data, dtype: np.dtype[Any], *, of_windows: bool) -> Data:
         assert self.tile is not None
         return np.broadcast_to(value.astype(dtype), self.tile.sizes)
 

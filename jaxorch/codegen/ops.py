@@ -161,8 +161,11 @@ class ProductOps[V](Ops[V], Protocol):
         """`left` @ `right` of operands, or @ `right` transposed, plus `acc`; held in the dtype of accumulation."""
         ...
 
-    def operand(self, value: V, dtype: np.dtype[Any]) -> V:
-        """`value` of logical `dtype` as `dot` takes it: a whole tile of the current scope, rounded to that dtype."""
+    def operand(self, value: V, dtype: np.dtype[Any], *, of_windows: bool) -> V:
+        """`value` of logical `dtype` as `dot` takes it: a whole tile of the current scope, rounded to that dtype.
+
+        `of_windows`: every element of it was computed from many reads.
+        """
         ...
 
 

@@ -22,7 +22,7 @@ from jaxorch.ir.graph import Const as IrConst
 from jaxorch.ir.index import Const, Dim, Expr, Guard
 from jaxorch.ir.simplify import coords_of, simplify
 from jaxorch.ir.view import Value, View
-from jaxorch.kernels.access import operand_coords, pieces_at
+from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.contract import Core
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
@@ -194,12 +194,14 @@ class ProductBody[V](Body[V]):
         for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
             if span in ("key", "inner") and place not in masked:
                 value = self.ops.within(value, zero, place)
-        return self.ops.operand(value, self.dtype(number))
+        computed = any(p.value.node in self.members for p in view.pieces)
+        return self.ops.operand(value, self.dtype(number), of_windows=computed and bool(self.kernel.unrolled))
 
     def masked(self, view: View, coords: Coords, tile: Tile) -> frozenset[int]:
         """The axes past whose end the view is 0 by itself: if it is loads alone, those that all of them vary along."""
         found = frozenset((ROW, COLUMN))
-        for _, value, index in pieces_at(view, coords, tile.sizes):
+        pieces = pieces_at(view, coords, tile.sizes)
+        for _, value, index in without_zero(self.graph, self.members, pieces):
             if not self.is_loaded(value):
                 return frozenset()
             found &= frozenset[int]().union(*(ix.dims_of(e) for e in index))

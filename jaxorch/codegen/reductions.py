@@ -17,7 +17,7 @@ from jaxorch.codegen.ops import Ops, Tile
 from jaxorch.ir.dtypes import compute_dtype, is_float
 from jaxorch.ir.monoid import COMBINES, neutral
 
-__all__ = ["Item", "chain", "direct", "finish", "initial", "step", "wants_first"]
+__all__ = ["Item", "chain", "direct", "finish", "initial", "products", "step", "wants_first"]
 
 _INT32 = np.dtype(np.int32)
 _FLOAT32 = np.dtype(np.float32)
@@ -91,6 +91,18 @@ def wants_first(op: str) -> bool:
 def chain[V](ops: Ops[V], op: str, elements: Sequence[V], dtype: np.dtype[Any]) -> V:
     """x0 . x1 . x2 ... of an unrolled reduction, held in the compute dtype."""
     return reduce(partial(_Calls(ops, dtype), COMBINES[op]), elements)
+
+
+def products[V](ops: Ops[V], pairs: Sequence[Sequence[V]], dtype: np.dtype[Any], sums: np.dtype[Any]) -> V:
+    """x0*y0 + x1*y1 + ... of an unrolled contraction of operands of `dtype`, held as `sums`."""
+
+    def held(value: V) -> V:
+        if compute_dtype(dtype) == sums:
+            return value
+        return ops.scalar("convert_element_type", {"new_dtype": sums.name}, [value], [dtype], sums)
+
+    calls = _Calls(ops, sums)
+    return reduce(partial(calls, "add"), (calls("mul", *map(held, pair)) for pair in pairs))
 
 
 def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile, first: Item[V] | None) -> tuple[V, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from jaxorch.codegen.triton_ranges import live_range
 from jaxorch.codegen.triton_writer import Axes, Block, Text
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_narrow_float
-from jaxorch.ir.index import Expr, Guard
+from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Mod
+from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
 __all__ = ["TritonProducts"]
 
-STEP = 3  # beside GRID, ROW and COLUMN: what differs from one step of a loop to the next
+STEP = 3  # beside GRID, ROW and COLUMN: what differs from one step of a loop to the next; the step's number
+_LANE = 4  # the place in a step's block
 
 _PRECISION = {"DEFAULT": "tf32", "HIGH": "tf32x3", "HIGHEST": "ieee"}
 
@@ -57,7 +60,47 @@ class TritonProducts(TritonOps):
         tile = self.tile
         row = self.span(tile.spans[0], tile.sizes[ROW], tile.block_rows, ROW)
         column = self.span(tile.spans[1], tile.sizes[COLUMN], tile.block_columns, COLUMN)
-        return Axes(("grid", row[0], column[0]), tile.sizes, row[1], row[2], column[1], column[2])
+        names, sizes = ("grid", row[0], column[0]), tile.sizes
+        if not tile.loops:
+            return Axes(names, sizes, row[1], row[2], column[1], column[2])
+        axis = min(tile.loops)
+        block = tile.block_columns if axis == COLUMN else tile.block_rows
+        step, lane = f"{tile.spans[axis - 1]}_step", (row if axis == ROW else column)[2]
+        counts = (-(-sizes[axis] // block), block)
+        return Axes((*names, step, lane), (*sizes, *counts), row[1], row[2], column[1], column[2])
+
+    @property
+    def scalars(self) -> frozenset[int]:
+        return frozenset((GRID, STEP))
+
+    def stepped(self, expr: Expr, axes: Axes) -> Expr:
+        """The expression over the step and the lane of a loop's axis where its quotients fall apart into those.
+
+        With 128 features a block of 64 elements is at one place of a window: x // 128 = step // 2,
+        x % 128 = 64*(step % 2) + lane.
+        """
+        if not any(isinstance(a, FloorDiv | Mod) and ix.dims_of(a) & self.tile.loops for a in _atoms(expr, axes.sizes)):
+            return expr
+        axis = min(self.tile.loops)
+        coords: list[Expr] = [Dim(a) for a in (GRID, ROW, COLUMN)]
+        coords[axis] = ix.add(ix.mul(Dim(STEP), axes.sizes[_LANE]), Dim(_LANE))
+        found = simplify(ix.substitute(expr, coords), axes.sizes)
+        if any({STEP, _LANE} <= ix.dims_of(a) for a in _atoms(found, axes.sizes)):
+            return expr
+        name, block = axes.names[STEP], self.loop_block
+        if name not in block.names:
+            block.names[name] = name
+            block.lines.append(f"{name} = {self.tile.spans[axis - 1]}_start // {axes.sizes[_LANE]}")
+        return found
+
+    def in_steps(self, guard: Guard, axes: Axes) -> Guard:
+        """`stepped` on every bound; the condition may then have fewer axes."""
+        return tuple(replace(b, expr=self.stepped(b.expr, axes)) for b in guard)
+
+    def pointer(self, buffer: Buffer, offset: Expr, axes: Axes) -> str:
+        found = self.stepped(offset, axes)
+        # the lanes give the pointers their shape
+        return super().pointer(buffer, found if _LANE in ix.dims_of(found) else offset, axes)
 
     def span(self, name: str, size: int, block: int, axis: int) -> tuple[str, str, str]:
         """The names of a span's coordinate, its start and its lanes, lying along `axis`."""
@@ -180,7 +223,7 @@ class TritonProducts(TritonOps):
             if axis in dims and self.tile.sizes[axis] % block:
                 tests.append(f"{axes.names[axis]}_mask")
         if guard:
-            tests.append(self.condition(guard, axes))
+            tests.append(self.condition(self.in_steps(guard, axes), axes))
         return f", mask={' & '.join(tests)}" if tests else ""
 
     def within(self, value: Text, otherwise: Text, axis: int) -> Text:
@@ -233,16 +276,25 @@ class TritonProducts(TritonOps):
 
     def select(self, guard: Guard, then: Text, otherwise: Text) -> Text:
         raw = [self.narrow.get(v.name) for v in (then, otherwise)]
+        axes, dims = self.axes(), then.dims | otherwise.dims | ix.guard_dims(guard)
+        if ix.guard_dims(guard) <= then.dims | otherwise.dims:  # whose values have the shape
+            guard = self.in_steps(guard, axes)
         if raw[0] is None or raw[1] is None:
-            return super().select(guard, then, otherwise)
-        dims = then.dims | otherwise.dims | ix.guard_dims(guard)
-        condition = self.condition(guard, self.axes())
+            selected = super().select(guard, then, otherwise)
+            return Text(selected.name, dims)
+        condition = self.condition(guard, axes)
         return self.widened(f"tl.where({condition}, {raw[0].name}, {raw[1].name})", dims)
 
-    def operand(self, value: Text, dtype: np.dtype[Any]) -> Text:
+    def operand(self, value: Text, dtype: np.dtype[Any], *, of_windows: bool) -> Text:
         value = self.spread(value)
         known = self.narrow.get(value.name)
-        return known if known is not None else self.name(triton_store_cast(value.name, dtype), value.dims)
+        found = known if known is not None else self.name(triton_store_cast(value.name, dtype), value.dims)
+        if not of_windows or self.interpret:
+            return found
+        # Triton lays the loads behind an operand out for the matrix unit, each through shared memory with barriers:
+        # not through a move that it cannot look into
+        words = f"[{found.name}], dtype={TRITON_NAME[dtype.name]}, is_pure=False, pack={max(4 // dtype.itemsize, 1)}"
+        return self.name(f'tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", {words})', found.dims)
 
     def dot(self, left: Text, right: Text, acc: Text | None, product: Product) -> Text:
         a, b = left.name, right.name
@@ -275,6 +327,10 @@ class TritonProducts(TritonOps):
 
     def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
         super().store(buffer, offset, Text(value.name, value.dims - {STEP}), guard)
+
+
+def _atoms(expr: Expr, sizes: tuple[int, ...]) -> list[Expr]:
+    return [atom for atom, _ in linear_terms(expr, sizes)[0]]
 
 
 def _extended(tile: Tile) -> frozenset[int]:

@@ -17,15 +17,16 @@ from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
 __all__ = ["Axes", "Block", "Text", "Writer"]
 
-type Names = tuple[str, str, str]
-type Sizes = tuple[int, int, int]
+type Names = tuple[str, ...]
+type Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
     """The coordinates in the current tile: names of (grid, row, column), their extents, how row and column come about.
 
-    A tile's row is `row_start` + `row_lane`, the same for columns: scalar starts and lanes counted from 0.
+    A tile's row is `row_start` + `row_lane`, the same for columns: scalar starts and lanes counted from 0.  In a loop
+    over blocks a handler may name more coordinates: the step's and the lane's.
     """
 
     names: Names
@@ -38,7 +39,7 @@ class Axes:
     @property
     def starts(self) -> Names:
         """The first coordinates of the tile, as scalars."""
-        return self.names[GRID], self.row_start or "0", self.column_start or "0"
+        return self.names[GRID], self.row_start or "0", self.column_start or "0", *self.names[3:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,11 @@ class Writer:
     def flat(self) -> bool:
         """Whether the tile is one row: then rows are scalars and columns have rank 1."""
         return self.frame.block_rows == 1
+
+    @property
+    def scalars(self) -> frozenset[int]:
+        """The coordinates that are scalars."""
+        return frozenset((GRID, ROW) if self.flat else (GRID,))
 
     def put(self, line: str, dims: frozenset[int] | None = None) -> None:
         block = self.blocks[-1]
@@ -134,7 +140,7 @@ class Writer:
                 case Dim(axis) if axis == ROW:
                     parts = (axes.row_start, axes.row_lane)
                 case _:
-                    varies = ix.dims_of(atom) - {GRID} - ({ROW} if self.flat else set[int]())
+                    varies = ix.dims_of(atom) - self.scalars
                     whole = self.term(atom, 1, axes, axes.names)
                     parts = ("", whole) if varies else (whole, "")
             scalars += [_times(parts[0], factor)] if parts[0] else []

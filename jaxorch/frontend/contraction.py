@@ -1,7 +1,7 @@
 """Contractions: lax primitives that sum products of two operands, and the node each becomes.
 
-A row takes the equation's parameters, the operands' values and arrays and the result's array.  Invariant:
-the node's domain is (batch, free axes of the left operand, of the right one, contracted axes).
+A row takes the equation's parameters, the operands' values and arrays and the result's array, and what makes constant
+nodes.  Invariant: the node's domain is the result's, in its order, and then the contracted axes.
 """
 
 from __future__ import annotations
@@ -12,25 +12,31 @@ from typing import Any
 import jax
 
 from jaxorch.errors import UnsupportedError
+from jaxorch.frontend.indexing import Constant
+from jaxorch.frontend.windows import convolved, slides
+from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
-from jaxorch.ir.graph import Array, Contract
-from jaxorch.ir.index import Dim, Expr
-from jaxorch.ir.view import Piece, Value, View
+from jaxorch.ir.graph import Array, Contract, Params
+from jaxorch.ir.index import Bound, Const, Dim, Expr
+from jaxorch.ir.view import Piece, Value, View, simplify_view
 
 __all__ = ["CONTRACTIONS"]
 
 _jax: Any = jax  # what is used of it carries few types
 
 type _Axes = tuple[int, ...]
-type _Rule = Callable[[Mapping[str, Any], Sequence[Value], Sequence[Array], Array], Contract]
+type _Rule = Callable[[Mapping[str, Any], Sequence[Value], Sequence[Array], Array, Constant], Contract]
 
 
-def _dot_general(params: Mapping[str, Any], values: Sequence[Value], arrays: Sequence[Array], out: Array) -> Contract:
+def _dot_general(
+    params: Mapping[str, Any], values: Sequence[Value], arrays: Sequence[Array], out: Array, constant: Constant
+) -> Contract:
     """The Contract of a dot_general.
 
     Raises:
         UnsupportedError: it stays with XLA, for the reason that the message is.
     """
+    del constant
     dimensions: tuple[tuple[_Axes, _Axes], tuple[_Axes, _Axes]] = params["dimension_numbers"]
     (left_axes, right_axes), (left_batch, right_batch) = dimensions
     left, right = arrays
@@ -52,11 +58,57 @@ def _dot_general(params: Mapping[str, Any], values: Sequence[Value], arrays: Seq
         _operand(values[0], domain, [(left_batch, axes), (left_free, left_own), (left_axes, contracted)]),
         _operand(values[1], domain, [(right_batch, axes), (right_free, right_own), (right_axes, contracted)]),
     )
-    kept = (
-        ("accumulate", compute_dtype(out.dtype).name),
-        ("precision", _precision(params["precision"], left.dtype.name)),
+    return Contract(views, contracted, out, _kept(params, left, out))
+
+
+def _conv_general_dilated(
+    params: Mapping[str, Any], values: Sequence[Value], arrays: Sequence[Array], out: Array, constant: Constant
+) -> Contract:
+    """The Contract of a convolution: the contracted axes are the window's and then the features of a group.
+
+    With the features last, neighbouring products read neighbours where features lie side by side, and a block of them
+    is at one place of the window. Batch groups are groups of the left operand's batch, one for each slice of the output
+    features. Of the left operand's dilation only the places that fall on its elements are summed (`windows.Slide.tap`).
+
+    Raises:
+        UnsupportedError: it stays with XLA, for the reason that the message is.
+    """
+    left, right = arrays
+    if left.dtype != right.dtype:
+        raise UnsupportedError("a convolution of operands of different dtypes")
+    numbers = params["dimension_numbers"]
+    (batch_at, feature_at), (out_feature, in_feature) = numbers.out_spec[:2], numbers.rhs_spec[:2]
+    window = [right.shape[int(d)] for d in numbers.rhs_spec[2:]]
+    sliding = slides(params, left)
+    sizes = [*(axis.taps(n) for (axis, _), n in zip(sliding, window, strict=True)), right.shape[int(in_feature)]]
+    long = [k for k, n in enumerate(sizes) if n > 1] or [len(sizes) - 1]
+    domain = (*out.shape, *(sizes[k] for k in long))
+    summed: list[Expr] = [Dim(len(out.shape) + long.index(k)) if k in long else Const(0) for k in range(len(sizes))]
+    channel, taps = summed[-1], [axis.tap(o, number) for (axis, o), number in zip(sliding, summed, strict=False)]
+    ends = zip(sliding, taps, window, strict=True)
+    inside = tuple(Bound(place, 0, n) for (axis, _), (place, _), n in ends if axis.overruns(n))
+    batch, feature = Dim(int(batch_at)), Dim(int(feature_at))
+    features, batches = int(params["feature_group_count"]), int(params["batch_group_count"])
+    group = ix.floordiv(feature, out.shape[feature.axis] // (features * batches))
+    source = ix.add(ix.mul(group, sizes[-1]), channel) if features > 1 else channel
+    row = ix.add(ix.mul(group, out.shape[batch.axis]), batch) if batches > 1 else batch
+    guard, index = convolved(params, left, row, source, [read for _, read in taps])
+    weights: dict[int, Expr] = {int(out_feature): feature, int(in_feature): channel}
+    weights.update((int(d), place) for d, (place, _) in zip(numbers.rhs_spec[2:], taps, strict=True))
+    zero = Piece((), constant(0, left.dtype), ())
+    pieces = (
+        Piece(ix.both(guard, inside), values[0], index),
+        Piece(inside, values[1], tuple(weights[a] for a in sorted(weights))),
     )
-    return Contract(views, contracted, out, kept)
+    views = (simplify_view(View(domain, (pieces[0], zero))), simplify_view(View(domain, (pieces[1], zero))))
+    return Contract(views, tuple(range(len(out.shape), len(domain))), out, _kept(params, left, out))
+
+
+def _kept(params: Mapping[str, Any], operand: Array, out: Array) -> Params:
+    return (
+        ("accumulate", compute_dtype(out.dtype).name),
+        ("precision", _precision(params["precision"], operand.dtype.name)),
+    )
 
 
 def _operand(value: Value, domain: tuple[int, ...], places: Sequence[tuple[Sequence[int], Sequence[int]]]) -> View:
@@ -94,4 +146,7 @@ def _precision(given: Any, dtype: str) -> str:
 
 
 # primitive -> the rule that makes its node
-CONTRACTIONS: Mapping[str, _Rule] = {"dot_general": _dot_general}
+CONTRACTIONS: Mapping[str, _Rule] = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv_general_dilated,
+}

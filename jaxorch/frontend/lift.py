@@ -109,10 +109,11 @@ class _Lifter:
             pass
         elif equation.primitive in CONTRACTIONS:
             values = [self.value(v) for v in equation.inputs]
-            node = CONTRACTIONS[equation.primitive](equation.params, values, arrays, outs[0])
-            axes = [tuple(e.axis for e in v.pieces[0].index if isinstance(e, Dim)) for v in node.operands]
-            operands = tuple(zip(equation.inputs, axes, strict=True))
-            origin = replace(_origin(k, equation), operands=operands)
+            node = CONTRACTIONS[equation.primitive](equation.params, values, arrays, outs[0], self.constant)
+            origin = _origin(k, equation)
+            if equation.primitive == "dot_general":
+                axes = [tuple(e.axis for e in v.pieces[0].index if isinstance(e, Dim)) for v in node.operands]
+                origin = replace(origin, operands=tuple(zip(equation.inputs, axes, strict=True)))
             self.append(replace(node, origin=origin), equation.outputs)
         else:
             raise UnsupportedError(_REASONS.get(equation.primitive, f"{equation.primitive} is left to XLA"))

@@ -10,7 +10,7 @@ In the identities, o is a coordinate of the output, w of the window, j of the op
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,11 @@ from jaxorch.frontend.indexing import Constant
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array
-from jaxorch.ir.index import Bound, Const, Dim, Expr
+from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
 from jaxorch.ir.monoid import COMBINES, neutral
 from jaxorch.ir.view import Piece, Value, View, simplify_view
 
-__all__ = ["WINDOWED", "fill_of", "monoid_of", "patches", "window_view"]
+__all__ = ["WINDOWED", "convolved", "fill_of", "monoid_of", "patches", "slides", "window_view"]
 
 # primitive -> the Reduce's op, where the primitive says it; `reduce_window` says it by its jaxpr
 WINDOWED: Mapping[str, str | None] = {
@@ -39,7 +39,7 @@ _MONOIDS = {primitive: op for op, primitive in COMBINES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class _Axis:
+class Slide:
     """How windows lie along one axis of the operand."""
 
     stride: int
@@ -53,6 +53,28 @@ class _Axis:
         y = ix.add(ix.add(ix.mul(o, self.stride), ix.mul(w, self.dilation)), Const(-self.low))
         inside = Bound(y, 0, self.base_dilation * (self.size - 1) + 1)
         return (inside, Bound(ix.mod(y, self.base_dilation), 0, 1)), ix.floordiv(y, self.base_dilation)
+
+    def taps(self, window: int) -> int:
+        """How many places of a window fall on elements, at most: of a dilated operand one for each b places."""
+        return -(-window // self.base_dilation) if self.dilation == 1 else window
+
+    def overruns(self, window: int) -> bool:
+        """Whether some tap lies behind the end of a window."""
+        return self.dilation == 1 and window % self.base_dilation > 0
+
+    def tap(self, o: Expr, number: Expr) -> tuple[Expr, tuple[Guard, Expr]]:
+        """The place in the window of tap `number`, and its read; the place may lie behind the window's end.
+
+        o*s + w - low = b*j for j >= ceil((o*s - low) / b): with o*s = b*q + p and f = ceil((p - low) / b), tap t falls
+        on j = q + f + t, from w = b*(f + t) - (p - low). No tap falls between elements.
+        """
+        b = self.base_dilation
+        if b == 1 or self.dilation != 1:
+            return number, self.read(o, number)
+        start = ix.add(ix.mod(ix.mul(o, self.stride), b), Const(-self.low))
+        last = ix.add(ix.floordiv(ix.add(start, Const(b - 1)), b), number)
+        j = ix.add(ix.floordiv(ix.mul(o, self.stride), b), last)
+        return ix.sub(ix.mul(last, b), start), ((Bound(j, 0, self.size),), j)
 
 
 def monoid_of(primitive: str, params: Mapping[str, Any], operands: int) -> str:
@@ -102,7 +124,7 @@ def window_view(params: Mapping[str, Any], value: Value, operand: Array, out: Ar
     )
     for axis, numbers in enumerate(settings):
         place: Expr = Dim(len(out.shape) + reduced.index(axis)) if axis in reduced else Const(0)
-        bounds, coord = _Axis(*map(int, numbers)).read(Dim(axis), place)
+        bounds, coord = Slide(*map(int, numbers)).read(Dim(axis), place)
         guard += bounds
         index.append(coord)
     domain = (*out.shape, *(sizes[a] for a in reduced))
@@ -127,24 +149,41 @@ def patches(
         return None
     count = math.prod(window)
     k = Dim(int(numbers.out_spec[1]))
-    index: list[Expr] = [Const(0)] * len(lhs.shape)
-    index[numbers.lhs_spec[0]], index[numbers.lhs_spec[1]] = Dim(int(numbers.out_spec[0])), ix.floordiv(k, count)
-    guard, sizes = list[Bound](), [lhs.shape[int(d)] for d in numbers.lhs_spec[2:]]
+    places = ix.delinearize(ix.mod(k, count), window)
+    reads = [axis.read(o, w) for (axis, o), w in zip(slides(params, lhs), places, strict=True)]
+    guard, index = convolved(params, lhs, Dim(int(numbers.out_spec[0])), ix.floordiv(k, count), reads)
+    fill = constant(False if lhs.dtype.kind == "b" else 0, lhs.dtype)
+    return simplify_view(View(out.shape, (Piece(guard, value, index), Piece((), fill, ()))))
+
+
+def slides(params: Mapping[str, Any], lhs: Array) -> list[tuple[Slide, Dim]]:
+    """How a convolution's windows lie along each axis of its left operand, and that axis of its output."""
+    numbers = params["dimension_numbers"]
     settings = zip(
         params["window_strides"],
         params["rhs_dilation"],
         (low for low, _ in params["padding"]),
         params["lhs_dilation"],
-        sizes,
+        (lhs.shape[int(d)] for d in numbers.lhs_spec[2:]),
         strict=True,
     )
-    places = ix.delinearize(ix.mod(k, count), window)
-    for axis, (place, lies) in enumerate(zip(places, settings, strict=True)):
-        bounds, coord = _Axis(*map(int, lies)).read(Dim(int(numbers.out_spec[2 + axis])), place)
-        guard += bounds
-        index[numbers.lhs_spec[2 + axis]] = coord
-    fill = constant(False if lhs.dtype.kind == "b" else 0, lhs.dtype)
-    return simplify_view(View(out.shape, (Piece(tuple(guard), value, tuple(index)), Piece((), fill, ()))))
+    return [(Slide(*map(int, s)), Dim(int(d))) for s, d in zip(settings, numbers.out_spec[2:], strict=True)]
+
+
+def convolved(
+    params: Mapping[str, Any], lhs: Array, batch: Expr, feature: Expr, reads: Sequence[tuple[Guard, Expr]]
+) -> tuple[Guard, tuple[Expr, ...]]:
+    """Where a convolution reads its left operand, and under which guard.
+
+    `batch`, `feature` and `reads` are the coordinates in the left operand's batch, features and along the axes that
+    windows slide along, those with their guards.
+    """
+    numbers = params["dimension_numbers"]
+    index: list[Expr] = [Const(0)] * len(lhs.shape)
+    index[numbers.lhs_spec[0]], index[numbers.lhs_spec[1]] = batch, feature
+    for axis, (_, coord) in zip(numbers.lhs_spec[2:], reads, strict=True):
+        index[axis] = coord
+    return tuple(b for guard, _ in reads for b in guard), tuple(index)
 
 
 def _identity_window(params: Mapping[str, Any], kernel: np.ndarray[Any, Any]) -> tuple[int, ...] | None:

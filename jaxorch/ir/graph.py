@@ -104,9 +104,9 @@ class Const:
 class Map:
     """An elementwise primitive: out[i] = op(operand[i], ...) for every i of `array.shape`.
 
-    `op` is the lax primitive's name; "copy" is the identity, "iota" has no operand and yields the
-    coordinate along params["dimension"].  "empty" has none either: memory that nobody has written to, which no kernel
-    computes and nothing reads; Scatters fill it (`ir.region`).
+    `op` is the lax primitive's name; "copy" is the identity, which stays an array if params has "kept"; "iota" has no
+    operand and yields the coordinate along params["dimension"].  "empty" has none either: memory that nobody has
+    written to, which no kernel computes and nothing reads; Scatters fill it (`ir.region`).
     """
 
     op: str
@@ -167,8 +167,9 @@ class Scatter:
 class Contract:
     """A sum of products: of two operands over one iteration domain, over `axes`; the other axes remain, in order.
 
-    The domain is (batch axes, free axes of the first operand, of the second, contracted axes) as lifted from a
-    dot_general; an operand's view ignores the axes that it does not have.  params: "precision" ("DEFAULT", "HIGH" or
+    As lifted the domain is the result's and then the contracted axes: of a dot_general (batch axes, free axes of the
+    first operand, of the second, contracted ones), of a convolution (its result's axes, the window's, the features of a
+    group). An operand's view ignores the axes that it does not have.  params: "precision" ("DEFAULT", "HIGH" or
     "HIGHEST", as `jax.lax.Precision`) and "accumulate", the dtype in which products are summed.
     """
 
@@ -186,6 +187,11 @@ class Contract:
     def count(self) -> int:
         """How many products one output element sums."""
         return math.prod(self.domain[a] for a in self.axes)
+
+    @property
+    def convolves(self) -> bool:
+        """Whether it was a convolution: the operands of a product lie along axes of the domain."""
+        return not self.origin.operands
 
     @property
     def flops(self) -> int:

@@ -6,7 +6,8 @@ loads and the reductions met, each once.  Invariant: only values made outside th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -28,6 +29,7 @@ __all__ = [
     "pieces_at",
     "stored_array",
     "taps",
+    "without_zero",
 ]
 
 type Coords = tuple[Expr, ...]
@@ -104,6 +106,19 @@ def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[
     return found
 
 
+def without_zero(
+    graph: Graph, members: Collection[int], pieces: Sequence[tuple[Guard, Value, Coords]]
+) -> Sequence[tuple[Guard, Value, Coords]]:
+    """The pieces without a zero left over after a load: where its guard does not hold, a load gives zero."""
+    if len(pieces) < 2:
+        return pieces
+    rest, loaded = (graph.nodes[value.node] for _, value, _ in (pieces[-1], pieces[-2]))
+    is_load = pieces[-2][1].node not in members and not isinstance(loaded, Const)
+    # a zero of either sign is equal to 0, a load's is positive
+    is_zero = isinstance(rest, Const) and rest.value == 0 and math.copysign(1, rest.value) > 0
+    return pieces[:-1] if is_load and is_zero else pieces
+
+
 def operand_coords(node: Reduce | Contract, coords: Coords, reduced: Coords) -> Coords:
     """Coordinates in the reduction's domain: `coords` on the remaining axes, `reduced` on the reduced ones."""
     kept, gone = iter(coords), iter(reduced)
@@ -118,8 +133,8 @@ def looked_up_at(lookup: Lookup, array: Array, sizes: tuple[int, ...]) -> Coords
     return tuple(clamp(e, 0, size - 1, sizes) for e, size in zip(lookup.index, array.shape, strict=True))
 
 
-def taps(node: Reduce, coords: Coords) -> Iterator[Coords]:
-    """The coordinates in the reduction's domain of each element that is reduced at `coords`, in row-major order."""
+def taps(node: Reduce | Contract, coords: Coords) -> Iterator[Coords]:
+    """The coordinates in the node's domain of each element that is reduced at `coords`, in row-major order."""
     for place in product(*(range(node.domain[a]) for a in node.axes)):
         yield operand_coords(node, coords, tuple(map(ix.Const, place)))
 
@@ -135,7 +150,7 @@ def collect(
 ) -> None:
     """Adds to `into` what computing `value` at `coords` (over axes of `sizes`) reads.
 
-    Reduces among `unrolled` are no reductions but sums of reads, as it were.
+    Reduces and Contracts among `unrolled` are no reductions but sums of reads, as it were.
     """
     Walk(graph, members, into, unrolled).value(value, coords, (), sizes)
 
@@ -169,9 +184,8 @@ class Walk:
                 return 0
             case Map():
                 return max((self.view(v, coords, guard, sizes) for v in operands_of(node)), default=0)
-            case Reduce() if value.node in self.unrolled:
-                (view,) = node.operands
-                return max(self.view(view, tap, guard, sizes) for tap in taps(node, coords))
+            case Reduce() | Contract() if value.node in self.unrolled:
+                return max(self.view(v, tap, guard, sizes) for tap in taps(node, coords) for v in node.operands)
             case Reduce():
                 return self.reduction(value.node, node, coords, guard, sizes)
             case Scatter():  # coords are those of the updates

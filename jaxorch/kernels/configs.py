@@ -40,8 +40,12 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
         case "rows":
             longest = _longest(graph, kernel)
             found = _interleave(_first_twice([_persistent(k, f, longest) for k, f in enumerate(kernel.frames)]))
+            if kernel.unrolled:  # as below: what is the same for all rows is loaded where it is used
+                found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
             found = _unsplit_in_place(graph, kernel, gemm_blocks(graph, kernel.core, kernel.frames[0]))
+            if kernel.unrolled:
+                found = _with_windows(found)
         case "online":
             found = _unsplit_in_place(graph, kernel, online_blocks(graph, kernel.core, kernel.frames[0]))
         case "rows-looped":
@@ -59,6 +63,16 @@ def _unsplit_in_place(graph: Graph, kernel: Kernel, blocks: Sequence[Blocks]) ->
     """Configurations of these blocks; one launch writes in place, so its sums are not split over two."""
     found = [Config(0, *each) for each in blocks]
     return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
+
+
+def _with_windows(found: Sequence[Config]) -> list[Config]:
+    """Configurations of products that read windows: too many reads for each to have buffers of its own.
+
+    First come those that compute no more than 16 elements a thread.
+    """
+    return sorted(
+        (replace(c, num_stages=1) for c in found), key=lambda c: c.block_rows * c.block_keys > 16 * 32 * c.num_warps
+    )
 
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:
@@ -111,13 +125,15 @@ def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
             block = max(block // frame.unroll, 32)
             yield Config(number, 1, min(block, power_of_two(columns)), warps)
         return
+    # fewer columns than threads: what is the same for all rows is then loaded where it is used, by every thread
     for block_rows, block_columns, warps in (
-        (8, 128, 4),
         (16, 64, 4),
-        (4, 256, 4),
         (8, 64, 4),
-        (32, 32, 4),
         (16, 128, 8),
+        (32, 64, 8),
+        (32, 32, 4),
+        (8, 128, 4),
+        (4, 256, 4),
     ):
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 

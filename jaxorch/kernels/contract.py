@@ -71,11 +71,15 @@ class Contracted:
     inputs: tuple[Value, ...]
 
 
-def contracted(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]) -> Contracted | str:
-    """The kernel's core and frame, or why there is none."""
-    numbers = [n for n in sorted(members) if isinstance(graph.nodes[n], Contract)]
+def contracted(
+    graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], unrolled: frozenset[int] = frozenset()
+) -> Contracted | str:
+    """The kernel's core and frame, or why there is none; what is `unrolled` counts as a Map."""
+    numbers = [n for n in sorted(members - unrolled) if isinstance(graph.nodes[n], Contract)]
     if len(numbers) > 2:
         return "more than two contractions"
+    if len(numbers) == 2 and unrolled:
+        return "a window beside two contractions"
     if len({stored_array(graph, v).size for v in outputs}) != 1:
         return "outputs of different sizes"
     for number in numbers:
@@ -83,12 +87,12 @@ def contracted(graph: Graph, members: frozenset[int], outputs: tuple[Value, ...]
         if reason is not None:
             return reason
     shape = stored_array(graph, outputs[0]).shape
-    found = _at(graph, members, outputs, shape, numbers)
+    found = _at(graph, members, outputs, shape, numbers, unrolled)
     if isinstance(found, str):
         return found
     domain, _ = refine(shape, found.every)
     if domain != shape:
-        found = _at(graph, members, outputs, domain, numbers)
+        found = _at(graph, members, outputs, domain, numbers, unrolled)
     return found if isinstance(found, str) else found.contracted(graph, domain)
 
 
@@ -183,7 +187,12 @@ def _merge(every: Accesses, side: Accesses) -> None:
 
 
 def _at(
-    graph: Graph, members: frozenset[int], outputs: Sequence[Value], domain: tuple[int, ...], numbers: Sequence[int]
+    graph: Graph,
+    members: frozenset[int],
+    outputs: Sequence[Value],
+    domain: tuple[int, ...],
+    numbers: Sequence[int],
+    unrolled: frozenset[int],
 ) -> _Sides | str:
     """The sides of the contractions `numbers`, for outputs over `domain`."""
     last = _contract(graph, numbers[-1])
@@ -193,7 +202,7 @@ def _at(
     flat = ix.linearize([Dim(a) for a in range(len(domain))], domain)
     for value in outputs:
         coords = coords_of(flat, stored_array(graph, value).shape, domain)
-        ShallowWalk(graph, members, epilogue).value(value, coords, (), sizes)
+        ShallowWalk(graph, members, epilogue, unrolled).value(value, coords, (), sizes)
     if epilogue.outside:
         return "a contraction or a reduction at places that it does not have"
     if not epilogue.contractions:
@@ -207,7 +216,7 @@ def _at(
     if len(numbers) == 2 and beside:
         return "several places of one contraction"
     if len(numbers) == 1:
-        return _gemm(graph, members, core, epilogue, sizes)
+        return _gemm(graph, members, core, epilogue, sizes, unrolled)
     return _online(graph, members, core, epilogue, sizes, numbers[0])
 
 
@@ -217,15 +226,20 @@ def _operand(node: Contract, at: tuple[Expr, ...], axis: int, sizes: tuple[int, 
 
 
 def _gemm(
-    graph: Graph, members: frozenset[int], core: Core, epilogue: Accesses, sizes: tuple[int, ...]
+    graph: Graph,
+    members: frozenset[int],
+    core: Core,
+    epilogue: Accesses,
+    sizes: tuple[int, ...],
+    unrolled: frozenset[int],
 ) -> _Sides | str:
     node, key = _contract(graph, core.last), len(sizes) - 2
-    sums = _sums(graph, members, epilogue, sizes)
+    sums = _sums(graph, members, epilogue, sizes, unrolled)
     if isinstance(sums, str):
         return sums
     sides = (Accesses(), Accesses())
     for view, side in zip(node.operands, sides, strict=True):
-        Walk(graph, members, side).view(view, _operand(node, core.at, key, sizes), (), sizes)
+        Walk(graph, members, side, unrolled).view(view, _operand(node, core.at, key, sizes), (), sizes)
         if side.contractions:
             return "a contraction inside another"
         if side.outside:
@@ -246,14 +260,16 @@ def _gemm(
             return "a reduction after a contraction"
     every, others = Accesses(), Accesses()
     for at in core.beside:
-        Walk(graph, members, others).view(node.operands[1 - left], _operand(node, at, key, sizes), (), sizes)
+        Walk(graph, members, others, unrolled).view(node.operands[1 - left], _operand(node, at, key, sizes), (), sizes)
     for side in (*sides, others, sums, epilogue):
         _merge(every, side)
     core = replace(core, left=left, sums=tuple(epilogue.reductions))
     return _Sides(core, (sides[left], sums), (sides[1 - left],), every, others)
 
 
-def _sums(graph: Graph, members: frozenset[int], epilogue: Accesses, sizes: tuple[int, ...]) -> Accesses | str:
+def _sums(
+    graph: Graph, members: frozenset[int], epilogue: Accesses, sizes: tuple[int, ...], unrolled: frozenset[int]
+) -> Accesses | str:
     """What the epilogue's reductions read, all of them over the contracted elements; why that is not so, if so."""
     key, found = len(sizes) - 2, Accesses()
     for reduction in epilogue.reductions:
@@ -263,7 +279,7 @@ def _sums(graph: Graph, members: frozenset[int], epilogue: Accesses, sizes: tupl
             return "a reduction after a contraction"
         coords = operand_coords(node, reduction.coords, coords_of(Dim(key), [node.domain[a] for a in node.axes], sizes))
         for view in node.operands:
-            Walk(graph, members, found).view(view, coords, (), sizes)
+            Walk(graph, members, found, unrolled).view(view, coords, (), sizes)
     if found.contractions or found.reductions or found.outside:
         return "a reduction after a contraction"
     return found

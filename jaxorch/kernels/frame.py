@@ -1,7 +1,7 @@
 """Frames: how the axes of a kernel's domain become the grid, the rows and the columns of a tile.
 
 Input: the shape of a kernel's outputs and its accesses.  Output: the domain refined so that no index
-splits an axis, and the frames worth trying.  Invariant: grid, row and column axes partition the domain.
+splits an axis, and the frames worth trying.  Invariant: grid, row, column and held axes partition the domain.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class Frame:
 
     A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes
     flattened).  With `unroll` u > 1 the column's fastest axis of size u is unrolled: a program holds u
-    values a column and stores them side by side.  Within each role the last axis is walked fastest, and row axes may
-    come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
+    values a column and stores them side by side.  Of the axes `held` (then `unroll` is 1) a program holds all points as
+    values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes
+    may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
     """
 
     domain: tuple[int, ...]
@@ -38,6 +39,12 @@ class Frame:
     columns: tuple[int, ...]
     unroll: int = 1
     again: int = 0
+    held: tuple[int, ...] = ()
+
+    @property
+    def copies(self) -> int:
+        """How many values a program holds for each point of its tile."""
+        return self.unroll * math.prod(self.domain[a] for a in self.held)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -46,10 +53,12 @@ class Frame:
         return grid, rows, columns // self.unroll
 
     def coords(self, copy: int = 0) -> tuple[Expr, ...]:
-        """Coordinates in the domain, over (GRID, ROW, COLUMN), of unrolled copy number `copy`."""
-        column = ix.add(ix.mul(Dim(COLUMN), self.unroll), ix.Const(copy))
+        """Coordinates in the domain, over (GRID, ROW, COLUMN), of copy number `copy`, unrolled or held."""
+        place = ix.Const(copy)
+        column = ix.add(ix.mul(Dim(COLUMN), self.unroll), place) if not self.held else Dim(COLUMN)
         found: dict[int, Expr] = {}
-        for axes, flat in ((self.grid, Dim(GRID)), (self.rows, Dim(ROW)), (self.columns, column)):
+        roles = ((self.grid, Dim(GRID)), (self.rows, Dim(ROW)), (self.columns, column), (self.held, place))
+        for axes, flat in roles:
             found.update(zip(axes, ix.delinearize(flat, [self.domain[a] for a in axes]), strict=True))
         return tuple(simplify(found[a], self.sizes) for a in range(len(self.domain)))
 

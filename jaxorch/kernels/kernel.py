@@ -21,6 +21,7 @@ from jaxorch.kernels.access import Accesses, Reduction, collect, stored_array
 from jaxorch.kernels.contract import Core, contracted
 from jaxorch.kernels.frame import Frame, flat_frames, refine
 from jaxorch.kernels.order import walked_pointwise, walked_rows
+from jaxorch.kernels.stencil import stencil_frames
 from jaxorch.kernels.unroll import inner, repeats_rows, taps_of, windows
 from jaxorch.passes.derive import LONGEST_TILE_ROW, MOST_TAPS
 
@@ -47,7 +48,7 @@ class Kernel:
     (a row's columns are spread over programs, each of which reduces anew the short rows that it needs); "gemm" and
     "online" are around the contractions of `core`.
     frames: the frames it can run in, best guess first.  inputs: the values it loads, in argument order.
-    unrolled: its Reduces that are computed point by point (`kernels.unroll`), as Maps are.
+    unrolled: its Reduces and Contracts that are computed point by point (`kernels.unroll`), as Maps are.
     """
 
     nodes: tuple[int, ...]
@@ -79,7 +80,7 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
     if hazard is not None:
         return hazard
     unrolled = windows(graph, members)
-    if any(isinstance(graph.nodes[n], Contract) for n in members):
+    if any(isinstance(graph.nodes[n], Contract) for n in members - unrolled):
         return _contraction(graph, members, tuple(outputs), unrolled)
     found = _build(graph, _Members(members, unrolled), tuple(outputs))
     if isinstance(found, str) and (more := inner(graph, members)) != unrolled:
@@ -91,18 +92,18 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
 def _contraction(
     graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], unrolled: frozenset[int]
 ) -> Kernel | str:
-    if unrolled:
-        return "a window beside a contraction"
+    if taps_of(graph, members, unrolled) > MOST_TAPS:
+        return "windows of windows beside a contraction"
     scatters = [n for k in sorted(members) if isinstance(n := graph.nodes[k], Scatter)]
     if any(n.combine != "set" or n.place.guard or any(lookups(n.place)) for n in scatters):
         return "a write beside a contraction whose place is not known, or that is combined with what is there"
-    found = contracted(graph, members, outputs)
+    found = contracted(graph, members, outputs, unrolled)
     if isinstance(found, str):
         return found
     stored = tuple(Output(v, per_row=False) for v in outputs)
     schedule = "gemm" if found.core.softmax is None else "online"
     inputs = tuple(sorted({*found.inputs, *(n.base for n in scatters)}))
-    return Kernel(tuple(sorted(members)), inputs, stored, schedule, (found.frame,), core=found.core)
+    return Kernel(tuple(sorted(members)), inputs, stored, schedule, (found.frame,), tuple(sorted(unrolled)), found.core)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,11 @@ def _pointwise(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> K
     frames = flat_frames(domain, accesses.offsets(graph), accesses)
     if any(isinstance(graph.nodes[v.node], Scatter) for v in outputs):
         frames = tuple(f for f in frames if f.unroll == 1)  # a place need not keep neighbours side by side
+    axes = tuple(range(len(domain)))
     frames = walked_pointwise(graph, outputs, accesses, frames)
+    if members.unrolled:
+        plain = Frame(domain, (), axes[:-1], axes[-1:])
+        frames = tuple(dict.fromkeys((*stencil_frames(graph, accesses, plain), *frames)))
     stored = tuple(Output(v, per_row=False) for v in outputs)
     return members.kernel(_inputs(graph, outputs, accesses), stored, "pointwise", frames)
 
@@ -223,6 +228,8 @@ def _rows(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kernel
     spread = longest <= SHORT_ROW and 8 * longest <= frame.sizes[2] and not any(o.per_row for o in marked)
     schedule = "rows" if persistent else "rows-blocked" if spread else "rows-looped"
     frames = walked_rows(graph, outputs, accesses, frame)
+    if members.unrolled and not rest and columns and persistent:
+        frames = tuple(dict.fromkeys((*stencil_frames(graph, accesses, frame), *frames)))
     return members.kernel(_inputs(graph, outputs, accesses), marked, schedule, frames)
 
 

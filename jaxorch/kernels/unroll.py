@@ -1,23 +1,28 @@
-"""Unrolled reductions: a Reduce of few elements, computed at every point as a chain of reads.
+"""Unrolled reductions: a Reduce or Contract of few elements, computed at every point as a chain of reads.
 
-Input: a graph and the nodes of a kernel.  Output: which of its Reduces are unrolled, or that they would read too
-much.  Invariant: an unrolled Reduce counts as a Map; its elements are joined in row-major order.
+Input: a graph and the nodes of a kernel.  Output: which of its nodes are unrolled, or that they would read too
+much.  Invariant: an unrolled node counts as a Map; its elements are joined in row-major order.
 
 A window (pooling) overlaps its neighbours and slides along the axes that are kept, so as a row it would give a
 tile of 9 or 25 columns, gathered with holes; unrolled, neighbouring lanes read neighbouring elements and find
-what they share in the first-level cache.
+what they share in the first-level cache. So does a convolution of each feature by itself: it has no product of
+matrices, whose columns would all be padding but one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
-from jaxorch.ir.graph import Graph, Node, Reduce, reads
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Contract, Graph, Node, Reduce, reads
 from jaxorch.ir.monoid import COMBINES
+from jaxorch.kernels.frame import split_axis
 from jaxorch.passes.derive import MOST_TAPS
+from jaxorch.passes.derive.arrange import varied_axes
 from jaxorch.passes.derive.match import is_window, overlap
 
-__all__ = ["inner", "repeats_rows", "taps_of", "windows"]
+__all__ = ["inner", "is_stencil", "repeats_rows", "taps_of", "windows"]
 
 
 def _small(node: Node) -> bool:
@@ -26,8 +31,31 @@ def _small(node: Node) -> bool:
 
 
 def windows(graph: Graph, members: Collection[int]) -> frozenset[int]:
-    """The reductions of a kernel that are better unrolled than rows of a tile."""
-    return frozenset(n for n in members if _small(graph.nodes[n]) and (is_window(graph.nodes[n]) or _pools(graph, n)))
+    """The reductions of a kernel that are better unrolled than rows of a tile, and its stencils."""
+    return frozenset(
+        n
+        for n in members
+        if (_small(graph.nodes[n]) and (is_window(graph.nodes[n]) or _pools(graph, n))) or is_stencil(graph.nodes[n])
+    )
+
+
+def is_stencil(node: Node) -> bool:
+    """Whether a node sums few products of a window, with one column at most for a matrix unit to fill."""
+    if not isinstance(node, Contract) or node.count > MOST_TAPS:
+        return False
+    left, right = (varied_axes(view) for view in node.operands)
+    alone = [a for a in right if a not in left and a not in node.axes]
+    joined = (e for p in node.operands[0].pieces for e in (*p.index, *(b.expr for b in p.guard)))
+    slides = any(ix.dims_of(e) & set(node.axes) and ix.dims_of(e) - set(node.axes) for e in joined)
+    return slides and not alone and _columns(node) == 1
+
+
+def _columns(node: Contract) -> int:
+    """Along the axes that both operands vary along: how many neighbours share one place in the left operand."""
+    indices = [e for p in node.operands[0].pieces for e in p.index]
+    shared = [a for a in varied_axes(node.operands[1]) if a not in node.axes]
+    factors = [split_axis(indices, a, node.domain[a]) for a in shared]
+    return math.prod(f[-1] for f in factors if len(f) > 1)
 
 
 def _pools(graph: Graph, number: int) -> bool:
@@ -64,5 +92,5 @@ def taps_of(graph: Graph, members: Collection[int], unrolled: Collection[int]) -
     for number in sorted(members):
         node = graph.nodes[number]
         inner = max((found.get(v.node, 1) for v in reads(node)), default=1)
-        found[number] = inner * (node.count if number in unrolled and isinstance(node, Reduce) else 1)
+        found[number] = inner * (node.count if number in unrolled and isinstance(node, Reduce | Contract) else 1)
     return max(found.values(), default=1)

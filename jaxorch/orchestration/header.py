@@ -39,7 +39,7 @@ def _name(node: Node) -> str:
         case Reduce():
             return f"reduce_{node.op}"
         case Contract():
-            return "dot_general"
+            return "conv_general_dilated" if node.convolves else "dot_general"
         case Opaque():
             return node.primitive
         case _:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from jaxorch.ir.graph import Contract, Graph
+from jaxorch.orchestration.convolution import convolution_time
 from jaxorch.orchestration.devices import Device
 from jaxorch.passes.derive.arrange import is_readable, varied_axes
 
@@ -20,6 +21,8 @@ _PASSES = {"DEFAULT": 1.0, "HIGH": 3.0}  # of TF32 products, for one of float32
 
 def product_time(graph: Graph, node: Contract, device: Device, moved: float) -> float:
     """What to add to the time of moving `moved` bytes, µs."""
+    if node.convolves:
+        return convolution_time(graph, node, device, moved)
     dtype = graph.array(node.operands[0].pieces[0].value).dtype
     precision = str(dict(node.params)["precision"])
     rate = device.matmul_flops(dtype.name)

@@ -3,7 +3,7 @@
 Input: a graph whose data movement is `Map` "copy" nodes.  Output: a graph where every reader of a copy
 reads the copy's source through the composed view.  What remains of a copy is a place where the array
 must exist: a graph output, an operand of an opaque node, or the base of a scatter.  Invariant: a view with more than
-`MAX_PIECES` pieces is not composed further, its copy stays.
+`MAX_PIECES` pieces is not composed further, its copy stays, and so does one that is to be kept.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ def virtualize(graph: Graph, options: Options) -> Graph:
     for number, node in enumerate(graph.nodes):
         if not isinstance(node, Opaque):
             node = rewritten(node, lambda v: _composed(v, views), lambda p, u: look_through(p, u.domain, views.get))
-        if isinstance(node, Map) and node.op == "copy" and len(node.operands[0].pieces) <= MAX_PIECES:
+        if isinstance(node, Map) and node.op == "copy" and not _stays(node):
             views[Value(number)] = node.operands[0]
         nodes.append(node)
     if all(a is b for a, b in zip(nodes, graph.nodes, strict=True)):
         return drop_unused(graph)
     return drop_unused(Graph(tuple(nodes), graph.outputs))
+
+
+def _stays(copy: Map) -> bool:
+    """Whether a copy is to be kept, or has more pieces than are composed."""
+    return "kept" in dict(copy.params) or len(copy.operands[0].pieces) > MAX_PIECES
 
 
 def _composed(view: View, views: dict[Value, View]) -> View:

@@ -61,7 +61,7 @@ def is_window(node: Node) -> bool:
     return any(overlap(e, node) > 1 for e in every)
 
 
-def overlap(expr: Expr, node: Reduce) -> float:
+def overlap(expr: Expr, node: Reduce | Contract) -> float:
     """How many neighbours along a kept axis share one value of an index: its extent over the reduced axes by its step.
 
     0 if it does not depend on both.

@@ -1,0 +1,126 @@
+"""Convolutions as kernels: every parameter by the NumPy oracle and by the generated source, beside lax."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxorch.kernels.configs import configurations
+from jaxorch.kernels.kernel import Kernel
+from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array, scheduled
+from tests.frontend.convolutions import convolutions
+
+F32, BF16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
+NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
+
+
+def inputs(*shapes, dtype=F32):
+    rng = np.random.default_rng(sum(map(sum, shapes)))
+    return [random_array(rng, s, dtype) for s in shapes]
+
+
+def by_oracle(made, kernel, tolerance=1e-5):
+    for frame in range(len(kernel.frames)):
+        for value, got in numpied(made.graph, kernel, made.inputs(kernel), frame).items():
+            agree(got, made.values[value], tolerance)
+
+
+def by_source(made, kernel, config=None, tolerance=1e-5):
+    config = config or configurations(made.graph, kernel)[0]
+    for value, got in interpreted(made.graph, kernel, config, made.inputs(kernel)).items():
+        agree(got, made.values[value], tolerance)
+
+
+@settings(max_examples=40)
+@given(convolutions(), st.integers(0, 7))
+def test_products_of_windows(drawn, number):
+    f, shapes = drawn
+    made = program(lambda x, w: jax.nn.relu(f(x, w)), *inputs(*shapes))
+    for kernel in kernels_of(made.graph):
+        by_oracle(made, kernel)
+        choices = configurations(made.graph, kernel)
+        by_source(made, kernel, choices[number % len(choices)])
+
+
+@settings(max_examples=40)
+@given(convolutions(channels=1, most=7))
+def test_stencils(drawn):
+    f, shapes = drawn
+    made = program(f, *inputs(*shapes))
+    for kernel in kernels_of(made.graph):
+        by_oracle(made, kernel)
+        for frame in range(len(kernel.frames)):
+            config = next(c for c in configurations(made.graph, kernel) if c.frame == frame)
+            by_source(made, kernel, config)
+
+
+def depthwise(x, w, s=1, numbers=NHWC, **more):
+    features = x.shape[numbers[0].index("C")]
+    return lax.conv_general_dilated(
+        x, w, (s, s), "SAME", dimension_numbers=numbers, feature_group_count=features, **more
+    )
+
+
+STENCILS = {
+    "held along a row": (depthwise, [(2, 5, 8, 20), (3, 3, 1, 20)], (2, 5, 2, 4, 20)),
+    "strided": (lambda x, w: depthwise(x, w, 2), [(1, 6, 16, 17), (3, 3, 1, 17)], (1, 3, 2, 4, 17)),
+    "features first": (
+        lambda x, w: depthwise(x, w, numbers=NCHW),
+        [(1, 3, 4, 18), (3, 1, 3, 3)],
+        (1, 3, 1, 4, 18),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STENCILS)
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_stencils_hold_neighbours(name, dtype):
+    f, shapes, domain = STENCILS[name]
+    made, kernel = scheduled("pointwise", lambda x, w: jax.nn.silu(f(x, w)), *inputs(*shapes, dtype=dtype))
+    assert kernel.frames[0].domain == domain
+    assert len(kernel.frames[0].held) == 1
+    tolerance = 1e-5 if dtype == F32 else 0.04  # lax rounds the sum too: two units
+    by_oracle(made, kernel, tolerance)
+    by_source(made, kernel, tolerance=tolerance)
+
+
+def test_integers_are_summed_as_wide_as_their_result():
+    x, w = inputs((1, 6, 6, 16), (3, 3, 1, 16), dtype=np.dtype(np.int8))
+    f = lambda x, w: depthwise(x, w, preferred_element_type=jnp.int32)  # noqa: E731
+    made, kernel = scheduled("pointwise", f, x, w)
+    by_oracle(made, kernel)
+    by_source(made, kernel)
+
+
+def test_a_stencil_is_computed_where_the_product_after_it_reads():
+    def block(x, w, p):
+        return x + jax.nn.relu(depthwise(jax.nn.silu(x), w)) @ p
+
+    made, kernel = scheduled("gemm", block, *inputs((2, 5, 4, 24), (3, 3, 1, 24), (24, 24)))
+    assert len(kernel.unrolled) == 1
+    by_oracle(made, kernel, 1e-4)
+    by_source(made, kernel, tolerance=2e-2)  # operands rounded to TF32
+
+
+def test_norms_of_a_stencils_rows_share_its_kernel():
+    def normed(x, w):
+        y = depthwise(x, w)
+        return (y - y.mean(-1, keepdims=True)) * lax.rsqrt(y.var(-1, keepdims=True) + 1e-5)
+
+    made, kernel = scheduled("rows", normed, *inputs((1, 4, 5, 24), (5, 5, 1, 24)))
+    by_oracle(made, kernel)
+    by_source(made, kernel)
+
+
+def test_zeros_around_an_image_are_no_selection():
+    f = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC)  # noqa: E731
+    made, kernel = scheduled("gemm", f, *inputs((1, 6, 6, 16), (3, 3, 16, 16), dtype=BF16))
+    from jaxorch.codegen.source import generate
+
+    assert isinstance(kernel, Kernel)
+    text = generate(made.graph, kernel, configurations(made.graph, kernel)[0]).text
+    assert "tl.where" not in text

@@ -1,0 +1,63 @@
+"""Estimates of XLA's convolutions beside what an H200 took for them, and the plans that follow."""
+
+import jax
+import pytest
+
+import jaxorch
+from benchmarks.cases import CASES
+from jaxorch.frontend.trace import flatten
+from jaxorch.options import Options
+from jaxorch.orchestration.candidates import enumerate_candidates
+from jaxorch.orchestration.cost import left_time
+from jaxorch.orchestration.devices import device
+from jaxorch.pipeline import optimized_graph
+
+# µs of XLA alone, by device time
+MEASURED = {
+    "dwconv5_hswish": 86,
+    "dwconv7_layernorm": 56,
+    "mbconv": 106,
+    "grouped_conv3": 30,
+    "dilated_conv3": 32,
+    "upsample_concat_conv": 315,
+    "conv3_dense": 27.5,
+    "stem7_s2": 131,
+    "gan_chain_B16": 235,
+    "c3k2_NHWC": 283,
+    "litemla_B16_32": 108,
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_xlas_convolutions_are_estimated_within_a_third(name):
+    f, specs, _ = CASES[name]()
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    costs: dict[object, float] = {}
+    for left in enumerate_candidates(graph).left:
+        costs[left.outputs] = min(left_time(graph, left, device("h200")), costs.get(left.outputs, float("inf")))
+    assert MEASURED[name] / 1.35 < sum(costs.values()) < MEASURED[name] * 1.35
+
+
+# case: what its kernels hold of it, and what is left to XLA, by primitive
+PLANS = {
+    "dwconv5_hswish": (1, 0),
+    "dwconv3_s2": (1, 0),
+    "dwconv7_layernorm": (1, 0),
+    "stem7_s2": (1, 0),
+    "gan_chain_B16": (4, 0),
+    "conv3_dense": (0, 1),
+    "dilated_conv3": (0, 1),
+    "upsample_concat_conv": (0, 1),
+    "c3k2_NHWC": (3, 1),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_convolutions_are_kernels_where_cudnn_is_weak(name, tmp_path):
+    inside, left = PLANS[name]
+    f, specs, _ = CASES[name]()
+    options = Options(device="h200", effort="fast", cache_dir=str(tmp_path))
+    report = jaxorch.explain(jaxorch.optimize(f, options=options), *specs)
+    assert sum(k.primitives.count("conv_general_dilated") for k in report.kernels) == inside
+    assert sum(line.primitives.count("conv_general_dilated") for line in report.left) == left
+    assert all(k.spill_bytes == 0 for k in report.kernels)
