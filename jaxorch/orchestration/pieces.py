@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 from jaxorch.ir.graph import (
     Const,
@@ -62,7 +64,8 @@ class Pieces:
         self.bases = {n.base.node for n in graph.nodes if isinstance(n, Scatter)}  # to exist before they are written to
         self.redone = self._redone()
         self.all = self._pieces()
-        self.neighbours, self.after = self._relations()
+        self.neighbours = self._neighbours()
+        self._after, self._before = self._order()
         maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
         self.followers: list[set[int]] = [set() for _ in self.all]  # by piece: those that read its outputs
         for k, p in enumerate(self.all):
@@ -164,13 +167,21 @@ class Pieces:
 
     def is_convex(self, chosen: frozenset[int]) -> bool:
         """Whether neither a piece outside nor an opaque node lies on a path between two inside."""
-        below = set[int]().union(*(self.after[k] for k in chosen)) - chosen
-        return not any(self.after[k] & chosen for k in below)
+        inside = after = before = 0
+        for k in chosen:
+            inside |= 1 << k
+            after |= self._after[k]
+            before |= self._before[k]
+        return not after & before & ~inside
+
+    def follows(self, last: int, first: int) -> bool:
+        """Whether piece `last` needs, through any path, what piece `first` makes."""
+        return bool(self._after[first] >> last & 1)
 
     def may_join(self, chosen: frozenset[int]) -> bool:
         """Whether some schedule may run so many products; two belong together only if one feeds the other."""
         products = sorted(k for k in chosen if k in self.products)
-        return len(products) < 2 or (len(products) == 2 and products[1] in self.after[products[0]])
+        return len(products) < 2 or (len(products) == 2 and self.follows(products[1], products[0]))
 
     def chains(self) -> list[frozenset[int]]:
         """From a product to one that needs it, with no other product between: all pieces on the way."""
@@ -178,7 +189,7 @@ class Pieces:
         for first in sorted(self.products):
             between, ends = self._until_products(first)
             for last in ends:
-                chain = frozenset(k for k in between if last in self.after[k]) | {first, last}
+                chain = frozenset(k for k in between if self.follows(last, k)) | {first, last}
                 if self.is_convex(chain):
                     found.append(chain)
         return found
@@ -195,8 +206,8 @@ class Pieces:
                     pending.append(k)
         return list(between), list(ends)
 
-    def _relations(self) -> tuple[list[set[int]], list[set[int]]]:
-        """(pieces that share a value, pieces that come after through any path)."""
+    def _neighbours(self) -> list[set[int]]:
+        """By piece: those that share a value with it."""
         maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
         sharing: dict[Value, set[int]] = {}
         for k, p in enumerate(self.all):
@@ -207,19 +218,29 @@ class Pieces:
         for together in sharing.values():
             for k in together if len(together) <= _MOST_SHARED else ():
                 neighbours[k] |= together - {k}
-        return neighbours, self._after()
+        return neighbours
 
-    def _after(self) -> list[set[int]]:
-        """By piece, and after the pieces by opaque node: a path may lead through what XLA runs."""
-        owner = {v.node: k for k, p in enumerate(self.all) for v in p.outputs}
-        opaque = [number for number, node in enumerate(self.graph.nodes) if isinstance(node, Opaque)]
-        owner |= {number: len(self.all) + k for k, number in enumerate(opaque)}
-        reached: list[set[int]] = [set() for _ in self.graph.nodes]  # by node: the pieces its outputs lead to
-        for number in reversed(range(len(self.graph.nodes))):
+    def _order(self) -> tuple[list[int], list[int]]:
+        """By piece, what comes after it and what before it through any path, as bits of an int.
+
+        The bits past those of the pieces are of opaque nodes: a path may lead through what XLA runs.
+        """
+        nodes = self.graph.nodes
+        opaque = [number for number, node in enumerate(nodes) if isinstance(node, Opaque)]
+        bits = {v.node: 1 << k for k, p in enumerate(self.all) for v in p.outputs}
+        bits |= {number: 1 << k for k, number in enumerate(opaque, len(self.all))}
+        to, fro = [0] * len(nodes), [0] * len(nodes)  # by node, what its outputs lead to and what leads to it
+        for number in reversed(range(len(nodes))):
             for user in self.users[number]:
-                reached[number] |= reached[user] | ({owner[user]} if user in owner else set())
-        after = [set[int]().union(*(reached[v.node] for v in p.outputs)) - {k} for k, p in enumerate(self.all)]
-        return after + [reached[number] for number in opaque]
+                to[number] |= to[user] | bits.get(user, 0)
+        for number, values in enumerate(self.reads):
+            for value in values:
+                fro[number] |= fro[value.node] | bits.get(value.node, 0)
+        return self._of_pieces(to), self._of_pieces(fro)
+
+    def _of_pieces(self, bits: Sequence[int]) -> list[int]:
+        """By piece, the bits of its outputs' nodes together, its own left out."""
+        return [reduce(or_, (bits[v.node] for v in p.outputs), 0) & ~(1 << k) for k, p in enumerate(self.all)]
 
 
 def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
