@@ -53,7 +53,7 @@ def solve(
     free = itertools.count(len(candidates))
     rows = _rows(problem, free)
     cuts: list[Row] = []
-    solved: dict[tuple[tuple[int, ...], int], Outcome] = {}
+    solved: dict[_Part, Outcome] = {}
     bound = 0.0
     found: tuple[int, ...] | None = None
     while found is None:
@@ -164,14 +164,14 @@ def _knots(waits_for: dict[int, list[int]]) -> list[frozenset[int]]:
     return list(dict.fromkeys(r for k, r in reach.items() if k in r and all(reach[j] == r for j in r)))
 
 
+type _Part = tuple[tuple[float, ...], tuple[Row, ...]]
+"""Costs and rows of a part, its columns numbered from 0: layers that repeat are one part many times."""
+
+
 def _solve_parts(
-    problem: Problem,
-    rows: Sequence[Row],
-    cuts: Sequence[Row],
-    solved: dict[tuple[tuple[int, ...], int], Outcome],
-    deadline: float,
+    problem: Problem, rows: Sequence[Row], cuts: Sequence[Row], solved: dict[_Part, Outcome], deadline: float
 ) -> list[Outcome]:
-    """Solve each part whose rows have changed; `solved` keeps them by columns and number of rows (they only grow)."""
+    """Solve each part, equal ones once; `solved` keeps them."""
     groups = components(problem, (cut.columns for cut in cuts))
     home = {k: i for i, group in enumerate(groups) for k in group}
     rows_of: list[list[Row]] = [[] for _ in groups]
@@ -179,24 +179,37 @@ def _solve_parts(
         rows_of[home[min(row.columns)]].append(row)  # the smallest column is a candidate, the free ones come after
     outcomes: list[Outcome] = []
     for group, own in zip(groups, rows_of, strict=True):
-        key = group, len(own)
-        if key not in solved:
-            solved[key] = _solve_part(problem, group, own, deadline)
-        outcomes.append(solved[key])
+        part = _numbered(problem, group, own)
+        if part not in solved:
+            solved[part] = _solve_part(problem, group, part, deadline)
+        chosen = solved[part].chosen
+        outcomes.append(replace(solved[part], chosen=chosen and tuple(group[k] for k in chosen)))
     return outcomes
 
 
-def _solve_part(problem: Problem, columns: tuple[int, ...], rows: Sequence[Row], deadline: float) -> Outcome:
+def _numbered(problem: Problem, columns: Sequence[int], rows: Sequence[Row]) -> _Part:
+    numbers = {k: i for i, k in enumerate(columns)}
+    for row in rows:
+        for k in row.columns:
+            numbers.setdefault(k, len(numbers))
+    named = (
+        replace(row, plus=tuple(numbers[k] for k in row.plus), minus=None if row.minus is None else numbers[row.minus])
+        for row in rows
+    )
+    return tuple(problem.candidates[k].cost for k in columns), tuple(named)
+
+
+def _solve_part(problem: Problem, columns: tuple[int, ...], part: _Part, deadline: float) -> Outcome:
     """Solve one part, or say why it has no solution."""
-    costs = {k: problem.candidates[k].cost for k in columns}
+    costs, rows = dict(enumerate(part[0])), part[1]
     if len(columns) == 1:  # were it not needed, it would have been dropped
-        return Outcome(columns, costs[columns[0]])
+        return Outcome((0,), costs[0])
     outcome = minimize(costs, rows, deadline)
     if outcome is not None:
         return outcome
     again = minimize(costs, [row if row.high is None else replace(row, high=None) for row in rows], deadline)
     chosen = again.chosen or () if again is not None else ()
-    counts = Counter(node for k in chosen for node in problem.candidates[k].nodes if node in problem.expensive)
+    counts = Counter(node for k in chosen for node in problem.candidates[columns[k]].nodes if node in problem.expensive)
     twice = sorted(node for node, count in counts.items() if count > 1)
     raise PlanError(
         f"no choice of kernels computes each expensive node once; nodes {twice or sorted(problem.expensive)} would be "
