@@ -24,11 +24,12 @@ __all__ = ["describe", "nothing_planned"]
 def describe(planned: Planned, target: Target, problems: tuple[str, ...] = ()) -> Report:
     """The report of a program, with those of the bodies in it; `problems` beside what failed while it was planned."""
     plan, verdict = planned.plan, planned.verdict
+    moved = _bytes_moved(plan)
     left = tuple(_left(plan, step) for step in plan.steps if isinstance(step, LeftStep))
     return Report(
         device=target.device,
         note=verdict.note,
-        kernels=tuple(_kernel(plan, step) for step in plan.kernels),
+        kernels=tuple(_kernel(plan, step, moved[step.source.digest]) for step in plan.kernels),
         left=_merged(left),
         estimated=planned.solution.cost,
         baselines=tuple(planned.baselines.items()),
@@ -47,16 +48,21 @@ def nothing_planned(note: str) -> Report:
     return Report("cpu", note, (), (), 0.0, (), "", 0.0, None, None, False, ())
 
 
-def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
+def _bytes_moved(plan: Plan) -> dict[str, int]:
+    """By the source's digest: equal kernels move the same."""
+    different = {step.source.digest: step for step in plan.kernels}
+    return {d: int(count(plan.graph, s.kernel, s.source.config).moved) for d, s in different.items()}
+
+
+def _kernel(plan: Plan, step: KernelStep, moved: int) -> KernelLine:
     graph, kernel = plan.graph, step.kernel
     nodes = [graph.nodes[n] for n in kernel.nodes]
-    counts = count(graph, kernel, step.source.config)
     return KernelLine(
         name=step.source.name,
         schedule=kernel.schedule,
         primitives=names_of(nodes),
         sources=sources_of(plan.trace, nodes),
-        bytes_moved=int(counts.moved),
+        bytes_moved=moved,
         bytes_minimum=minimum_bytes(graph, kernel),
         estimated=step.estimated,
         measured=step.measured,
