@@ -150,9 +150,10 @@ def _grow(
         grown: dict[frozenset[int], bool] = {}  # whether a legal set grew into it
         for chosen in fresh:
             legal = is_legal(chosen)
-            for k in sorted({k for j in chosen for k in pieces.neighbours[j]} - chosen):
+            near = set[int]().union(*(pieces.neighbours[j] for j in chosen)) - chosen
+            for k in sorted(k for k in near if k > start):
                 larger = chosen | {k}
-                if k > start and pieces.may_join(larger):
+                if pieces.may_join(larger):
                     grown[larger] = grown.get(larger, False) or legal
         convex = [s for s in grown if s not in seen and pieces.is_convex(s)]
         frontier = sorted(convex, key=lambda s: (not grown[s], -pieces.saved(s), tuple(sorted(s))))[:BEAM]

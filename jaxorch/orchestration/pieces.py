@@ -49,6 +49,16 @@ class Piece:
     outputs: tuple[Value, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A piece with its values as their places among all, ascending; `reads`: those that its nodes read, whoever."""
+
+    nodes: frozenset[int]
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+    reads: frozenset[int]
+
+
 class Pieces:
     """The pieces of a graph, and what can be asked about sets of them."""
 
@@ -72,6 +82,12 @@ class Pieces:
             for v in p.inputs:
                 if v in maker:
                     self.followers[maker[v]].add(k)
+        self._values = sorted({v for values in self.reads for v in values} | self.returned)
+        numbers = {v: k for k, v in enumerate(self._values)}
+        self._nbytes = [graph.array(v).nbytes for v in self._values]
+        # by value: the nodes that read it, and -1, which no piece holds, where the program returns it
+        self._read_by = [{*self.readers.get(v, ()), *([-1] if v in self.returned else [])} for v in self._values]
+        self._tables = [self._table(p, numbers) for p in self.all]
         self.products = frozenset(k for k, p in enumerate(self.all) if isinstance(graph.nodes[p.nodes[-1]], Contract))
 
     # What the pieces are
@@ -136,9 +152,14 @@ class Pieces:
         inside = tuple(sorted(every))
         own = [Value(k, o) for k in nodes for o in range(len(outputs_of(self.graph.nodes[k])))]
         inputs = sorted({v for k in inside for v in self.reads[k] if v.node not in every})
-        return Piece(inside, internal(self.graph, inputs), self.wanted(own, every))
+        return Piece(inside, internal(self.graph, inputs), self._wanted(own, every))
 
-    def wanted(self, values: Iterable[Value], inside: set[int]) -> tuple[Value, ...]:
+    def _table(self, piece: Piece, numbers: dict[Value, int]) -> _Table:
+        read = (v for n in piece.nodes for v in self.reads[n])
+        inputs, outputs, reads = (frozenset(numbers[v] for v in vs) for vs in (piece.inputs, piece.outputs, read))
+        return _Table(frozenset(piece.nodes), inputs, outputs, reads)
+
+    def _wanted(self, values: Iterable[Value], inside: set[int]) -> tuple[Value, ...]:
         """Those of `values` that the program returns or a node outside `inside` reads."""
         return tuple(v for v in values if v in self.returned or any(r not in inside for r in self.readers.get(v, ())))
 
@@ -146,23 +167,26 @@ class Pieces:
 
     def joined(self, chosen: Iterable[int]) -> tuple[tuple[int, ...], tuple[Value, ...], tuple[Value, ...]]:
         """Nodes, internal inputs and outputs of several pieces as one; what only the set needs is no output."""
-        pieces = [self.all[k] for k in chosen]
-        nodes = tuple(sorted({n for p in pieces for n in p.nodes}))
-        own = sorted({v for p in pieces for v in p.outputs})
-        inputs = tuple(sorted({v for p in pieces for v in p.inputs} - set(own)))
-        return nodes, inputs, self.wanted(own, set(nodes))
+        tables = [self._tables[k] for k in chosen]
+        nodes = set[int]().union(*(t.nodes for t in tables))
+        own = set[int]().union(*(t.outputs for t in tables))
+        inputs = set[int]().union(*(t.inputs for t in tables)) - own
+        outputs = [v for v in sorted(own) if not self._read_by[v] <= nodes]
+        return tuple(sorted(nodes)), self._named(sorted(inputs)), self._named(outputs)
+
+    def _named(self, numbers: Iterable[int]) -> tuple[Value, ...]:
+        return tuple(self._values[v] for v in numbers)
 
     def saved(self, chosen: Iterable[int]) -> int:
-        """Bytes that one kernel for these pieces does not move: values made inside, inputs read once for several."""
-        pieces = [self.all[k] for k in chosen]
-        made = {v for p in pieces for v in p.outputs}
-        counted: set[Value] = set()
+        """Bytes not moved because the pieces run as one: reads of values made inside, and reads once for several."""
+        tables = [self._tables[k] for k in chosen]
+        made = set[int]().union(*(t.outputs for t in tables))
+        counted: set[int] = set()
         saved = 0
-        for p in pieces:
-            for v in {v for n in p.nodes for v in self.reads[n]}:
-                if v in counted or (v in made and v not in p.outputs):
-                    saved += self.graph.array(v).nbytes
-                counted.add(v)
+        for t in tables:
+            twice = (t.reads & counted) | ((t.reads & made) - t.outputs)
+            saved += sum(self._nbytes[v] for v in twice)
+            counted |= t.reads
         return saved
 
     def is_convex(self, chosen: frozenset[int]) -> bool:
@@ -180,8 +204,8 @@ class Pieces:
 
     def may_join(self, chosen: frozenset[int]) -> bool:
         """Whether some schedule may run so many products; two belong together only if one feeds the other."""
-        products = sorted(k for k in chosen if k in self.products)
-        return len(products) < 2 or (len(products) == 2 and self.follows(products[1], products[0]))
+        products = self.products & chosen
+        return len(products) < 2 or (len(products) == 2 and self.follows(max(products), min(products)))
 
     def chains(self) -> list[frozenset[int]]:
         """From a product to one that needs it, with no other product between: all pieces on the way."""
