@@ -110,9 +110,16 @@ class Way:
         nodes = self.graph.nodes
         required = tuple(v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const))
         expensive = tuple(k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter))
-        solution = blp.solve(candidates, required, expensive)
+        solution = blp.solve(candidates, required, expensive, memory=self.memory(candidates, required))
         blp.check(solution, candidates, required)
         return _Choice(tuple(options), candidates, required, expensive, solution)
+
+    def memory(self, candidates: Sequence[blp.Candidate], required: Sequence[Value]) -> blp.Memory:
+        """What is stored between kernels, and what the options make of it; results are there in any case."""
+        options, stored = self.session.options, dict.fromkeys(v for c in candidates for v in c.outputs)
+        nbytes = {value: self.graph.array(value).nbytes for value in stored if value not in required}
+        limit = math.inf if options.memory_limit is None else options.memory_limit
+        return blp.Memory(nbytes, limit, options.memory_weight / 1e6)
 
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 
 from jaxorch.ir.graph import (
     Const,
@@ -26,6 +24,7 @@ from jaxorch.ir.graph import (
     reads,
 )
 from jaxorch.ir.view import Value
+from jaxorch.orchestration.bits import united
 from jaxorch.passes.derive.match import is_window
 
 __all__ = ["Piece", "Pieces", "internal"]
@@ -264,7 +263,7 @@ class Pieces:
 
     def _of_pieces(self, bits: Sequence[int]) -> list[int]:
         """By piece, the bits of its outputs' nodes together, its own left out."""
-        return [reduce(or_, (bits[v.node] for v in p.outputs), 0) & ~(1 << k) for k, p in enumerate(self.all)]
+        return [united(bits[v.node] for v in p.outputs) & ~(1 << k) for k, p in enumerate(self.all)]
 
 
 def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:

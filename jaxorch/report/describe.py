@@ -39,6 +39,7 @@ def describe(planned: Planned, target: Target, problems: tuple[str, ...] = ()) -
         xla=verdict.xla,
         kept=planned.kept,
         problems=(*planned.failures, *problems),
+        peak=planned.solution.peak,
         bodies=tuple((what, describe(body, target)) for what, body in planned.bodies),
     )
 

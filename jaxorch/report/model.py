@@ -53,6 +53,7 @@ class Report:
 
     device: the device table planned for; note: what the reader should know first.  status and gap are the
     solver's; baselines the estimated µs of "greedy" and "unfused" choices beside `estimated`.
+    peak: bytes of what is stored between kernels that are there at once, by the choice's count.
     planned and xla are measured µs of the whole program, None where they were not timed.
     bodies: the planned bodies of loops and branches, each with the loop it belongs to.
     """
@@ -69,6 +70,7 @@ class Report:
     xla: float | None
     kept: bool
     problems: tuple[str, ...]
+    peak: int = 0
     bodies: tuple[tuple[str, Report], ...] = ()
 
     @property

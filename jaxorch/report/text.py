@@ -31,6 +31,7 @@ def _headline(report: Report) -> str:
     if report.status:
         baselines = ", ".join(f"{name} {cost:.1f}" for name, cost in report.baselines)
         parts.append(f"estimated {report.estimated:.1f} µs ({report.status}, gap {report.gap:.1%}; {baselines})")
+        parts.append(f"{report.peak / 1e6:.2f} MB between kernels")
     if report.planned is not None and report.xla is not None:
         verdict = "kept" if report.kept else "XLA's version is used"
         parts.append(f"measured {report.planned:.1f} µs against XLA's {report.xla:.1f} µs: {verdict}")
