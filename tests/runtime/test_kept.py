@@ -13,6 +13,10 @@ from tests.runtime.test_workers import request
 pytest.importorskip("triton")
 
 
+def asked(factor="2", **named):
+    return request(factor, num_stages=1, **named)
+
+
 def refuse(*args, **named):
     raise CompileError("asked to compile")
 
@@ -22,18 +26,18 @@ def described(made):
 
 
 def test_another_process_reads_what_one_compiled(tmp_path, monkeypatch):
-    first = compiled(request(), Store(tmp_path))
+    first = compiled(asked(), Store(tmp_path))
     assert first.entry == "double"
     assert ".entry double" in first.ptx
     assert "tt.store" in first.ttir
     monkeypatch.setattr(module, "compile_for", refuse)
-    again = compiled(request(), Store(tmp_path))
+    again = compiled(asked(), Store(tmp_path))
     assert described(again) == described(first)
 
 
-@pytest.mark.parametrize("other", [request("3"), request(arch=80), request(num_warps=8)])
+@pytest.mark.parametrize("other", [asked("3"), asked(arch=80), asked(num_warps=8)])
 def test_what_differs_is_another_kernel(tmp_path, monkeypatch, other):
-    compiled(request(), Store(tmp_path))
+    compiled(asked(), Store(tmp_path))
     monkeypatch.setattr(module, "compile_for", refuse)
     with pytest.raises(CompileError, match="asked to compile"):
         compiled(other, Store(tmp_path))
@@ -41,17 +45,17 @@ def test_what_differs_is_another_kernel(tmp_path, monkeypatch, other):
 
 def test_a_kernel_that_does_not_compile_is_not_kept(tmp_path):
     with pytest.raises(CompileError, match="nonsense is not defined"):
-        compiled(request("nonsense"), Store(tmp_path))
+        compiled(asked("nonsense"), Store(tmp_path))
     assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize("damage", [{"scratch": 7}, {"ptx": None}, {"registers": "many"}, None])
 def test_a_record_of_another_form_is_compiled_anew(tmp_path, damage):
     store = Store(tmp_path)
-    first = compiled(request(), store)
+    first = compiled(asked(), store)
     (path,) = tmp_path.glob(f"{KIND}/*/*.json")
     record = json.loads(json.loads(path.read_text())["record"])
     if damage is None:
         del record["ttir"]
     store.put(KIND, path.stem, record | (damage or {}))
-    assert described(compiled(request(), Store(tmp_path))) == described(first)
+    assert described(compiled(asked(), Store(tmp_path))) == described(first)
