@@ -44,11 +44,15 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Enumeration:
-    """All candidates: generated kernels, XLA's own, and the sets that no schedule runs, with the reason."""
+    """All candidates: generated kernels, XLA's own, and the sets that no schedule runs, with the reason.
+
+    firsts: by structure, the kernel that was built; its equals are carried over from it.
+    """
 
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     rejected: Mapping[tuple[int, ...], str]
+    firsts: Mapping[str, Kernel]
 
 
 def enumerate_candidates(graph: Graph) -> Enumeration:
@@ -71,7 +75,8 @@ def enumerate_candidates(graph: Graph) -> Enumeration:
         return True
 
     _try_convex_sets(pieces, is_legal)
-    return Enumeration(tuple(fused), tuple(_left(pieces)), rejected)
+    firsts = {structure: kernel for structure, (_, kernel) in known.items() if isinstance(kernel, Kernel)}
+    return Enumeration(tuple(fused), tuple(_left(pieces)), rejected, firsts)
 
 
 def _left(pieces: Pieces) -> Iterator[Left]:

@@ -25,6 +25,7 @@ from jaxorch.orchestration.choice import Session, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.plan import KernelStep, Plan, run, written_operands
 from jaxorch.orchestration.positions import largest_places
+from jaxorch.orchestration.recall import Made, recall, remember
 from jaxorch.orchestration.tune import place
 
 __all__ = ["Planned", "as_traced", "plan_program"]
@@ -76,21 +77,27 @@ def plan_program(trace: Trace, session: Session) -> Planned:
         PlanError: none of its graphs has a choice of kernels.
     """
     graphs = session.graphs(trace)
-    ways = _ways(trace, graphs, session)
+    made = recall(trace, graphs, session)
+    if made is None:
+        made = [_made(way, steps) for way, steps in _tried(_ways(trace, graphs, session), session)]
+        remember(trace, graphs, made, session)
     regions, carries, bodies = _bodies(trace, graphs[0], session)
     written = written_operands(graphs[0], carries)
     if session.target.in_loop:
         _check_boundary(graphs[0], written)
-    made = [(way, Plan(trace, way.graph, steps, regions)) for way, steps in _tried(ways, session)]
-    runs = [partial(_run_plan, plan, session.launch()) for _, plan in made]
+    plans = [Plan(trace, m.graph, m.steps, regions) for m in made]
+    runs = [partial(_run_plan, plan, session.launch()) for plan in plans]
     inside = [step.source.digest for _, body in bodies for step in body.kernels]
-    verdict = _judge([plan for _, plan in made], runs, inside, written, session)
-    way, plan = made[verdict.fastest]
+    verdict = _judge(plans, runs, inside, written, session)
+    best, plan = made[verdict.fastest], plans[verdict.fastest]
     kept = bool(plan.kernels or plan.regions) and verdict.keeps_plan
     chosen = runs[verdict.fastest] if kept else partial(as_traced, trace)
-    choice = way.choice
     failures = tuple(session.failures)
-    return Planned(chosen, plan, choice.solution, choice.baselines(), verdict, kept, failures, bodies)
+    return Planned(chosen, plan, best.solution, best.baselines, verdict, kept, failures, bodies)
+
+
+def _made(way: Way, steps: Steps) -> Made:
+    return Made(way.graph, steps, way.choice.solution, way.choice.baselines(), way.found.firsts)
 
 
 def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Way]:
