@@ -1,4 +1,4 @@
-"""A second process finds what the first one chose: it searches, compiles and times nothing, and gives the same bytes."""
+"""A second process finds what the first one chose: it searches, compiles and times nothing; the bytes are the same."""
 
 import json
 import os
