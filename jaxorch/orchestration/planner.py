@@ -37,6 +37,9 @@ _WITHIN = 2.0
 """How far a graph's estimate may be above the least for its plan to be timed: estimates are off by less."""
 
 
+_INTERRUPTED = "not timed: tuning was interrupted"
+
+
 @dataclass(frozen=True)
 class Planned:
     """A planned program: `run` takes one operand for each of the trace's inputs, and is traceable.
@@ -225,6 +228,8 @@ def _judge(
     trace, graph = plans[0].trace, plans[0].graph
     if not any(plan.kernels or plan.regions for plan in plans):
         return Verdict(None, None, "no kernel was chosen")
+    if session.interrupted:
+        return Verdict(None, None, _INTERRUPTED)
     if not session.live:
         return Verdict(None, None, "not timed: estimated for a device that is not here, or effort='fast'")
     operands = [n.array for n in graph.nodes if isinstance(n, Input)]
@@ -238,7 +243,12 @@ def _judge(
     outputs = [graph.array(v) for v in graph.outputs]
     inputs = [Value(k) for k, n in enumerate(graph.nodes) if isinstance(n, Input)]
     places = largest_places(graph, inputs)
-    verdict = compare(runs, partial(as_traced, trace), operands, outputs, written, session.device, places)
+    try:
+        with session.progress.step("times whole plans"):
+            verdict = compare(runs, partial(as_traced, trace), operands, outputs, written, session.device, places)
+    except KeyboardInterrupt:
+        session.interrupt()
+        return Verdict(None, None, _INTERRUPTED)
     if verdict.planned is not None:
         record = {"planned": verdict.planned, "xla": verdict.xla, "fastest": verdict.fastest}
         session.store.put("verdict", key, record)

@@ -49,8 +49,9 @@ class Made:
 
 
 def remember(trace: Trace, graphs: Sequence[Graph], made: Sequence[Made], session: Session) -> None:
-    """Stores what was made of a program's graphs."""
-    if not _may_keep(session):
+    """Stores what was made of a program's graphs, unless kernels were to be timed and could not be."""
+    untimed = session.live and any(isinstance(s, KernelStep) and s.measured is None for m in made for s in m.steps)
+    if not _may_keep(session) or session.interrupted or untimed:
         return
     record = {"made": [_record(m, graphs.index(m.graph)) for m in made], "failures": list(session.failures)}
     session.store.put(KIND, _key(trace, session), record)
