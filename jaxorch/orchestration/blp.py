@@ -21,7 +21,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jaxorch.errors import PlanError
 from jaxorch.ir.view import Value
@@ -31,7 +31,7 @@ from jaxorch.orchestration.peak import Memory, memory_rows, peak
 from jaxorch.orchestration.presolve import Problem, components, reduce_problem
 from jaxorch.orchestration.solver import Outcome, Row, minimize
 
-__all__ = ["Candidate", "Memory", "Solution", "check", "greedy", "solve", "unfused"]
+__all__ = ["Candidate", "Memory", "RunnerUp", "Solution", "check", "greedy", "runner_up", "solve", "unfused"]
 
 
 def solve(
@@ -77,6 +77,50 @@ def solve(
     if known is None or known.status != "optimal":
         known = _or_greedy(known, candidates, required, expensive, bound, memory)
     return replace(known, seconds=time.perf_counter() - start, cuts=len(cuts))
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerUp:
+    """The cheapest other choice: what it costs more, the kernels it does without, and those it has instead."""
+
+    extra: float
+    gone: tuple[int, ...]
+    instead: tuple[int, ...]
+
+
+def runner_up(
+    candidates: Sequence[Candidate],
+    required: Sequence[Value],
+    expensive: Collection[int],
+    chosen: Collection[int],
+    *,
+    time_limit_s: float = 10.0,
+) -> RunnerUp | None:
+    """The best choice that does without one of the kernels `chosen` at least; None where none is found.
+
+    Memory has no say in it, and candidates that another can always replace are left out.
+    """
+    deadline = time.perf_counter() + time_limit_s
+    problem = reduce_problem(candidates, required, expensive)
+    rows = _rows(problem, itertools.count(len(candidates)))
+    solved: dict[_Part, Outcome | None] = {}
+    found: list[RunnerUp] = []
+    for group, (costs, own, prices) in _parts(problem, rows, [], {}):
+        kept = tuple(i for i, k in enumerate(group) if k in chosen)
+        part = costs, (*own, Row(kept, high=len(kept) - 1)), prices
+        if not kept or len(group) == 1:
+            continue
+        if part not in solved:
+            solved[part] = minimize(dict(enumerate(costs)), part[1], deadline)
+        outcome = solved[part]
+        if outcome is not None and outcome.chosen is not None:
+            extra = math.fsum((*(costs[i] for i in outcome.chosen), *(-costs[i] for i in kept)))
+            gone, instead = set(kept) - set(outcome.chosen), set(outcome.chosen) - set(kept)
+            found.append(RunnerUp(extra, *(tuple(group[i] for i in sorted(ks)) for ks in (gone, instead))))
+    for rival in sorted(found, key=lambda rival: rival.extra):
+        if not executable_order(candidates, sorted({*chosen} - {*rival.gone} | {*rival.instead}))[1]:
+            return rival
+    return None
 
 
 def _with_peak(
@@ -197,6 +241,19 @@ def _solve_parts(
     deadline: float,
 ) -> list[Outcome]:
     """Solve each part, equal ones once; `solved` keeps them, and the rows `tying` hold parts together."""
+    outcomes: list[Outcome] = []
+    for group, part in _parts(problem, rows, tying, prices):
+        if part not in solved:
+            solved[part] = _solve_part(problem, group, part, deadline)
+        chosen = solved[part].chosen
+        outcomes.append(replace(solved[part], chosen=chosen and tuple(group[k] for k in chosen)))
+    return outcomes
+
+
+def _parts(
+    problem: Problem, rows: Sequence[Row], tying: Sequence[Row], prices: Mapping[int, float]
+) -> Iterator[tuple[tuple[int, ...], _Part]]:
+    """The columns of each part, and the part."""
     groups = components(problem, (row.columns for row in tying))
     home = {k: i for i, group in enumerate(groups) for k in group}
     rows_of: list[list[Row]] = [[] for _ in groups]
@@ -204,14 +261,8 @@ def _solve_parts(
         own = next(home[k] for k in row.columns if k in home)  # a free column comes with one that is at home
         home |= dict.fromkeys(row.columns, own)
         rows_of[own].append(row)
-    outcomes: list[Outcome] = []
     for i, (group, own) in enumerate(zip(groups, rows_of, strict=True)):
-        part = _numbered(problem, group, own, {k: price for k, price in prices.items() if home[k] == i})
-        if part not in solved:
-            solved[part] = _solve_part(problem, group, part, deadline)
-        chosen = solved[part].chosen
-        outcomes.append(replace(solved[part], chosen=chosen and tuple(group[k] for k in chosen)))
-    return outcomes
+        yield group, _numbered(problem, group, own, {k: price for k, price in prices.items() if home[k] == i})
 
 
 def _numbered(problem: Problem, columns: Sequence[int], rows: Sequence[Row], prices: Mapping[int, float]) -> _Part:

@@ -34,7 +34,7 @@ from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch
 
-__all__ = ["Session", "Steps", "Way"]
+__all__ = ["Rival", "Session", "Steps", "Way"]
 
 type Steps = tuple[KernelStep | LeftStep, ...]
 
@@ -110,6 +110,15 @@ class _Choice:
         return {"greedy": blp.greedy(*problem).cost, "unfused": blp.unfused(*problem).cost}
 
 
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """The best choice but one: µs it is estimated to take more, its own kernels, and those chosen in their place."""
+
+    extra: float
+    instead: tuple[str, ...]
+    chosen: tuple[str, ...]
+
+
 class Way:
     """One of a program's graphs: its candidates and the cheapest choice among them."""
 
@@ -133,6 +142,19 @@ class Way:
         solution = blp.solve(candidates, required, expensive, memory=self.memory(candidates, required))
         blp.check(solution, candidates, required)
         return _Choice(tuple(options), candidates, required, expensive, solution)
+
+    def rival(self) -> Rival | None:
+        """The best choice but one, if there is another."""
+        choice = self.choice
+        found = blp.runner_up(choice.candidates, choice.required, choice.expensive, choice.solution.chosen)
+        if found is None:
+            return None
+        return Rival(found.extra, *(tuple(map(self.described, ks)) for ks in (found.instead, found.gone)))
+
+    def described(self, number: int) -> str:
+        option, candidate = self.choice.options[number], self.choice.candidates[number]
+        names = " ".join(names_of(self.graph.nodes[n] for n in candidate.nodes))
+        return f"{names} ({'XLA, ' if isinstance(option, Left) else ''}{candidate.cost:.1f})"
 
     def memory(self, candidates: Sequence[blp.Candidate], required: Sequence[Value]) -> blp.Memory:
         """What is stored between kernels, and what the options make of it; results are there in any case."""

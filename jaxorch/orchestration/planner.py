@@ -21,7 +21,7 @@ from jaxorch.ir.graph import Graph, Input, Opaque
 from jaxorch.ir.text import array_text
 from jaxorch.ir.value import Value
 from jaxorch.orchestration import blp
-from jaxorch.orchestration.choice import Session, Steps, Way
+from jaxorch.orchestration.choice import Rival, Session, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.plan import KernelStep, Plan, run, written_operands
 from jaxorch.orchestration.positions import largest_places
@@ -52,6 +52,7 @@ class Planned:
     plan: Plan
     solution: blp.Solution
     baselines: Mapping[str, float]
+    rival: Rival | None
     verdict: Verdict
     kept: bool
     failures: tuple[str, ...]
@@ -96,11 +97,11 @@ def plan_program(trace: Trace, session: Session) -> Planned:
     kept = bool(plan.kernels or plan.regions) and verdict.keeps_plan
     chosen = runs[verdict.fastest] if kept else partial(as_traced, trace)
     failures = tuple(session.failures)
-    return Planned(chosen, plan, best.solution, best.baselines, verdict, kept, failures, bodies)
+    return Planned(chosen, plan, best.solution, best.baselines, best.rival, verdict, kept, failures, bodies)
 
 
 def _made(way: Way, steps: Steps) -> Made:
-    return Made(way.graph, steps, way.choice.solution, way.choice.baselines(), way.found.firsts)
+    return Made(way.graph, steps, way.choice.solution, way.choice.baselines(), way.rival(), way.found.firsts)
 
 
 def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Way]:

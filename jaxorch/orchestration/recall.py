@@ -25,7 +25,7 @@ from jaxorch.kernels.kernel import Kernel, build
 from jaxorch.kernels.structure import Structure, Structures, carry_over
 from jaxorch.orchestration.blp import Solution
 from jaxorch.orchestration.candidates import Left
-from jaxorch.orchestration.choice import Session, Steps
+from jaxorch.orchestration.choice import Rival, Session, Steps
 from jaxorch.orchestration.plan import KernelStep, LeftStep, arguments
 from jaxorch.orchestration.tune import place
 from jaxorch.runtime.compile import Compiled
@@ -45,6 +45,7 @@ class Made:
     steps: Steps
     solution: Solution
     baselines: Mapping[str, float]
+    rival: Rival | None
     firsts: Mapping[str, Kernel]
 
 
@@ -108,7 +109,8 @@ def _record(made: Made, graph: int) -> dict[str, Any]:
         structure = structures.of(step.kernel.nodes, _stored(step.kernel)).digest
         kernels.setdefault(structure, _kernel_record(step, made.firsts[structure]))
         steps.append({"kernel": structure, "nodes": list(step.kernel.nodes), "outputs": _names(_stored(step.kernel))})
-    chosen = {"solution": asdict(made.solution), "baselines": dict(made.baselines)}
+    rival = made.rival and asdict(made.rival)
+    chosen = {"solution": asdict(made.solution), "baselines": dict(made.baselines), "rival": rival}
     return {"graph": graph, "kernels": kernels, "steps": steps, **chosen}
 
 
@@ -164,7 +166,7 @@ class _Reading:
         steps = tuple(self.steps(record["steps"], known))
         fields: dict[str, Any] = {**record["solution"], "chosen": tuple(record["solution"]["chosen"])}
         firsts = {structure: k.kernel for structure, k in known.items()}
-        return Made(self.graph, steps, Solution(**fields), dict(record["baselines"]), firsts)
+        return Made(self.graph, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), firsts)
 
     def known(self, record: Mapping[str, Any]) -> _Known:
         device = self.session.device
@@ -194,6 +196,12 @@ class _Reading:
                 raise ValueError("another kernel than was chosen")
             kernel = carry_over(like.kernel, like.structure, structure)
             yield KernelStep(kernel, like.source, like.estimated, like.measured, like.compiled)
+
+
+def _rival(record: Mapping[str, Any] | None) -> Rival | None:
+    if record is None:
+        return None
+    return Rival(float(record["extra"]), tuple(record["instead"]), tuple(record["chosen"]))
 
 
 def _values(names: Sequence[Sequence[int]]) -> tuple[Value, ...]:

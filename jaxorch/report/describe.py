@@ -15,7 +15,7 @@ from jaxorch.orchestration.cost import minimum_bytes
 from jaxorch.orchestration.header import MOST_SOURCES, names_of, sources_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan
 from jaxorch.orchestration.planner import Planned
-from jaxorch.report.model import KernelLine, LeftLine, Report
+from jaxorch.report.model import KernelLine, LeftLine, Report, RivalLine
 from jaxorch.target import Target
 
 __all__ = ["describe", "nothing_planned"]
@@ -40,6 +40,7 @@ def describe(planned: Planned, target: Target, problems: tuple[str, ...] = ()) -
         kept=planned.kept,
         problems=(*planned.failures, *problems),
         peak=planned.solution.peak,
+        rival=(r := planned.rival) and RivalLine(r.extra, r.instead, r.chosen),
         bodies=tuple((what, describe(body, target)) for what, body in planned.bodies),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from jaxorch.report.model import KernelLine, Report
+from jaxorch.report.model import KernelLine, Report, RivalLine
 
 __all__ = ["render"]
 
@@ -19,6 +19,8 @@ def render(report: Report) -> RenderableType:
         parts.append(_kernels(report.kernels))
     if report.left:
         parts.append(_left(report))
+    if report.rival is not None:
+        parts.append(_rival(report.rival))
     parts.extend(f"problem: {problem}" for problem in report.problems)
     for loop, body in report.bodies:
         parts += [f"\nbody of {loop}:", render(body)]
@@ -38,6 +40,11 @@ def _headline(report: Report) -> str:
     if report.note:
         parts.append(report.note)
     return "; ".join(parts)
+
+
+def _rival(rival: RivalLine) -> str:
+    instead, chosen = ("; ".join(lines) or "nothing" for lines in (rival.instead, rival.chosen))
+    return f"runner-up, {rival.extra:.1f} µs more by the estimates: {instead}\nin place of: {chosen}"
 
 
 def _kernels(lines: Sequence[KernelLine]) -> Table:
