@@ -165,3 +165,21 @@ def test_processes_agree_whatever_the_hash_seed(tmp_path):
     cold = [in_a_process(tmp_path / seed, seed) for seed in ("0", "12345")]
     warm = in_a_process(tmp_path / "0", "777")
     assert cold[0] == cold[1] == warm
+
+
+def test_equal_bodies_are_planned_once(tmp_path, monkeypatch):
+    asked = []
+    enumerate_candidates = choice.enumerate_candidates
+    monkeypatch.setattr(
+        choice, "enumerate_candidates", lambda graph: asked.append(graph) or enumerate_candidates(graph)
+    )
+
+    def loops(x):
+        for _ in range(3):
+            x = jax.lax.fori_loop(0, 3, lambda k, y: jax.nn.softmax(y * k), jnp.sort(x, axis=0))
+        return x
+
+    chosen = Options(device="h200", cache_dir=str(tmp_path))
+    report = jaxorch.explain(jaxorch.optimize(loops, options=chosen), SPECS[0])
+    assert len(report.bodies) == 3
+    assert len(asked) == 2

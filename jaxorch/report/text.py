@@ -50,7 +50,9 @@ def _rival(rival: RivalLine) -> str:
 def _kernels(lines: Sequence[KernelLine]) -> Table:
     table = Table("kernel", "schedule", "primitives", "from", "MB (least)", "µs", "registers (spills)", title="kernels")
     for line in lines:
-        time = f"{line.measured:.1f} measured" if line.measured is not None else f"{line.estimated:.1f} estimated"
+        time = f"{line.estimated:.1f} estimated"
+        if line.measured is not None:
+            time = f"{line.measured:.1f} measured\n{time}"
         registers = "" if line.registers is None else f"{line.registers} ({line.spill_bytes})"
         moved = f"{line.bytes_moved / 1e6:.2f} ({line.bytes_minimum / 1e6:.2f})"
         sources = "\n".join(line.sources)
