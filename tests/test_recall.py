@@ -1,5 +1,6 @@
 """A second process finds what the first one chose: it searches, compiles and times nothing; the bytes are the same."""
 
+import errno
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ from jaxorch import primitive
 from jaxorch.options import Options
 from jaxorch.orchestration import choice
 from jaxorch.orchestration.recall import KIND
-from jaxorch.runtime import kept
+from jaxorch.runtime import handover, kept, source
+from jaxorch.runtime import store as store_module
 from jaxorch.runtime.store import Store
 
 pytest.importorskip("triton")
@@ -183,3 +185,48 @@ def test_equal_bodies_are_planned_once(tmp_path, monkeypatch):
     report = jaxorch.explain(jaxorch.optimize(loops, options=chosen), SPECS[0])
     assert len(report.bodies) == 3
     assert len(asked) == 2
+
+
+class _Forgets(dict):
+    """Kernels that are offered, and never found."""
+
+    def get(self, key, default=None):
+        return default
+
+
+def test_a_kernel_that_is_kept_is_what_triton_would_have_made(tmp_path, monkeypatch):
+    kept_ones = exported(tmp_path)
+    asked = []
+    compiled = handover._compiled
+    monkeypatch.setattr(handover, "_offered", _Forgets())
+    monkeypatch.setattr(handover, "_compiled", lambda *args: asked.append(args) or compiled(*args))
+    monkeypatch.setattr(source, "_functions", {})  # and with them what jax-triton remembers of them
+    triton_ones = exported(tmp_path)
+    assert asked
+    assert [line for line in triton_ones.splitlines() if not line.startswith("#loc")] == [
+        line for line in kept_ones.splitlines() if not line.startswith("#loc")
+    ]
+
+
+def test_a_full_disk_costs_what_is_found_and_nothing_else(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module, "_write", full)
+    with pytest.warns(jaxorch.JaxorchWarning, match="No space left on device") as caught:
+        report = explained(tmp_path)
+    assert len(report.kernels) >= 3
+    assert len(caught) == 1
+    assert any("kept in memory" in problem for problem in report.problems)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_folder_that_may_only_be_read_serves_what_it_has(tmp_path, monkeypatch, request):
+    first = explained(tmp_path)
+
+    def refused(path, content):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(store_module, "_write", refused)
+    request.getfixturevalue("no_search")
+    assert explained(tmp_path).to_json() == first.to_json()
