@@ -1,4 +1,4 @@
-"""Deep models: what is searched, solved and tuned does not grow with depth, and the choice is that of one layer again."""
+"""Deep models: what is searched, solved and tuned does not grow with depth; every layer gets the same kernels."""
 
 import jax
 import pytest
