@@ -10,8 +10,10 @@ when it is made, so every later stage may trust its fields.
 """
 
 import dataclasses
+import math
 import os
 from pathlib import Path
+from types import UnionType
 from typing import Literal, Self, cast, get_args
 
 import platformdirs
@@ -48,6 +50,8 @@ class Options:
         export: what `jax.export` receives: "xla" a portable program, "kernels" the planned kernels as custom calls.
         cache_dir: directory of stored plans and kernels; None is the user's cache directory.
         verbose: print the plan when it is made.
+        memory_limit: the most bytes that what a plan stores between its kernels may take at once; None is no limit.
+        memory_weight: microseconds that a megabyte of that peak counts as in the choice of kernels.
 
     Raises:
         OptionError: there is no such field, or a field holds a value of the wrong type or not among its valid values.
@@ -60,6 +64,8 @@ class Options:
     export: Export = "xla"
     cache_dir: str | None = None
     verbose: bool = False
+    memory_limit: int | None = None
+    memory_weight: float = 0.0
 
     def __new__(cls, *args: object, **fields: object) -> Self:
         """Names a field that does not exist, and those that do, before Python's own, shorter, complaint."""
@@ -81,6 +87,14 @@ class Options:
                 raise _invalid(field, value, f"None or a non-empty string such as {example}")
         if not isinstance(verbose := cast(object, self.verbose), bool):
             raise _invalid("verbose", verbose, "True or False")
+        if (limit := cast(object, self.memory_limit)) is not None and not _is_amount(limit, int):
+            raise _invalid("memory_limit", limit, "None or a number of bytes, 0 or more")
+        if not _is_amount(weight := cast(object, self.memory_weight), int | float):
+            raise _invalid("memory_weight", weight, "a number of microseconds a megabyte, 0 or more")
+
+
+def _is_amount(value: object, kind: type | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 <= cast(float, value) < math.inf
 
 
 def _invalid(field: str, value: object, valid: str) -> OptionError:

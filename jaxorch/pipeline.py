@@ -120,7 +120,7 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
     if target.platform == "cpu" and options.backend != "interpret":
         return Program(partial(as_traced, trace), nothing_planned("compiled by XLA for the CPU"))
     session = Session(options, target, partial(graphs, options=options))
-    with timing_device(target):
+    with timing_device(target), session.progress:
         found = plan_program(trace, session)
     if found.failures and options.fallback == "error":
         raise CompileError("; ".join(found.failures))

@@ -1,5 +1,6 @@
 """The test session's environment: set before JAX is imported, the same on a laptop, in CI and beside a GPU."""
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -29,6 +30,7 @@ def _set_environment() -> str:
 
 
 CACHE_DIR = _set_environment()
+_tests = itertools.count()
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -71,6 +73,8 @@ def _cuda_missing() -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A store of its own for each test: costs and compilers are replaced in some, and plans are remembered.
+    os.environ["JAXORCH_CACHE_DIR"] = f"{CACHE_DIR}/{next(_tests)}"
     if item.get_closest_marker("gpu") is None:
         return
     reason = _cuda_missing()

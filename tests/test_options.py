@@ -24,6 +24,8 @@ def test_defaults() -> None:
         "export": "xla",
         "cache_dir": None,
         "verbose": False,
+        "memory_limit": None,
+        "memory_weight": 0.0,
     }
 
 
@@ -37,6 +39,8 @@ def test_defaults() -> None:
         ("device", "h200"),
         ("cache_dir", "/somewhere"),
         ("verbose", True),
+        ("memory_limit", 0),
+        ("memory_weight", 2),
     ],
 )
 def test_valid_values(field: str, value: Any) -> None:
@@ -56,6 +60,11 @@ def test_valid_values(field: str, value: Any) -> None:
         ("cache_dir", Path("/somewhere"), "None or a non-empty string"),
         ("verbose", "yes", "True or False"),
         ("verbose", 1, "True or False"),
+        ("memory_limit", -1, "None or a number of bytes, 0 or more"),
+        ("memory_limit", True, "None or a number of bytes, 0 or more"),
+        ("memory_limit", 1e9, "None or a number of bytes, 0 or more"),
+        ("memory_weight", float("inf"), "a number of microseconds a megabyte, 0 or more"),
+        ("memory_weight", None, "a number of microseconds a megabyte, 0 or more"),
     ],
 )
 def test_an_invalid_value_is_named_with_the_valid_ones(field: str, value: Any, valid: str) -> None:
@@ -67,8 +76,8 @@ def test_an_invalid_value_is_named_with_the_valid_ones(field: str, value: Any, v
 def test_an_unknown_option_is_named_with_the_valid_ones() -> None:
     with pytest.raises(OptionError, match=r"no option 'backnd'; the options are backend, fallback, .*verbose"):
         Options(backnd="triton")  # pyright: ignore[reportCallIssue]
-    with pytest.raises(OptionError, match="only 7 options"):
-        Options("auto", "xla", "fast", None, "xla", None, False, "more")  # pyright: ignore[reportCallIssue]
+    with pytest.raises(OptionError, match="only 9 options"):
+        Options("auto", "xla", "fast", None, "xla", None, False, None, 0.0, "more")  # pyright: ignore[reportCallIssue]
 
 
 def test_options_are_frozen_and_compare_by_value() -> None:

@@ -319,7 +319,7 @@ class Refuses:
         self.fails = fails
         monkeypatch.setattr(tune, "check", self)
 
-    def __call__(self, source, inputs, outputs, *, arch, shared_limit):
+    def __call__(self, source, inputs, outputs, *, arch, shared_limit, store=None):
         self.asked.append(source.name)
         if self.fails(source):
             raise CompileError(f"Kernel {source.name!r} does not compile for sm_{arch}: injected")

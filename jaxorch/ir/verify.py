@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn, assert_never
 
 import numpy as np
@@ -68,6 +68,12 @@ class _Place:
     operand: int | None = None
     piece: int | None = None
 
+    def at(self, operand: int) -> _Place:
+        return _Place(self.number, self.node, operand)
+
+    def of(self, piece: int) -> _Place:
+        return _Place(self.number, self.node, self.operand, piece)
+
     def fail(self, what: str, got: object, expected: object) -> NoReturn:
         where = f"node %{self.number}"
         where += f", operand {self.operand}" if self.operand is not None else ""
@@ -86,7 +92,7 @@ def verify(graph: Graph) -> None:
     for k, node in enumerate(graph.nodes):
         place = _Place(k, node)
         for j, view in enumerate(operands_of(node)):
-            _view(view, arrays, replace(place, operand=j))
+            _view(view, arrays, place.at(j))
         _node(node, arrays, place)
         arrays.append(outputs_of(node))
     _positions(graph)
@@ -123,7 +129,7 @@ def _view(view: View, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
     if not view.pieces:
         place.fail("pieces", 0, "at least one")
     for p, piece in enumerate(view.pieces):
-        _piece(view, piece, arrays, replace(place, piece=p))
+        _piece(view, piece, arrays, place.of(p))
     dtypes = dict.fromkeys(arrays[p.value.node][p.value.output].dtype for p in view.pieces)
     if len(dtypes) > 1:
         place.fail("dtypes of the pieces", ", ".join(d.name for d in dtypes), "one dtype")
@@ -163,16 +169,21 @@ def _dims(guard: Guard, index: Iterable[Expr]) -> frozenset[int]:
 def _bounds(view: View, shapes: Sequence[tuple[int, ...]], place: _Place) -> None:
     earlier: list[Guard] = []
     for p, (piece, shape) in enumerate(zip(view.pieces, shapes, strict=True)):
-        here, last = replace(place, piece=p), p == len(view.pieces) - 1
+        here, last = place.of(p), p == len(view.pieces) - 1
         guard = () if last else piece.guard
         for axis, (expr, size) in enumerate(zip(piece.index, shape, strict=True)):
-            low, high = _range_under(piece.guard, expr, view.domain)
-            if low < 0 or high >= size:
+            if _lies_in(ix.range_of(expr, view.domain), size):
+                continue
+            if not _lies_in(_range_under(piece.guard, expr, view.domain), size):
                 _evaluate(Bound(expr, 0, size), guard, earlier, view.domain, here, f"index along axis {axis}")
         for b in piece.guard if last else ():  # no other piece is left, so this one's guard must hold
             if ix.decide(b, view.domain) is not True:
                 _evaluate(b, guard, earlier, view.domain, here, "guard of the last piece")
         earlier.append(piece.guard)
+
+
+def _lies_in(bounds: tuple[int, int], size: int) -> bool:
+    return bounds[0] >= 0 and bounds[1] < size
 
 
 def _range_under(guard: Guard, expr: Expr, sizes: Sequence[int]) -> tuple[int, int]:
@@ -245,7 +256,7 @@ def _node(node: Node, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
 def _map(node: Map, dtypes: Sequence[np.dtype[Any]], place: _Place) -> None:
     for j, view in enumerate(node.operands):
         if view.domain != node.array.shape:
-            replace(place, operand=j).fail("domain", view.domain, f"the node's shape {node.array.shape}")
+            place.at(j).fail("domain", view.domain, f"the node's shape {node.array.shape}")
     if len(dtypes) != _ARITY.get(node.op, len(dtypes)):
         place.fail("number of operands", len(dtypes), _ARITY[node.op])
     if node.op == "iota":
@@ -262,14 +273,14 @@ def _map(node: Map, dtypes: Sequence[np.dtype[Any]], place: _Place) -> None:
         if len(dtypes) < 2:
             place.fail("number of operands", len(dtypes), "a predicate and its cases")
         if dtypes[0] not in (np.dtype(np.bool_), np.dtype(np.int32)):
-            replace(place, operand=0).fail("dtype of the predicate", dtypes[0], "bool or int32")
+            place.at(0).fail("dtype of the predicate", dtypes[0], "bool or int32")
         _same(dtypes[1:], node.array.dtype, 1, place)
 
 
 def _same(dtypes: Sequence[np.dtype[Any]], expected: np.dtype[Any], first: int, place: _Place) -> None:
     for j, dtype in enumerate(dtypes, first):
         if dtype != expected:
-            replace(place, operand=j).fail("dtype", dtype, expected)
+            place.at(j).fail("dtype", dtype, expected)
 
 
 def _reduce(node: Reduce, place: _Place) -> None:
@@ -289,7 +300,7 @@ def _contract(node: Contract, place: _Place) -> None:
 def _over_axes(node: Reduce | Contract, arrays: Sequence[Array], place: _Place) -> None:
     for j, view in enumerate(node.operands):
         if view.domain != node.domain:
-            replace(place, operand=j).fail("domain", view.domain, f"operand 0's domain {node.domain}")
+            place.at(j).fail("domain", view.domain, f"operand 0's domain {node.domain}")
     if sorted(set(node.axes)) != list(node.axes) or any(not 0 <= a < len(node.domain) for a in node.axes):
         place.fail("axes", node.axes, f"ascending axes of {node.domain}")
     shape = tuple(n for a, n in enumerate(node.domain) if a not in node.axes)
@@ -302,7 +313,7 @@ def _scatter(node: Scatter, arrays: Sequence[Sequence[Array]], place: _Place) ->
     domain = node.updates.domain
     if node.combine not in COMBINES:
         place.fail("combine", node.combine, f"one of {', '.join(COMBINES)}")
-    _piece(View(domain, (node.place,)), node.place, arrays, replace(place, piece=0))
+    _piece(View(domain, (node.place,)), node.place, arrays, place.of(0))
     base = arrays[node.base.node][node.base.output]
     if node.array != base:
         place.fail("array", node.array, f"the base's, {base}")

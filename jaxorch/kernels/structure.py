@@ -7,6 +7,7 @@ the order in which the digest names them, so that one set's kernel can be carrie
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,10 @@ from jaxorch.kernels.kernel import Kernel, Output
 from jaxorch.passes.rewrite import rename
 
 __all__ = ["Structure", "Structures", "carry_over"]
+
+
+type _Name = tuple[int, int]
+"""A value's node and output: thousands of sets are looked at, and tuples are hashed faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +37,50 @@ class Structures:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.texts: dict[int, tuple[str, tuple[Value, ...]]] = {}
+        self.texts: dict[int, tuple[bytes, tuple[_Name, ...]]] = {}
+        self.sources: dict[_Name, bytes] = {}
 
     def of(self, nodes: Sequence[int], outputs: Sequence[Value]) -> Structure:
         """The structure of a set of nodes (ascending) that stores `outputs`."""
         local = {number: k for k, number in enumerate(nodes)}
-        outside: dict[Value, int] = {}
+        outside: dict[_Name, int] = {}
+        names: list[int] = [len(nodes), len(outputs)]
 
-        def name(value: Value) -> str:
-            if value.node in local:
-                return f"{local[value.node]}.{value.output}"
-            return f"outside {outside.setdefault(value, len(outside))}"
+        def take(value: _Name) -> None:
+            inside = local.get(value[0])
+            names.extend((-1 - outside.setdefault(value, len(outside)), 0) if inside is None else (inside, value[1]))
 
-        lines: list[str] = []
+        digests: list[bytes] = []
         for number in nodes:
-            text, values = self.text(number)
-            lines += (text, *map(name, values))
-        lines += map(name, outputs)
-        for value in outside:
-            node = self.graph.nodes[value.node]
-            lines.append(repr((self.graph.array(value), node.value if isinstance(node, Const) else None)))
-        return Structure(hashlib.sha256("\n".join(lines).encode()).hexdigest(), tuple(nodes), tuple(outside))
+            digest, values = self.text(number)
+            digests.append(digest)
+            for value in values:
+                take(value)
+        for value in outputs:
+            take((value.node, value.output))
+        digests += map(self.source, outside)
+        content = b"".join([*digests, array("q", names).tobytes()])
+        return Structure(hashlib.sha256(content).hexdigest(), tuple(nodes), tuple(Value(*v) for v in outside))
 
-    def text(self, number: int) -> tuple[str, tuple[Value, ...]]:
-        """A node with the values it reads numbered from 0, and those values in that order."""
+    def text(self, number: int) -> tuple[bytes, tuple[_Name, ...]]:
+        """A digest of a node with the values it reads numbered from 0, and those values in that order."""
         if number not in self.texts:
             values: dict[Value, Value] = {}
             node = rename(
                 replace(self.graph.nodes[number], origin=Origin()),
                 lambda value: values.setdefault(value, Value(len(values))),
             )
-            self.texts[number] = repr(node), tuple(values)
+            names = tuple((value.node, value.output) for value in values)
+            self.texts[number] = hashlib.sha256(repr(node).encode()).digest(), names
         return self.texts[number]
+
+    def source(self, name: _Name) -> bytes:
+        """A digest of what is known of a value from outside: its type, and what a constant is."""
+        if name not in self.sources:
+            node, value = self.graph.nodes[name[0]], Value(*name)
+            known = repr((self.graph.array(value), node.value if isinstance(node, Const) else None))
+            self.sources[name] = hashlib.sha256(known.encode()).digest()
+        return self.sources[name]
 
 
 def carry_over(kernel: Kernel, known: Structure, to: Structure) -> Kernel:

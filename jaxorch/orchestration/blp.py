@@ -10,7 +10,8 @@ order, produce all they read and every required value, at the least total cost. 
     (4)  Σ_{k computes p} x_k ≤ 1                  every expensive node p
     (5)  Σ_{k supports U} x_k ≥ z_U ≥ x_j          lazily, for each set U of values found waiting for one another
 
-The free y_t and z_U say what one row for each reader would say, with a tenth of the matrix.
+The free y_t and z_U say what one row for each reader would say, with a tenth of the matrix. Rows (6) to (8), where
+memory is bounded or weighed, are in `peak`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from jaxorch.errors import PlanError
 from jaxorch.ir.view import Value
 from jaxorch.orchestration.check import Candidate, Solution, check, executable_order, prune, solution_of
 from jaxorch.orchestration.greedy import greedy, unfused
+from jaxorch.orchestration.peak import Memory, memory_rows, peak
 from jaxorch.orchestration.presolve import Problem, components, reduce_problem
 from jaxorch.orchestration.solver import Outcome, Row, minimize
 
-__all__ = ["Candidate", "Solution", "check", "greedy", "solve", "unfused"]
+__all__ = ["Candidate", "Memory", "RunnerUp", "Solution", "check", "greedy", "runner_up", "solve", "unfused"]
 
 
 def solve(
@@ -37,27 +39,31 @@ def solve(
     required: Sequence[Value],
     expensive: Collection[int],
     *,
+    memory: Memory | None = None,
     time_limit_s: float = 60.0,
 ) -> Solution:
-    """Choose the candidates that produce `required` at the least total cost.
+    """Choose the candidates that produce `required` at the least total cost, and what `memory` adds to it.
 
     The same arguments give the same choice, unless the time limit is met. Where it is, the better of the best choice
     found and the greedy one is returned, with the gap to the bound proved.
 
     Raises:
-        PlanError: a required value cannot be produced, no choice computes every expensive node once, the solver is
-            missing, or the time was over before any choice was found. The message names the values or the nodes.
+        PlanError: a required value cannot be produced, no choice computes every expensive node once or keeps to the
+            memory, the solver is missing, or the time was over before any choice was found. The message names the
+            values or the nodes.
     """
     start = time.perf_counter()
-    problem = reduce_problem(candidates, required, expensive)
+    counted = memory is not None and memory.matters
+    problem = reduce_problem(candidates, required, expensive, in_order=counted)
     free = itertools.count(len(candidates))
     rows = _rows(problem, free)
+    bounds, prices = memory_rows(problem, memory, free) if memory is not None and counted else ([], {})
     cuts: list[Row] = []
-    solved: dict[tuple[tuple[int, ...], int], Outcome] = {}
+    solved: dict[_Part, Outcome] = {}
     bound = 0.0
     found: tuple[int, ...] | None = None
     while found is None:
-        parts = _solve_parts(problem, rows, cuts, solved, start + time_limit_s)
+        parts = _solve_parts(problem, rows, [*bounds, *cuts], prices, solved, start + time_limit_s)
         bound = max(bound, math.fsum(part.bound for part in parts))
         if any(part.chosen is None for part in parts):
             break
@@ -67,10 +73,63 @@ def solve(
             found = prune(candidates, order, required)
         else:
             cuts += _cycle_cuts(problem, free, stuck, stored)
-    known = None if found is None else solution_of(candidates, found, bound, 0.0, len(cuts))
+    known = None if found is None else _with_peak(candidates, found, bound, memory)
     if known is None or known.status != "optimal":
-        known = _or_greedy(known, candidates, required, expensive, bound)
+        known = _or_greedy(known, candidates, required, expensive, bound, memory)
     return replace(known, seconds=time.perf_counter() - start, cuts=len(cuts))
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerUp:
+    """The cheapest other choice: what it costs more, the kernels it does without, and those it has instead."""
+
+    extra: float
+    gone: tuple[int, ...]
+    instead: tuple[int, ...]
+
+
+def runner_up(
+    candidates: Sequence[Candidate],
+    required: Sequence[Value],
+    expensive: Collection[int],
+    chosen: Collection[int],
+    *,
+    time_limit_s: float = 10.0,
+) -> RunnerUp | None:
+    """The best choice that does without one of the kernels `chosen` at least; None where none is found.
+
+    Memory has no say in it, and candidates that another can always replace are left out.
+    """
+    deadline = time.perf_counter() + time_limit_s
+    problem = reduce_problem(candidates, required, expensive)
+    rows = _rows(problem, itertools.count(len(candidates)))
+    solved: dict[_Part, Outcome | None] = {}
+    found: list[RunnerUp] = []
+    for group, (costs, own, prices) in _parts(problem, rows, [], {}):
+        kept = tuple(i for i, k in enumerate(group) if k in chosen)
+        part = costs, (*own, Row(kept, high=len(kept) - 1)), prices
+        if not kept or len(group) == 1:
+            continue
+        if part not in solved:
+            solved[part] = minimize(dict(enumerate(costs)), part[1], deadline)
+        outcome = solved[part]
+        if outcome is not None and outcome.chosen is not None:
+            extra = math.fsum((*(costs[i] for i in outcome.chosen), *(-costs[i] for i in kept)))
+            gone, instead = set(kept) - set(outcome.chosen), set(outcome.chosen) - set(kept)
+            found.append(RunnerUp(extra, *(tuple(group[i] for i in sorted(ks)) for ks in (gone, instead))))
+    for rival in sorted(found, key=lambda rival: rival.extra):
+        if not executable_order(candidates, sorted({*chosen} - {*rival.gone} | {*rival.instead}))[1]:
+            return rival
+    return None
+
+
+def _with_peak(
+    candidates: Sequence[Candidate], chosen: tuple[int, ...], bound: float, memory: Memory | None
+) -> Solution:
+    if memory is None:
+        return solution_of(candidates, chosen, bound, 0.0, 0)
+    most = peak(candidates, chosen, memory.nbytes)
+    return replace(solution_of(candidates, chosen, bound, 0.0, 0, memory.weight * most), peak=most)
 
 
 def _or_greedy(
@@ -79,19 +138,24 @@ def _or_greedy(
     required: Sequence[Value],
     expensive: Collection[int],
     bound: float,
+    memory: Memory | None,
 ) -> Solution:
-    """The better of a choice that is not proved optimal, if there is one, and the greedy choice."""
+    """The better of a choice that is not proved optimal, if there is one, and the greedy choice, if it may be taken."""
     try:
-        merged = greedy(candidates, required, expensive)
+        merged = _with_peak(candidates, greedy(candidates, required, expensive).chosen, bound, memory)
     except PlanError as err:
-        if known is None:
-            raise PlanError(
-                "the time was over before any choice of kernels was found; allow a longer time_limit_s."
-            ) from err
-        return known
-    if known is not None and known.cost <= merged.cost:
-        return known
-    return solution_of(candidates, merged.chosen, bound, 0.0, 0)
+        merged, cause = None, err
+    else:
+        cause = None
+    if merged is not None and memory is not None and merged.peak > memory.limit:
+        merged = None
+    weight = 0.0 if memory is None else memory.weight
+    found = [solution for solution in (known, merged) if solution is not None]
+    if not found:
+        raise PlanError(
+            "the time was over before any choice of kernels was found; allow a longer time_limit_s."
+        ) from cause
+    return min(found, key=lambda solution: solution.cost + weight * solution.peak)
 
 
 def _rows(problem: Problem, free: Iterator[int]) -> list[Row]:
@@ -164,39 +228,70 @@ def _knots(waits_for: dict[int, list[int]]) -> list[frozenset[int]]:
     return list(dict.fromkeys(r for k, r in reach.items() if k in r and all(reach[j] == r for j in r)))
 
 
+type _Part = tuple[tuple[float, ...], tuple[Row, ...], tuple[tuple[int, float], ...]]
+"""Costs, rows and prices of a part, its columns numbered from 0: layers that repeat are one part many times."""
+
+
 def _solve_parts(
     problem: Problem,
     rows: Sequence[Row],
-    cuts: Sequence[Row],
-    solved: dict[tuple[tuple[int, ...], int], Outcome],
+    tying: Sequence[Row],
+    prices: Mapping[int, float],
+    solved: dict[_Part, Outcome],
     deadline: float,
 ) -> list[Outcome]:
-    """Solve each part whose rows have changed; `solved` keeps them by columns and number of rows (they only grow)."""
-    groups = components(problem, (cut.columns for cut in cuts))
-    home = {k: i for i, group in enumerate(groups) for k in group}
-    rows_of: list[list[Row]] = [[] for _ in groups]
-    for row in (*rows, *cuts):
-        rows_of[home[min(row.columns)]].append(row)  # the smallest column is a candidate, the free ones come after
+    """Solve each part, equal ones once; `solved` keeps them, and the rows `tying` hold parts together."""
     outcomes: list[Outcome] = []
-    for group, own in zip(groups, rows_of, strict=True):
-        key = group, len(own)
-        if key not in solved:
-            solved[key] = _solve_part(problem, group, own, deadline)
-        outcomes.append(solved[key])
+    for group, part in _parts(problem, rows, tying, prices):
+        if part not in solved:
+            solved[part] = _solve_part(problem, group, part, deadline)
+        chosen = solved[part].chosen
+        outcomes.append(replace(solved[part], chosen=chosen and tuple(group[k] for k in chosen)))
     return outcomes
 
 
-def _solve_part(problem: Problem, columns: tuple[int, ...], rows: Sequence[Row], deadline: float) -> Outcome:
+def _parts(
+    problem: Problem, rows: Sequence[Row], tying: Sequence[Row], prices: Mapping[int, float]
+) -> Iterator[tuple[tuple[int, ...], _Part]]:
+    """The columns of each part, and the part."""
+    groups = components(problem, (row.columns for row in tying))
+    home = {k: i for i, group in enumerate(groups) for k in group}
+    rows_of: list[list[Row]] = [[] for _ in groups]
+    for row in (*rows, *tying):
+        own = next(home[k] for k in row.columns if k in home)  # a free column comes with one that is at home
+        home |= dict.fromkeys(row.columns, own)
+        rows_of[own].append(row)
+    for i, (group, own) in enumerate(zip(groups, rows_of, strict=True)):
+        yield group, _numbered(problem, group, own, {k: price for k, price in prices.items() if home[k] == i})
+
+
+def _numbered(problem: Problem, columns: Sequence[int], rows: Sequence[Row], prices: Mapping[int, float]) -> _Part:
+    numbers = {k: i for i, k in enumerate(columns)}
+    for row in rows:
+        for k in row.columns:
+            numbers.setdefault(k, len(numbers))
+    named = (
+        replace(row, plus=tuple(numbers[k] for k in row.plus), minus=None if row.minus is None else numbers[row.minus])
+        for row in rows
+    )
+    paid = tuple((numbers[k], price) for k, price in prices.items())
+    return tuple(problem.candidates[k].cost for k in columns), tuple(named), paid
+
+
+def _solve_part(problem: Problem, columns: tuple[int, ...], part: _Part, deadline: float) -> Outcome:
     """Solve one part, or say why it has no solution."""
-    costs = {k: problem.candidates[k].cost for k in columns}
-    if len(columns) == 1:  # were it not needed, it would have been dropped
-        return Outcome(columns, costs[columns[0]])
-    outcome = minimize(costs, rows, deadline)
+    costs, rows, prices = dict(enumerate(part[0])), part[1], dict(part[2])
+    unbounded = [row for row in rows if not row.weights]
+    if len(columns) == 1 and len(unbounded) == len(rows):  # were it not needed, it would have been dropped
+        return Outcome((0,), costs[0])
+    outcome = minimize(costs, rows, deadline, prices)
     if outcome is not None:
         return outcome
+    if len(unbounded) < len(rows) and minimize(costs, unbounded, deadline) is not None:
+        raise PlanError("no choice of kernels keeps to the memory limit; raise memory_limit, or leave it out.")
     again = minimize(costs, [row if row.high is None else replace(row, high=None) for row in rows], deadline)
     chosen = again.chosen or () if again is not None else ()
-    counts = Counter(node for k in chosen for node in problem.candidates[k].nodes if node in problem.expensive)
+    counts = Counter(node for k in chosen for node in problem.candidates[columns[k]].nodes if node in problem.expensive)
     twice = sorted(node for node, count in counts.items() if count > 1)
     raise PlanError(
         f"no choice of kernels computes each expensive node once; nodes {twice or sorted(problem.expensive)} would be "

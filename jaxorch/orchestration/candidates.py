@@ -44,11 +44,15 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Enumeration:
-    """All candidates: generated kernels, XLA's own, and the sets that no schedule runs, with the reason."""
+    """All candidates: generated kernels, XLA's own, and the sets that no schedule runs, with the reason.
+
+    firsts: by structure, the kernel that was built; its equals are carried over from it.
+    """
 
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     rejected: Mapping[tuple[int, ...], str]
+    firsts: Mapping[str, Kernel]
 
 
 def enumerate_candidates(graph: Graph) -> Enumeration:
@@ -71,7 +75,8 @@ def enumerate_candidates(graph: Graph) -> Enumeration:
         return True
 
     _try_convex_sets(pieces, is_legal)
-    return Enumeration(tuple(fused), tuple(_left(pieces)), rejected)
+    firsts = {structure: kernel for structure, (_, kernel) in known.items() if isinstance(kernel, Kernel)}
+    return Enumeration(tuple(fused), tuple(_left(pieces)), rejected, firsts)
 
 
 def _left(pieces: Pieces) -> Iterator[Left]:
@@ -150,9 +155,10 @@ def _grow(
         grown: dict[frozenset[int], bool] = {}  # whether a legal set grew into it
         for chosen in fresh:
             legal = is_legal(chosen)
-            for k in sorted({k for j in chosen for k in pieces.neighbours[j]} - chosen):
+            near = set[int]().union(*(pieces.neighbours[j] for j in chosen)) - chosen
+            for k in sorted(k for k in near if k > start):
                 larger = chosen | {k}
-                if k > start and pieces.may_join(larger):
+                if pieces.may_join(larger):
                     grown[larger] = grown.get(larger, False) or legal
         convex = [s for s in grown if s not in seen and pieces.is_convex(s)]
         frontier = sorted(convex, key=lambda s: (not grown[s], -pieces.saved(s), tuple(sorted(s))))[:BEAM]

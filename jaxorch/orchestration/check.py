@@ -49,6 +49,7 @@ class Solution:
             is known.
         seconds: what the search took.
         cuts: how many inequalities were added because a choice had no executable order.
+        peak: bytes of values that are there at once, as `orchestration.peak` counts them; 0 where none were counted.
     """
 
     chosen: tuple[int, ...]
@@ -57,6 +58,7 @@ class Solution:
     gap: float
     seconds: float
     cuts: int
+    peak: int = 0
 
 
 def named(values: Iterable[Value], limit: int = 8) -> str:
@@ -106,11 +108,20 @@ def prune(candidates: Sequence[Candidate], order: Sequence[int], required: Colle
 
 
 def solution_of(
-    candidates: Sequence[Candidate], chosen: tuple[int, ...], bound: float, seconds: float, cuts: int
+    candidates: Sequence[Candidate],
+    chosen: tuple[int, ...],
+    bound: float,
+    seconds: float,
+    cuts: int,
+    extra: float = 0.0,
 ) -> Solution:
-    """The solution that runs `chosen`, none costing less than `bound`; optimal where the two agree to rounding."""
+    """The solution that runs `chosen`; optimal where its cost, and `extra`, are `bound`, to rounding.
+
+    No choice costs less than `bound`, `extra` included, which is what a solution pays for its memory.
+    """
     cost = math.fsum(candidates[k].cost for k in chosen)
-    gap = (cost - bound) / cost if cost - bound > 1e-9 * max(1.0, cost) else 0.0
+    paid = cost + extra
+    gap = (paid - bound) / paid if paid - bound > 1e-9 * max(1.0, paid) else 0.0
     return Solution(chosen, cost, "feasible" if gap else "optimal", gap, seconds, cuts)
 
 

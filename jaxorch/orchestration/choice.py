@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from jaxorch.codegen.source import generate
-from jaxorch.errors import CompileError, UnsupportedError
+from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.trace import Trace
 from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
+from jaxorch.kernels.kernel import Kernel
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
 from jaxorch.orchestration.candidates import Enumeration, Fused, Left, enumerate_candidates
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
-from jaxorch.orchestration.header import header_of
+from jaxorch.orchestration.header import header_of, names_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep
+from jaxorch.orchestration.progress import Progress
 from jaxorch.orchestration.tune import Tuned, tune
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch
 
-__all__ = ["Session", "Steps", "Way"]
+__all__ = ["Rival", "Session", "Steps", "Way"]
 
 type Steps = tuple[KernelStep | LeftStep, ...]
 
@@ -54,7 +57,9 @@ class Session:
         self.device: Device = device(target.device)
         if target.live:
             self.device = replace(self.device, arch=local_arch())
-        self.live = target.live and options.effort != "fast" and options.backend != "interpret"
+        self._live = target.live and options.effort != "fast" and options.backend != "interpret"
+        self.interrupted = False
+        self.progress = Progress()
         self._end = time.monotonic() + _SEARCH_S[options.effort]
         self.store = Store(cache_dir(options))
         # by structure: equal kernels are priced, tuned and compiled once
@@ -63,6 +68,21 @@ class Session:
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
         self.failures: dict[str, None] = {}
+
+    @property
+    def live(self) -> bool:
+        """Whether kernels and plans are timed."""
+        return self._live and not self.interrupted
+
+    def interrupt(self) -> None:
+        """Times nothing from now on: what is known so far makes the program."""
+        self.interrupted = True
+        warnings.warn(
+            "jaxorch's tuning was interrupted: the program runs with what was found so far, and the next process "
+            "tunes on from there. Interrupt again to stop the program.",
+            JaxorchWarning,
+            stacklevel=2,
+        )
 
     @property
     def searches(self) -> bool:
@@ -90,6 +110,15 @@ class _Choice:
         return {"greedy": blp.greedy(*problem).cost, "unfused": blp.unfused(*problem).cost}
 
 
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """The best choice but one: µs it is estimated to take more, its own kernels, and those chosen in their place."""
+
+    extra: float
+    instead: tuple[str, ...]
+    chosen: tuple[str, ...]
+
+
 class Way:
     """One of a program's graphs: its candidates and the cheapest choice among them."""
 
@@ -110,9 +139,29 @@ class Way:
         nodes = self.graph.nodes
         required = tuple(v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const))
         expensive = tuple(k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter))
-        solution = blp.solve(candidates, required, expensive)
+        solution = blp.solve(candidates, required, expensive, memory=self.memory(candidates, required))
         blp.check(solution, candidates, required)
         return _Choice(tuple(options), candidates, required, expensive, solution)
+
+    def rival(self) -> Rival | None:
+        """The best choice but one, if there is another."""
+        choice = self.choice
+        found = blp.runner_up(choice.candidates, choice.required, choice.expensive, choice.solution.chosen)
+        if found is None:
+            return None
+        return Rival(found.extra, *(tuple(map(self.described, ks)) for ks in (found.instead, found.gone)))
+
+    def described(self, number: int) -> str:
+        option, candidate = self.choice.options[number], self.choice.candidates[number]
+        names = " ".join(names_of(self.graph.nodes[n] for n in candidate.nodes))
+        return f"{names} ({'XLA, ' if isinstance(option, Left) else ''}{candidate.cost:.1f})"
+
+    def memory(self, candidates: Sequence[blp.Candidate], required: Sequence[Value]) -> blp.Memory:
+        """What is stored between kernels, and what the options make of it; results are there in any case."""
+        options, stored = self.session.options, dict.fromkeys(v for c in candidates for v in c.outputs)
+        nbytes = {value: self.graph.array(value).nbytes for value in stored if value not in required}
+        limit = math.inf if options.memory_limit is None else options.memory_limit
+        return blp.Memory(nbytes, limit, options.memory_weight / 1e6)
 
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):
@@ -169,6 +218,8 @@ class Way:
 
     def tried(self) -> Steps | None:
         steps: list[KernelStep | LeftStep] = []
+        chosen = (self.choice.options[number] for number in self.choice.solution.chosen)
+        self.session.progress.expect(len({o.structure for o in chosen if isinstance(o, Fused)} - {*self.session.tuned}))
         for number in self.choice.solution.chosen:
             option = self.choice.options[number]
             if isinstance(option, Left):
@@ -191,21 +242,29 @@ class Way:
             return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
         if structure not in session.tuned:
             try:
-                session.tuned[structure] = tune(
-                    self.graph,
-                    kernel,
-                    session.device,
-                    effort=session.options.effort,
-                    live=session.live,
-                    store=session.store,
-                    header=header,
-                )
+                with session.progress.step(self.doing(kernel)):
+                    session.tuned[structure] = self.fastest(kernel, header)
             except (CompileError, UnsupportedError) as error:
                 session.failed[structure] = None
                 session.failures[str(error)] = None
                 return None
         found = session.tuned[structure]
         return KernelStep(kernel, found.source, estimate, found.measured, found.compiled)
+
+    def doing(self, kernel: Kernel) -> str:
+        names = " ".join(names_of(self.graph.nodes[n] for n in kernel.nodes))
+        return f"{'tunes' if self.session.live else 'compiles'} {kernel.schedule}: {names:.40}"
+
+    def fastest(self, kernel: Kernel, header: Sequence[str]) -> Tuned:
+        """The kernel in its best configuration, or in the first where the search for that is interrupted."""
+        session = self.session
+        common: dict[str, Any] = {"effort": session.options.effort, "store": session.store, "header": header}
+        if session.live:
+            try:
+                return tune(self.graph, kernel, session.device, live=True, **common)
+            except KeyboardInterrupt:
+                session.interrupt()
+        return tune(self.graph, kernel, session.device, live=False, **common)
 
     def reason(self, left: Left) -> str:
         nodes = [self.graph.nodes[n] for n in left.nodes]

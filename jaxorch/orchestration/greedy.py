@@ -89,7 +89,10 @@ def _size(candidate: Candidate) -> tuple[int, float]:
 
 
 class _Plan:
-    """The kernels chosen so far, who stores and who reads each value, and how often each expensive node is computed."""
+    """The kernels chosen so far, who stores and who reads each value, and how often each expensive node is computed.
+
+    Invariant: each value a kernel reads has a maker at a lower position, so that positions are an executable order.
+    """
 
     def __init__(
         self,
@@ -105,8 +108,10 @@ class _Plan:
         self.makers: dict[Value, set[int]] = {}
         self.readers: dict[Value, set[int]] = {}
         self.coverers: dict[int, set[int]] = {}
-        for k in chosen:
-            self._add(k)
+        self.positions: dict[int, float] = {}
+        order, _ = executable_order(candidates, chosen)
+        for position, k in enumerate(order):
+            self._add(k, position)
 
     def improve(self) -> None:
         """Take the candidate that saves most, again and again; what a change touches is offered anew."""
@@ -130,12 +135,40 @@ class _Plan:
             saving, gone = self._saving(k)
             if saving != -offered:
                 self._offer(offers, k)  # something upstream of it has changed since
-            elif not executable_order(self.candidates, (self.kernels - set(gone)) | {k})[1]:
+            elif (position := self._position(k, set(gone))) is not None:
                 for j in gone:
                     self._remove(j)
-                self._add(k)
+                self._add(k, position)
                 return [k, *gone]
         return []
+
+    def _position(self, k: int, gone: set[int]) -> float | None:
+        """A position for `k` once `gone` are; None if there is no executable order with it.
+
+        Nearly always there is room between what `k` reads and what reads it; only else are all put in order anew.
+        """
+        stored = frozenset(self.candidates[k].outputs)
+        low = max((self._first(value, gone) for value in self.candidates[k].inputs), default=-1.0)
+        readers = (r for value in stored for r in self.readers.get(value, _NONE) - gone)
+        high = min((self.positions[r] for r in readers), default=low + 2)
+        position = (low + high) / 2
+        orphans = {value for j in gone for value in self.candidates[j].outputs} - stored
+        if low < position < high and all(self._is_early(value, gone) for value in orphans):
+            return position
+        order, stuck = executable_order(self.candidates, sorted((self.kernels - gone) | {k}))
+        if stuck:
+            return None
+        self.positions |= {j: float(n) for n, j in enumerate(order)}
+        return self.positions[k]
+
+    def _first(self, value: Value, gone: set[int]) -> float:
+        """Where `value` is there, once `gone` are not; infinite if nowhere."""
+        return min((self.positions[j] for j in self.makers[value] - gone), default=math.inf)
+
+    def _is_early(self, value: Value, gone: set[int]) -> bool:
+        """Whether `value` is there before the first that reads it."""
+        readers = self.readers.get(value, _NONE) - gone
+        return not readers or self._first(value, gone) < min(self.positions[r] for r in readers)
 
     def _touching(self) -> dict[object, list[int]]:
         touching: dict[object, list[int]] = {}
@@ -173,8 +206,9 @@ class _Plan:
         read = value in self.candidates[k].inputs or bool(self.readers.get(value, _NONE) - gone - {maker})
         return read or value in self.required
 
-    def _add(self, k: int) -> None:
+    def _add(self, k: int, position: float) -> None:
         self.kernels.add(k)
+        self.positions[k] = position
         candidate = self.candidates[k]
         for value in candidate.outputs:
             self.makers.setdefault(value, set()).add(k)

@@ -24,6 +24,7 @@ from jaxorch.ir.graph import (
     reads,
 )
 from jaxorch.ir.view import Value
+from jaxorch.orchestration.bits import united
 from jaxorch.passes.derive.match import is_window
 
 __all__ = ["Piece", "Pieces", "internal"]
@@ -47,6 +48,16 @@ class Piece:
     outputs: tuple[Value, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A piece with its values as their places among all, ascending; `reads`: those that its nodes read, whoever."""
+
+    nodes: frozenset[int]
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+    reads: frozenset[int]
+
+
 class Pieces:
     """The pieces of a graph, and what can be asked about sets of them."""
 
@@ -62,13 +73,20 @@ class Pieces:
         self.bases = {n.base.node for n in graph.nodes if isinstance(n, Scatter)}  # to exist before they are written to
         self.redone = self._redone()
         self.all = self._pieces()
-        self.neighbours, self.after = self._relations()
+        self.neighbours = self._neighbours()
+        self._after, self._before = self._order()
         maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
         self.followers: list[set[int]] = [set() for _ in self.all]  # by piece: those that read its outputs
         for k, p in enumerate(self.all):
             for v in p.inputs:
                 if v in maker:
                     self.followers[maker[v]].add(k)
+        self._values = sorted({v for values in self.reads for v in values} | self.returned)
+        numbers = {v: k for k, v in enumerate(self._values)}
+        self._nbytes = [graph.array(v).nbytes for v in self._values]
+        # by value: the nodes that read it, and -1, which no piece holds, where the program returns it
+        self._read_by = [{*self.readers.get(v, ()), *([-1] if v in self.returned else [])} for v in self._values]
+        self._tables = [self._table(p, numbers) for p in self.all]
         self.products = frozenset(k for k, p in enumerate(self.all) if isinstance(graph.nodes[p.nodes[-1]], Contract))
 
     # What the pieces are
@@ -133,9 +151,14 @@ class Pieces:
         inside = tuple(sorted(every))
         own = [Value(k, o) for k in nodes for o in range(len(outputs_of(self.graph.nodes[k])))]
         inputs = sorted({v for k in inside for v in self.reads[k] if v.node not in every})
-        return Piece(inside, internal(self.graph, inputs), self.wanted(own, every))
+        return Piece(inside, internal(self.graph, inputs), self._wanted(own, every))
 
-    def wanted(self, values: Iterable[Value], inside: set[int]) -> tuple[Value, ...]:
+    def _table(self, piece: Piece, numbers: dict[Value, int]) -> _Table:
+        read = (v for n in piece.nodes for v in self.reads[n])
+        inputs, outputs, reads = (frozenset(numbers[v] for v in vs) for vs in (piece.inputs, piece.outputs, read))
+        return _Table(frozenset(piece.nodes), inputs, outputs, reads)
+
+    def _wanted(self, values: Iterable[Value], inside: set[int]) -> tuple[Value, ...]:
         """Those of `values` that the program returns or a node outside `inside` reads."""
         return tuple(v for v in values if v in self.returned or any(r not in inside for r in self.readers.get(v, ())))
 
@@ -143,34 +166,45 @@ class Pieces:
 
     def joined(self, chosen: Iterable[int]) -> tuple[tuple[int, ...], tuple[Value, ...], tuple[Value, ...]]:
         """Nodes, internal inputs and outputs of several pieces as one; what only the set needs is no output."""
-        pieces = [self.all[k] for k in chosen]
-        nodes = tuple(sorted({n for p in pieces for n in p.nodes}))
-        own = sorted({v for p in pieces for v in p.outputs})
-        inputs = tuple(sorted({v for p in pieces for v in p.inputs} - set(own)))
-        return nodes, inputs, self.wanted(own, set(nodes))
+        tables = [self._tables[k] for k in chosen]
+        nodes = set[int]().union(*(t.nodes for t in tables))
+        own = set[int]().union(*(t.outputs for t in tables))
+        inputs = set[int]().union(*(t.inputs for t in tables)) - own
+        outputs = [v for v in sorted(own) if not self._read_by[v] <= nodes]
+        return tuple(sorted(nodes)), self._named(sorted(inputs)), self._named(outputs)
+
+    def _named(self, numbers: Iterable[int]) -> tuple[Value, ...]:
+        return tuple(self._values[v] for v in numbers)
 
     def saved(self, chosen: Iterable[int]) -> int:
-        """Bytes that one kernel for these pieces does not move: values made inside, inputs read once for several."""
-        pieces = [self.all[k] for k in chosen]
-        made = {v for p in pieces for v in p.outputs}
-        counted: set[Value] = set()
+        """Bytes not moved because the pieces run as one: reads of values made inside, and reads once for several."""
+        tables = [self._tables[k] for k in chosen]
+        made = set[int]().union(*(t.outputs for t in tables))
+        counted: set[int] = set()
         saved = 0
-        for p in pieces:
-            for v in {v for n in p.nodes for v in self.reads[n]}:
-                if v in counted or (v in made and v not in p.outputs):
-                    saved += self.graph.array(v).nbytes
-                counted.add(v)
+        for t in tables:
+            twice = (t.reads & counted) | ((t.reads & made) - t.outputs)
+            saved += sum(self._nbytes[v] for v in twice)
+            counted |= t.reads
         return saved
 
     def is_convex(self, chosen: frozenset[int]) -> bool:
         """Whether neither a piece outside nor an opaque node lies on a path between two inside."""
-        below = set[int]().union(*(self.after[k] for k in chosen)) - chosen
-        return not any(self.after[k] & chosen for k in below)
+        inside = after = before = 0
+        for k in chosen:
+            inside |= 1 << k
+            after |= self._after[k]
+            before |= self._before[k]
+        return not after & before & ~inside
+
+    def follows(self, last: int, first: int) -> bool:
+        """Whether piece `last` needs, through any path, what piece `first` makes."""
+        return bool(self._after[first] >> last & 1)
 
     def may_join(self, chosen: frozenset[int]) -> bool:
         """Whether some schedule may run so many products; two belong together only if one feeds the other."""
-        products = sorted(k for k in chosen if k in self.products)
-        return len(products) < 2 or (len(products) == 2 and products[1] in self.after[products[0]])
+        products = self.products & chosen
+        return len(products) < 2 or (len(products) == 2 and self.follows(max(products), min(products)))
 
     def chains(self) -> list[frozenset[int]]:
         """From a product to one that needs it, with no other product between: all pieces on the way."""
@@ -178,7 +212,7 @@ class Pieces:
         for first in sorted(self.products):
             between, ends = self._until_products(first)
             for last in ends:
-                chain = frozenset(k for k in between if last in self.after[k]) | {first, last}
+                chain = frozenset(k for k in between if self.follows(last, k)) | {first, last}
                 if self.is_convex(chain):
                     found.append(chain)
         return found
@@ -195,8 +229,8 @@ class Pieces:
                     pending.append(k)
         return list(between), list(ends)
 
-    def _relations(self) -> tuple[list[set[int]], list[set[int]]]:
-        """(pieces that share a value, pieces that come after through any path)."""
+    def _neighbours(self) -> list[set[int]]:
+        """By piece: those that share a value with it."""
         maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
         sharing: dict[Value, set[int]] = {}
         for k, p in enumerate(self.all):
@@ -207,19 +241,29 @@ class Pieces:
         for together in sharing.values():
             for k in together if len(together) <= _MOST_SHARED else ():
                 neighbours[k] |= together - {k}
-        return neighbours, self._after()
+        return neighbours
 
-    def _after(self) -> list[set[int]]:
-        """By piece, and after the pieces by opaque node: a path may lead through what XLA runs."""
-        owner = {v.node: k for k, p in enumerate(self.all) for v in p.outputs}
-        opaque = [number for number, node in enumerate(self.graph.nodes) if isinstance(node, Opaque)]
-        owner |= {number: len(self.all) + k for k, number in enumerate(opaque)}
-        reached: list[set[int]] = [set() for _ in self.graph.nodes]  # by node: the pieces its outputs lead to
-        for number in reversed(range(len(self.graph.nodes))):
+    def _order(self) -> tuple[list[int], list[int]]:
+        """By piece, what comes after it and what before it through any path, as bits of an int.
+
+        The bits past those of the pieces are of opaque nodes: a path may lead through what XLA runs.
+        """
+        nodes = self.graph.nodes
+        opaque = [number for number, node in enumerate(nodes) if isinstance(node, Opaque)]
+        bits = {v.node: 1 << k for k, p in enumerate(self.all) for v in p.outputs}
+        bits |= {number: 1 << k for k, number in enumerate(opaque, len(self.all))}
+        to, fro = [0] * len(nodes), [0] * len(nodes)  # by node, what its outputs lead to and what leads to it
+        for number in reversed(range(len(nodes))):
             for user in self.users[number]:
-                reached[number] |= reached[user] | ({owner[user]} if user in owner else set())
-        after = [set[int]().union(*(reached[v.node] for v in p.outputs)) - {k} for k, p in enumerate(self.all)]
-        return after + [reached[number] for number in opaque]
+                to[number] |= to[user] | bits.get(user, 0)
+        for number, values in enumerate(self.reads):
+            for value in values:
+                fro[number] |= fro[value.node] | bits.get(value.node, 0)
+        return self._of_pieces(to), self._of_pieces(fro)
+
+    def _of_pieces(self, bits: Sequence[int]) -> list[int]:
+        """By piece, the bits of its outputs' nodes together, its own left out."""
+        return [united(bits[v.node] for v in p.outputs) & ~(1 << k) for k, p in enumerate(self.all)]
 
 
 def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:

@@ -21,10 +21,11 @@ from jaxorch.ir.graph import Graph, Input, Opaque
 from jaxorch.ir.text import array_text
 from jaxorch.ir.value import Value
 from jaxorch.orchestration import blp
-from jaxorch.orchestration.choice import Session, Steps, Way
+from jaxorch.orchestration.choice import Rival, Session, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.plan import KernelStep, Plan, run, written_operands
 from jaxorch.orchestration.positions import largest_places
+from jaxorch.orchestration.recall import Made, recall, remember
 from jaxorch.orchestration.tune import place
 
 __all__ = ["Planned", "as_traced", "plan_program"]
@@ -34,6 +35,9 @@ _LARGE_STATE = 1 << 20
 
 _WITHIN = 2.0
 """How far a graph's estimate may be above the least for its plan to be timed: estimates are off by less."""
+
+
+_INTERRUPTED = "not timed: tuning was interrupted"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Planned:
     plan: Plan
     solution: blp.Solution
     baselines: Mapping[str, float]
+    rival: Rival | None
     verdict: Verdict
     kept: bool
     failures: tuple[str, ...]
@@ -76,21 +81,27 @@ def plan_program(trace: Trace, session: Session) -> Planned:
         PlanError: none of its graphs has a choice of kernels.
     """
     graphs = session.graphs(trace)
-    ways = _ways(trace, graphs, session)
+    made = recall(trace, graphs, session)
+    if made is None:
+        made = [_made(way, steps) for way, steps in _tried(_ways(trace, graphs, session), session)]
+        remember(trace, graphs, made, session)
     regions, carries, bodies = _bodies(trace, graphs[0], session)
     written = written_operands(graphs[0], carries)
     if session.target.in_loop:
         _check_boundary(graphs[0], written)
-    made = [(way, Plan(trace, way.graph, steps, regions)) for way, steps in _tried(ways, session)]
-    runs = [partial(_run_plan, plan, session.launch()) for _, plan in made]
+    plans = [Plan(trace, m.graph, m.steps, regions) for m in made]
+    runs = [partial(_run_plan, plan, session.launch()) for plan in plans]
     inside = [step.source.digest for _, body in bodies for step in body.kernels]
-    verdict = _judge([plan for _, plan in made], runs, inside, written, session)
-    way, plan = made[verdict.fastest]
+    verdict = _judge(plans, runs, inside, written, session)
+    best, plan = made[verdict.fastest], plans[verdict.fastest]
     kept = bool(plan.kernels or plan.regions) and verdict.keeps_plan
     chosen = runs[verdict.fastest] if kept else partial(as_traced, trace)
-    choice = way.choice
     failures = tuple(session.failures)
-    return Planned(chosen, plan, choice.solution, choice.baselines(), verdict, kept, failures, bodies)
+    return Planned(chosen, plan, best.solution, best.baselines, best.rival, verdict, kept, failures, bodies)
+
+
+def _made(way: Way, steps: Steps) -> Made:
+    return Made(way.graph, steps, way.choice.solution, way.choice.baselines(), way.rival(), way.found.firsts)
 
 
 def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Way]:
@@ -218,6 +229,8 @@ def _judge(
     trace, graph = plans[0].trace, plans[0].graph
     if not any(plan.kernels or plan.regions for plan in plans):
         return Verdict(None, None, "no kernel was chosen")
+    if session.interrupted:
+        return Verdict(None, None, _INTERRUPTED)
     if not session.live:
         return Verdict(None, None, "not timed: estimated for a device that is not here, or effort='fast'")
     operands = [n.array for n in graph.nodes if isinstance(n, Input)]
@@ -231,7 +244,12 @@ def _judge(
     outputs = [graph.array(v) for v in graph.outputs]
     inputs = [Value(k) for k, n in enumerate(graph.nodes) if isinstance(n, Input)]
     places = largest_places(graph, inputs)
-    verdict = compare(runs, partial(as_traced, trace), operands, outputs, written, session.device, places)
+    try:
+        with session.progress.step("times whole plans"):
+            verdict = compare(runs, partial(as_traced, trace), operands, outputs, written, session.device, places)
+    except KeyboardInterrupt:
+        session.interrupt()
+        return Verdict(None, None, _INTERRUPTED)
     if verdict.planned is not None:
         record = {"planned": verdict.planned, "xla": verdict.xla, "fastest": verdict.fastest}
         session.store.put("verdict", key, record)

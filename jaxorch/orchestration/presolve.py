@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from jaxorch.errors import PlanError
 from jaxorch.ir.view import Value
+from jaxorch.orchestration.bits import united
 from jaxorch.orchestration.check import Candidate, executable_order, named
 
 __all__ = ["Problem", "components", "producible", "reduce_problem"]
@@ -37,8 +38,12 @@ class Problem:
     expensive: frozenset[int]
 
 
-def reduce_problem(candidates: Sequence[Candidate], required: Sequence[Value], expensive: Collection[int]) -> Problem:
+def reduce_problem(
+    candidates: Sequence[Candidate], required: Sequence[Value], expensive: Collection[int], *, in_order: bool = False
+) -> Problem:
     """Drop the candidates that cannot run, serve nothing or are dominated, and find what every solution must contain.
+
+    `in_order`: one is dominated only by one whose last node is the same.
 
     Raises:
         PlanError: a candidate is malformed, or no candidates produce a required value; the message names the value to
@@ -46,7 +51,7 @@ def reduce_problem(candidates: Sequence[Candidate], required: Sequence[Value], e
     """
     order = producible(candidates, required)
     useful = _useful(candidates, order, required)
-    kept = _undominated(candidates, useful, frozenset(expensive))
+    kept = _undominated(candidates, useful, frozenset(expensive), in_order)
     live, stored = _unavoidable(candidates, [k for k in order if k in kept], required)
     columns = tuple(sorted(kept))
     return Problem(tuple(candidates), columns, stored, live, frozenset(expensive))
@@ -115,16 +120,19 @@ def _useful(candidates: Sequence[Candidate], order: Sequence[int], required: Seq
     return sorted(seen)
 
 
-def _undominated(candidates: Sequence[Candidate], columns: Iterable[int], expensive: frozenset[int]) -> frozenset[int]:
+def _undominated(
+    candidates: Sequence[Candidate], columns: Iterable[int], expensive: frozenset[int], in_order: bool
+) -> frozenset[int]:
     """Drop each candidate that another can replace in any solution.
 
     Storing the same, reading no more, costing no more and computing no expensive node besides: in its place,
     everything it read is still there in time, and no expensive node is computed more often. Of two equal ones the
     earlier stays.
     """
-    groups: dict[frozenset[Value], list[int]] = {}
+    groups: dict[object, list[int]] = {}
     for k in columns:
-        groups.setdefault(frozenset(candidates[k].outputs), []).append(k)
+        last = max(candidates[k].nodes) if in_order else None
+        groups.setdefault((frozenset(candidates[k].outputs), last), []).append(k)
     kept: list[int] = []
     for group in groups.values():
         best: list[tuple[frozenset[Value], frozenset[int]]] = []
@@ -151,7 +159,7 @@ def _unavoidable(
     node_bit = {node: 1 << i for i, node in enumerate(nodes)}
     value_bit = {value: 1 << i for i, value in enumerate(values, len(nodes))}
     own = {
-        k: _union([node_bit[n] for n in candidates[k].nodes] + [value_bit[v] for v in candidates[k].outputs])
+        k: united([node_bit[n] for n in candidates[k].nodes] + [value_bit[v] for v in candidates[k].outputs])
         for k in order
     }
     needs = dict.fromkeys(values, (1 << (len(nodes) + len(values))) - 1)
@@ -159,20 +167,13 @@ def _unavoidable(
     while changed:
         changed = False
         for k in order:
-            reach = own[k] | _union(needs[value] for value in candidates[k].inputs)
+            reach = own[k] | united(needs[value] for value in candidates[k].inputs)
             for value in candidates[k].outputs:
                 if needs[value] & ~reach:
                     needs[value] &= reach
                     changed = True
-    every = _union(needs[value] for value in required)
+    every = united(needs[value] for value in required)
     return tuple(n for n in nodes if node_bit[n] & every), tuple(v for v in values if value_bit[v] & every)
-
-
-def _union(sets: Iterable[int]) -> int:
-    total = 0
-    for bits in sets:
-        total |= bits
-    return total
 
 
 def components(problem: Problem, together: Iterable[Collection[int]] = ()) -> list[tuple[int, ...]]:

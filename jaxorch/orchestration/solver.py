@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "Row", "minimize"]
 
 
+_NO_PRICES: Mapping[int, float] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """low ≤ Σ_{k in plus} x_k - x_minus ≤ high, a bound that is None left out."""
+    """low ≤ Σ_{k in plus} w_k x_k - x_minus ≤ high, a bound that is None left out; without `weights` all w_k are 1."""
 
     plus: tuple[int, ...]
     minus: int | None = None
-    low: int | None = None
-    high: int | None = None
+    low: float | None = None
+    high: float | None = None
+    weights: tuple[float, ...] = ()
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -44,17 +48,19 @@ class Outcome:
     bound: float
 
 
-def minimize(costs: Mapping[int, float], rows: Sequence[Row], deadline: float) -> Outcome | None:
+def minimize(
+    costs: Mapping[int, float], rows: Sequence[Row], deadline: float, prices: Mapping[int, float] = _NO_PRICES
+) -> Outcome | None:
     """Choose columns of least total cost that keep all rows; None if there is no such choice.
 
-    The columns with a cost are 0 or 1; one that only rows name is free between 0 and 1 and costs nothing. The search
-    ends at `deadline`, a time of `time.perf_counter`.
+    The columns with a cost are 0 or 1; one that only rows name is free between 0 and 1 and costs nothing but what
+    `prices` says. The search ends at `deadline`, a time of `time.perf_counter`.
 
     Raises:
         PlanError: PuLP or HiGHS is missing, or HiGHS stopped for a reason of its own.
     """
     try:
-        model, x = _model(costs, rows)
+        model, x = _model(costs, rows, prices)
         remaining = deadline - time.perf_counter()
         solver = _highs(remaining)
     except ImportError as err:
@@ -69,7 +75,8 @@ def minimize(costs: Mapping[int, float], rows: Sequence[Row], deadline: float) -
         return None
     chosen = tuple(k for k in costs if (x[k].varValue or 0.0) > 0.5)
     if stats.status.name == "Optimal":
-        return Outcome(chosen, math.fsum(costs[k] for k in chosen))
+        paid = (price * (x[k].varValue or 0.0) for k, price in prices.items())
+        return Outcome(chosen, math.fsum((*(costs[k] for k in chosen), *paid)))
     if stats.status.name != "TimeLimit":
         raise PlanError(
             f"HiGHS stopped: {stats.status.name}; expected an optimum or the time limit. Report the program."
@@ -77,16 +84,21 @@ def minimize(costs: Mapping[int, float], rows: Sequence[Row], deadline: float) -
     return Outcome(chosen if stats.has_solution else None, max(0.0, stats.best_bound or 0.0))
 
 
-def _model(costs: Mapping[int, float], rows: Sequence[Row]) -> tuple[pulp.LpProblem, dict[int, pulp.LpVariable]]:
+def _model(
+    costs: Mapping[int, float], rows: Sequence[Row], prices: Mapping[int, float]
+) -> tuple[pulp.LpProblem, dict[int, pulp.LpVariable]]:
     import pulp
 
     model = pulp.LpProblem("orchestration", pulp.LpMinimize)
     x = {k: model.add_variable(f"x{k}", cat="Binary") for k in costs}
     free = dict.fromkeys(k for row in rows for k in row.columns if k not in x)
     x |= {k: model.add_variable(f"y{k}", 0, 1) for k in free}
-    model.setObjective(pulp.lpSum_vars_coefs((x[k], cost) for k, cost in costs.items()))
+    model.setObjective(pulp.lpSum_vars_coefs((x[k], cost) for k, cost in {**costs, **prices}.items()))
     for row in rows:
-        total = pulp.lpSum_vars(x[k] for k in row.plus)
+        if row.weights:
+            total = pulp.lpSum_vars_coefs((x[k], w) for k, w in zip(row.plus, row.weights, strict=True))
+        else:
+            total = pulp.lpSum_vars(x[k] for k in row.plus)
         if row.minus is not None:
             total -= x[row.minus]
         if row.low is not None and row.low == row.high:

@@ -71,11 +71,11 @@ def tune(
         for config in configs:
             if _record(config) == known.get("config"):
                 source = generate(graph, kernel, config, header=header)
-                compiled = check(source, inputs, outputs, **limits)
+                compiled = check(source, inputs, outputs, **limits, store=store)
                 return Tuned(source, compiled, _number(known.get("measured")), ())
     failures: list[str] = []
     if not live:
-        source, compiled = _first(sources, lambda s: check(s, inputs, outputs, **limits), failures)
+        source, compiled = _first(sources, lambda s: check(s, inputs, outputs, **limits, store=store), failures)
         return Tuned(source, compiled, None, tuple(failures))
     every = list(sources)
     usable = _usable(every, check_all(every, inputs, outputs, **limits), failures)
@@ -88,7 +88,7 @@ def tune(
         source, compiled = usable[0]
         return Tuned(source, compiled, None, (*failures, "not timed: too little device memory free"))
     store.put("config", key, {"config": _record(best.config), "measured": measured})
-    return Tuned(best, next(c for s, c in usable if s is best), measured, tuple(failures))
+    return Tuned(best, check(best, inputs, outputs, **limits, store=store), measured, tuple(failures))
 
 
 def place(device: Device) -> str:

@@ -1,6 +1,6 @@
 """What a plan says of itself: the report behind `jaxorch.explain`."""
 
 from jaxorch.report.describe import describe, nothing_planned
-from jaxorch.report.model import KernelLine, LeftLine, Report
+from jaxorch.report.model import KernelLine, LeftLine, Report, RivalLine
 
-__all__ = ["KernelLine", "LeftLine", "Report", "describe", "nothing_planned"]
+__all__ = ["KernelLine", "LeftLine", "Report", "RivalLine", "describe", "nothing_planned"]

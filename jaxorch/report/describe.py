@@ -15,7 +15,7 @@ from jaxorch.orchestration.cost import minimum_bytes
 from jaxorch.orchestration.header import MOST_SOURCES, names_of, sources_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan
 from jaxorch.orchestration.planner import Planned
-from jaxorch.report.model import KernelLine, LeftLine, Report
+from jaxorch.report.model import KernelLine, LeftLine, Report, RivalLine
 from jaxorch.target import Target
 
 __all__ = ["describe", "nothing_planned"]
@@ -24,11 +24,12 @@ __all__ = ["describe", "nothing_planned"]
 def describe(planned: Planned, target: Target, problems: tuple[str, ...] = ()) -> Report:
     """The report of a program, with those of the bodies in it; `problems` beside what failed while it was planned."""
     plan, verdict = planned.plan, planned.verdict
+    moved = _bytes_moved(plan)
     left = tuple(_left(plan, step) for step in plan.steps if isinstance(step, LeftStep))
     return Report(
         device=target.device,
         note=verdict.note,
-        kernels=tuple(_kernel(plan, step) for step in plan.kernels),
+        kernels=tuple(_kernel(plan, step, moved[step.source.digest]) for step in plan.kernels),
         left=_merged(left),
         estimated=planned.solution.cost,
         baselines=tuple(planned.baselines.items()),
@@ -38,6 +39,8 @@ def describe(planned: Planned, target: Target, problems: tuple[str, ...] = ()) -
         xla=verdict.xla,
         kept=planned.kept,
         problems=(*planned.failures, *problems),
+        peak=planned.solution.peak,
+        rival=(r := planned.rival) and RivalLine(r.extra, r.instead, r.chosen),
         bodies=tuple((what, describe(body, target)) for what, body in planned.bodies),
     )
 
@@ -47,16 +50,21 @@ def nothing_planned(note: str) -> Report:
     return Report("cpu", note, (), (), 0.0, (), "", 0.0, None, None, False, ())
 
 
-def _kernel(plan: Plan, step: KernelStep) -> KernelLine:
+def _bytes_moved(plan: Plan) -> dict[str, int]:
+    """By the source's digest: equal kernels move the same."""
+    different = {step.source.digest: step for step in plan.kernels}
+    return {d: int(count(plan.graph, s.kernel, s.source.config).moved) for d, s in different.items()}
+
+
+def _kernel(plan: Plan, step: KernelStep, moved: int) -> KernelLine:
     graph, kernel = plan.graph, step.kernel
     nodes = [graph.nodes[n] for n in kernel.nodes]
-    counts = count(graph, kernel, step.source.config)
     return KernelLine(
         name=step.source.name,
         schedule=kernel.schedule,
         primitives=names_of(nodes),
         sources=sources_of(plan.trace, nodes),
-        bytes_moved=int(counts.moved),
+        bytes_moved=moved,
         bytes_minimum=minimum_bytes(graph, kernel),
         estimated=step.estimated,
         measured=step.measured,

@@ -10,7 +10,7 @@ import io
 import json
 from dataclasses import dataclass
 
-__all__ = ["KernelLine", "LeftLine", "Report"]
+__all__ = ["KernelLine", "LeftLine", "Report", "RivalLine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,22 @@ class LeftLine:
 
 
 @dataclass(frozen=True, slots=True)
+class RivalLine:
+    """The best choice but one by the estimates: the µs it takes more, its kernels, and those chosen in their place."""
+
+    extra: float
+    instead: tuple[str, ...]
+    chosen: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The plan of one program.
 
     device: the device table planned for; note: what the reader should know first.  status and gap are the
     solver's; baselines the estimated µs of "greedy" and "unfused" choices beside `estimated`.
+    rival: what the choice was made against, None where there is no other.
+    peak: bytes of what is stored between kernels that are there at once, by the choice's count.
     planned and xla are measured µs of the whole program, None where they were not timed.
     bodies: the planned bodies of loops and branches, each with the loop it belongs to.
     """
@@ -69,6 +80,8 @@ class Report:
     xla: float | None
     kept: bool
     problems: tuple[str, ...]
+    peak: int = 0
+    rival: RivalLine | None = None
     bodies: tuple[tuple[str, Report], ...] = ()
 
     @property

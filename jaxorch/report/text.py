@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from jaxorch.report.model import KernelLine, Report
+from jaxorch.report.model import KernelLine, Report, RivalLine
 
 __all__ = ["render"]
 
@@ -19,6 +19,8 @@ def render(report: Report) -> RenderableType:
         parts.append(_kernels(report.kernels))
     if report.left:
         parts.append(_left(report))
+    if report.rival is not None:
+        parts.append(_rival(report.rival))
     parts.extend(f"problem: {problem}" for problem in report.problems)
     for loop, body in report.bodies:
         parts += [f"\nbody of {loop}:", render(body)]
@@ -31,6 +33,7 @@ def _headline(report: Report) -> str:
     if report.status:
         baselines = ", ".join(f"{name} {cost:.1f}" for name, cost in report.baselines)
         parts.append(f"estimated {report.estimated:.1f} µs ({report.status}, gap {report.gap:.1%}; {baselines})")
+        parts.append(f"{report.peak / 1e6:.2f} MB between kernels")
     if report.planned is not None and report.xla is not None:
         verdict = "kept" if report.kept else "XLA's version is used"
         parts.append(f"measured {report.planned:.1f} µs against XLA's {report.xla:.1f} µs: {verdict}")
@@ -39,10 +42,17 @@ def _headline(report: Report) -> str:
     return "; ".join(parts)
 
 
+def _rival(rival: RivalLine) -> str:
+    instead, chosen = ("; ".join(lines) or "nothing" for lines in (rival.instead, rival.chosen))
+    return f"runner-up, {rival.extra:.1f} µs more by the estimates: {instead}\nin place of: {chosen}"
+
+
 def _kernels(lines: Sequence[KernelLine]) -> Table:
     table = Table("kernel", "schedule", "primitives", "from", "MB (least)", "µs", "registers (spills)", title="kernels")
     for line in lines:
-        time = f"{line.measured:.1f} measured" if line.measured is not None else f"{line.estimated:.1f} estimated"
+        time = f"{line.estimated:.1f} estimated"
+        if line.measured is not None:
+            time = f"{line.measured:.1f} measured\n{time}"
         registers = "" if line.registers is None else f"{line.registers} ({line.spill_bytes})"
         moved = f"{line.bytes_moved / 1e6:.2f} ({line.bytes_minimum / 1e6:.2f})"
         sources = "\n".join(line.sources)

@@ -33,6 +33,9 @@ class Compiled:
         spill_bytes: bytes of registers that a thread stores to and loads from local memory; 0 in a good kernel.
         shared_bytes: static and dynamic shared memory of a block.
         seconds: how long it took; near 0 where Triton's own cache on disk had it.
+        entry: the kernel's name in the assembly text; empty where more than that text is needed to launch it.
+        ttir: Triton's text of it, which goes with the launch.
+        scratch: bytes of global memory that a block needs, and their alignment.
     """
 
     ptx: str
@@ -40,6 +43,9 @@ class Compiled:
     spill_bytes: int
     shared_bytes: int
     seconds: float
+    entry: str = ""
+    ttir: str = ""
+    scratch: tuple[int, int] | None = None
 
 
 def compile_for(
@@ -87,7 +93,15 @@ def compile_for(
             spill_bytes=_number(r"(\d+) bytes spill stores", log) + _number(r"(\d+) bytes spill loads", log),
             shared_bytes=int(kernel.metadata.shared),
             seconds=time.perf_counter() - began,
+            entry="" if getattr(kernel.metadata, "tensordesc_meta", None) else str(kernel.metadata.name),
+            ttir=kernel.asm["ttir"],
+            scratch=_scratch(kernel.metadata),
         )
+
+
+def _scratch(metadata: Any) -> tuple[int, int] | None:
+    size = getattr(metadata, "global_scratch_size", 0)
+    return (int(size), int(metadata.global_scratch_align)) if size else None
 
 
 def _types(names: list[str], signature: Mapping[str, str], constants: Mapping[str, object]) -> dict[str, str]:

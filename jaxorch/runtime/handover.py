@@ -1,7 +1,8 @@
-"""Hands kernels that Triton has compiled, and keeps on disk, over to jax-triton, which would compile them anew.
+"""Hands kernels that are compiled already over to jax-triton, which would compile them anew.
 
-Input: the jax_triton module.  Output: none; its compiler is asked for other people's kernels only.  Invariant: what is
-handed over is compiled from the same source, with the same types and options, as jax-triton would.
+Input: the jax_triton module, and kernels as they are offered.  Output: none; its compiler is asked for other people's
+kernels only.  What was not offered is asked of Triton, which keeps what it compiled on disk.  Invariant: what is handed
+over is compiled from the same source, with the same types and options, as jax-triton would.
 
 This replaces one private method of jax-triton 0.4; there is no public way to give it a compiled kernel.
 """
@@ -9,11 +10,24 @@ This replaces one private method of jax-triton 0.4; there is no public way to gi
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
-from jaxorch.runtime.source import is_generated
+from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.source import filename_of, is_generated
 
-__all__ = ["hand_over"]
+__all__ = ["hand_over", "offer"]
+
+type _Key = tuple[str, str, tuple[tuple[str, str], ...], int, int, int]
+
+_offered: dict[_Key, Compiled] = {}
+
+
+def offer(request: tuple[tuple[Any, ...], Mapping[str, Any]], compiled: Compiled) -> None:
+    """Makes a compiled kernel known; `request`: the arguments of `compile_for` that gave it."""
+    (text, name, signature, _), named = request
+    file = filename_of(text)
+    _offered[file, name, tuple(signature.items()), named["num_warps"], named["num_stages"], named["arch"]] = compiled
 
 
 def hand_over(jax_triton: Any) -> None:
@@ -35,6 +49,31 @@ def hand_over(jax_triton: Any) -> None:
 
 
 def _handed_over(library: Any, function: Any, spec: Any, gpu_target: Any, backend: Any, options: dict[str, Any]) -> Any:
+    key = function.fn.__code__.co_filename, function.fn.__name__, tuple(spec.signature.items())
+    found = _offered.get((*key, options["num_warps"], options["num_stages"], gpu_target.arch))
+    result, ttir = _compiled(library, function, spec, gpu_target, options) if found is None else _kept(library, found)
+    launched = [result.name, options["num_warps"], options["num_ctas"], result.shared_mem_bytes, result.binary, ttir]
+    launched.append(gpu_target.arch)
+    if result.global_scratch_size is not None:
+        launched += [result.global_scratch_size, result.global_scratch_align]
+    return library.triton_kernel_call_lib.TritonKernel(*launched), ttir, backend.parse_options(options), result
+
+
+def _kept(library: Any, found: Compiled) -> tuple[Any, str]:
+    size, align = found.scratch or (None, None)
+    result = library.CompilationResult(
+        binary=found.ptx,
+        name=found.entry,
+        shared_mem_bytes=found.shared_bytes,
+        ttgir="",  # of these jax-triton makes files for its developers alone
+        llir="",
+        global_scratch_size=size,
+        global_scratch_align=align,
+    )
+    return result, found.ttir
+
+
+def _compiled(library: Any, function: Any, spec: Any, gpu_target: Any, options: dict[str, Any]) -> tuple[Any, str]:
     compiler: Any = importlib.import_module("triton.compiler")
     source = compiler.ASTSource(fn=function, signature=spec.signature, constexprs=spec.constants, attrs=spec.attrs)
     kernel = compiler.compile(source, target=gpu_target, options=options)
@@ -49,9 +88,4 @@ def _handed_over(library: Any, function: Any, spec: Any, gpu_target: Any, backen
         global_scratch_align=about.get("global_scratch_align") if about.get("global_scratch_size") else None,
         tensordesc_meta=about.get("tensordesc_meta") or [],
     )
-    ttir = kernel.asm["ttir"]
-    launched = [result.name, options["num_warps"], options["num_ctas"], result.shared_mem_bytes, result.binary, ttir]
-    launched.append(gpu_target.arch)
-    if result.global_scratch_size is not None:
-        launched += [result.global_scratch_size, result.global_scratch_align]
-    return library.triton_kernel_call_lib.TritonKernel(*launched), ttir, backend.parse_options(options), result
+    return result, kernel.asm["ttir"]

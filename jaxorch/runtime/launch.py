@@ -23,7 +23,9 @@ from jaxorch.ir.graph import Array
 from jaxorch.runtime.compile import Compiled, compile_for
 from jaxorch.runtime.handover import hand_over
 from jaxorch.runtime.interpret import run
+from jaxorch.runtime.kept import compiled
 from jaxorch.runtime.source import LOCK, jit_from_source
+from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Request, compile_all
 
 __all__ = ["call", "check", "check_all", "interpreted_call"]
@@ -79,28 +81,37 @@ def _jax_triton() -> Any:
 
 
 def check(
-    source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, shared_limit: int
+    source: Source,
+    inputs: Sequence[Array],
+    outputs: Sequence[Array],
+    *,
+    arch: int,
+    shared_limit: int,
+    store: Store | None = None,
 ) -> Compiled:
-    """Compiles and assembles a kernel for a GPU; of two launches, what takes most of each resource is reported.
+    """Compiles and assembles a kernel for a GPU, or takes it from the store, if there is one, where it is kept.
+
+    Of two launches, what takes most of each resource is reported.
 
     Raises:
         CompileError: it does not compile, or wants more shared memory than a block has.
     """
-    launches = [compile_for(*args, **named) for args, named in _requests(source, inputs, outputs, arch)]
+    requests = _requests(source, inputs, outputs, arch)
+    launches = [compile_for(*r[0], **r[1]) if store is None else compiled(r, store) for r in requests]
     return _fitting(source, launches, shared_limit)
 
 
 def check_all(
     sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, shared_limit: int
 ) -> list[Compiled | CompileError]:
-    """`check` of each source, in worker processes."""
+    """`check` of each source, in worker processes; nothing is kept."""
     requests = [_requests(source, inputs, outputs, arch) for source in sources]
     answers = iter(compile_all([request for launches in requests for request in launches]))
     found: list[Compiled | CompileError] = []
     for source, launches in zip(sources, requests, strict=True):
-        compiled = list(islice(answers, len(launches)))
+        made = list(islice(answers, len(launches)))
         try:
-            found.append(_fitting(source, [_raised(c) for c in compiled], shared_limit))
+            found.append(_fitting(source, [_raised(c) for c in made], shared_limit))
         except CompileError as error:
             found.append(error)
     return found
@@ -126,12 +137,12 @@ def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array],
 
 
 def _fitting(source: Source, launches: Sequence[Compiled], shared_limit: int) -> Compiled:
-    compiled = reduce(_joined, launches)
-    if compiled.shared_bytes > shared_limit:
+    whole = reduce(_joined, launches)
+    if whole.shared_bytes > shared_limit:
         raise CompileError(
-            f"Kernel {source.name!r} needs {compiled.shared_bytes} bytes of shared memory; a block has {shared_limit}."
+            f"Kernel {source.name!r} needs {whole.shared_bytes} bytes of shared memory; a block has {shared_limit}."
         )
-    return compiled
+    return whole
 
 
 def _unshared[T](source: Source, outputs: Sequence[T]) -> list[T]:

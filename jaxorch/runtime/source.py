@@ -37,9 +37,14 @@ def require_triton() -> Any:
         ) from err
 
 
+def filename_of(source: str) -> str:
+    """The file name that a generated module goes by; it depends on the text alone."""
+    return f"{_PREFIX}{hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+
+
 def register(source: str) -> str:
-    """Makes `source` known to `linecache`; returns the file name it goes by, which depends on the text alone."""
-    filename = f"{_PREFIX}{hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+    """Makes `source` known to `linecache`; returns the file name it goes by."""
+    filename = filename_of(source)
     # A modification time of None tells linecache.checkcache that there is no file to compare with.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     return filename

@@ -86,6 +86,33 @@ class Store:
             with self._lock:
                 self._memory.pop((kind, key), None)
 
+    def names(self) -> list[tuple[str, str]]:
+        """Kind and key of every record, in order."""
+        on_disk = ((path.parent.parent.name, path.stem) for path in self.folder.glob("*/*/*.json"))
+        with self._lock:
+            return sorted({*on_disk, *self._memory})
+
+    def encoded(self, kind: str, key: str) -> bytes | None:
+        """A record as its file holds it; None if it is not there or not sound."""
+        record = self.get(kind, key)
+        if record is None:
+            return None
+        return _encode(json.dumps(record, sort_keys=True, separators=(",", ":")), kind, key)
+
+    def take(self, kind: str, key: str, content: bytes) -> bool:
+        """Puts a record that `encoded` gave, unless there is one already; whether there was none.
+
+        Raises:
+            StoreError: `kind` or `key` is not a plain file name.
+            ValueError: the content is damaged, or another record's.
+        """
+        self._path(kind, key)
+        record = _decode(content, kind, key)
+        if self.get(kind, key) is not None:
+            return False
+        self.put(kind, key, record)
+        return True
+
     def _path(self, kind: str, key: str) -> Path:
         for name in (kind, key):
             if not _NAME.fullmatch(name):

@@ -83,6 +83,7 @@ def _started() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
+        start_new_session=True,  # ctrl-C is for the process that waits for it
     )
     with _lock:
         if not _ending:

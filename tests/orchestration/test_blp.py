@@ -313,7 +313,7 @@ def test_no_time_at_all_gives_the_greedy_choice_unproved():
 @pytest.mark.parametrize(("incumbent", "better"), [((0, 1), (2,)), ((2,), (2,))])
 def test_a_choice_cut_off_by_the_time_limit_is_not_called_optimal(monkeypatch, incumbent, better):
     candidates = [kernel([0], [], [0], 4.0), kernel([1], [0], [1], 4.0), kernel([0, 1], [], [1], 5.0)]
-    monkeypatch.setattr(blp, "minimize", lambda costs, rows, deadline: Outcome(incumbent, 2.0))
+    monkeypatch.setattr(blp, "minimize", lambda *_: Outcome(incumbent, 2.0))
     solution = solve(candidates, values(1), [])
     assert (solution.chosen, solution.cost) == (better, 5.0)  # the greedy choice, where the solver had not come so far
     assert solution.status == "feasible"

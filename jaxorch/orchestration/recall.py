@@ -1,0 +1,208 @@
+"""Choices on disk: what was chosen for a program, so that another process needs neither search, compile nor time.
+
+Input: a trace, its graphs, and what was made of them.  Output: the same again, from the store.  Invariant: a record
+holds for the program, the device, the options, the versions and the code of jaxorch that made it; every kernel that is
+made from it has the source that was chosen, or the record is as good as absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from jaxorch.codegen.source import Source, generate
+from jaxorch.errors import JaxorchError
+from jaxorch.frontend.trace import Trace, digest
+from jaxorch.ir.graph import Graph
+from jaxorch.ir.value import Value
+from jaxorch.kernels.configs import Config
+from jaxorch.kernels.kernel import Kernel, build
+from jaxorch.kernels.structure import Structure, Structures, carry_over
+from jaxorch.orchestration.blp import Solution
+from jaxorch.orchestration.candidates import Left
+from jaxorch.orchestration.choice import Rival, Session, Steps
+from jaxorch.orchestration.plan import KernelStep, LeftStep, arguments
+from jaxorch.orchestration.tune import place
+from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.launch import check
+
+__all__ = ["KIND", "Made", "recall", "remember"]
+
+KIND = "plan"
+"""Of the store's records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A graph with the steps chosen for it; `firsts`: by structure of the kernels, the one that was built first."""
+
+    graph: Graph
+    steps: Steps
+    solution: Solution
+    baselines: Mapping[str, float]
+    rival: Rival | None
+    firsts: Mapping[str, Kernel]
+
+
+def remember(trace: Trace, graphs: Sequence[Graph], made: Sequence[Made], session: Session) -> None:
+    """Stores what was made of a program's graphs, unless kernels were to be timed and could not be."""
+    untimed = session.live and any(isinstance(s, KernelStep) and s.measured is None for m in made for s in m.steps)
+    if not _may_keep(session) or session.interrupted or untimed:
+        return
+    record = {"made": [_record(m, graphs.index(m.graph)) for m in made], "failures": list(session.failures)}
+    session.store.put(KIND, _key(trace, session), record)
+
+
+def recall(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Made] | None:
+    """What was made of the graphs by another session, if it is known."""
+    record = session.store.get(KIND, _key(trace, session)) if _may_keep(session) else None
+    if record is None:
+        return None
+    try:
+        made = [_Reading(graphs[int(m["graph"])], session).made(m) for m in record["made"]]
+        failures = [str(failure) for failure in record["failures"]]
+    except (JaxorchError, KeyError, IndexError, TypeError, ValueError):
+        return None  # of another form, or no longer so: it is made again
+    session.failures |= dict.fromkeys(failures)
+    return made or None
+
+
+def _may_keep(session: Session) -> bool:
+    return session.options.backend != "interpret"  # which has other sources, and compiles nothing
+
+
+def _key(trace: Trace, session: Session) -> str:
+    options = session.options
+    said = options.effort, options.memory_limit, options.memory_weight, session.live, place(session.device), _code()
+    return digest(trace, [repr(said)])
+
+
+@cache
+def _code() -> str:
+    """A digest of jaxorch itself: other passes or costs choose otherwise."""
+    folder = Path(__file__).parent.parent
+    files = sorted(folder.rglob("*.py"))
+    found = hashlib.sha256()
+    for file in files:
+        found.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+# Writing
+
+
+def _record(made: Made, graph: int) -> dict[str, Any]:
+    structures = Structures(made.graph)
+    kernels: dict[str, dict[str, Any]] = {}
+    steps: list[dict[str, Any]] = []
+    for step in made.steps:
+        if isinstance(step, LeftStep):
+            left = step.left
+            named = {"left": list(left.nodes), "inputs": _names(left.inputs), "outputs": _names(left.outputs)}
+            steps.append({**named, "reason": step.reason, "estimated": step.estimated})
+            continue
+        structure = structures.of(step.kernel.nodes, _stored(step.kernel)).digest
+        kernels.setdefault(structure, _kernel_record(step, made.firsts[structure]))
+        steps.append({"kernel": structure, "nodes": list(step.kernel.nodes), "outputs": _names(_stored(step.kernel))})
+    rival = made.rival and asdict(made.rival)
+    chosen = {"solution": asdict(made.solution), "baselines": dict(made.baselines), "rival": rival}
+    return {"graph": graph, "kernels": kernels, "steps": steps, **chosen}
+
+
+def _kernel_record(step: KernelStep, first: Kernel) -> dict[str, Any]:
+    return {
+        "nodes": list(first.nodes),
+        "outputs": _names(_stored(first)),
+        "header": _header(step.source),
+        "config": list(astuple(step.source.config)),
+        "digest": step.source.digest,
+        "estimated": step.estimated,
+        "measured": step.measured,
+    }
+
+
+def _header(source: Source) -> list[str]:
+    """The comments over a kernel; an equal kernel elsewhere in the program would have others."""
+    return [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("# "), source.text.splitlines())]
+
+
+def _stored(kernel: Kernel) -> tuple[Value, ...]:
+    return tuple(output.value for output in kernel.outputs)
+
+
+def _names(values: Sequence[Value]) -> list[list[int]]:
+    return [[value.node, value.output] for value in values]
+
+
+# Reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A kernel made from a record, whose equals are carried over from it."""
+
+    structure: Structure
+    kernel: Kernel
+    source: Source
+    compiled: Compiled
+    estimated: float
+    measured: float | None
+
+
+class _Reading:
+    """Makes steps of a graph from its record. Whatever does not fit raises."""
+
+    def __init__(self, graph: Graph, session: Session) -> None:
+        self.graph, self.session = graph, session
+        self.structures = Structures(graph)
+
+    def made(self, record: Mapping[str, Any]) -> Made:
+        known = {structure: self.known(kernel) for structure, kernel in record["kernels"].items()}
+        steps = tuple(self.steps(record["steps"], known))
+        fields: dict[str, Any] = {**record["solution"], "chosen": tuple(record["solution"]["chosen"])}
+        firsts = {structure: k.kernel for structure, k in known.items()}
+        return Made(self.graph, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), firsts)
+
+    def known(self, record: Mapping[str, Any]) -> _Known:
+        device = self.session.device
+        nodes, stored = tuple(record["nodes"]), _values(record["outputs"])
+        kernel = build(self.graph, nodes, stored)
+        if isinstance(kernel, str):
+            raise ValueError(kernel)
+        source = generate(self.graph, kernel, Config(*record["config"]), header=record["header"])
+        if source.digest != record["digest"]:
+            raise ValueError(f"{source.name}: another source than was chosen")
+        limits: dict[str, Any] = {"arch": device.arch, "shared_limit": device.shared_per_block}
+        compiled = check(source, *arguments(self.graph, kernel), **limits, store=self.session.store)
+        structure = self.structures.of(nodes, stored)
+        return _Known(structure, kernel, source, compiled, float(record["estimated"]), record["measured"])
+
+    def steps(
+        self, records: Sequence[Mapping[str, Any]], known: Mapping[str, _Known]
+    ) -> Iterator[KernelStep | LeftStep]:
+        for record in records:
+            if "left" in record:
+                left = Left(tuple(record["left"]), _values(record["inputs"]), _values(record["outputs"]))
+                yield LeftStep(left, str(record["reason"]), float(record["estimated"]))
+                continue
+            like = known[record["kernel"]]
+            structure = self.structures.of(record["nodes"], _values(record["outputs"]))
+            if structure.digest != like.structure.digest:
+                raise ValueError("another kernel than was chosen")
+            kernel = carry_over(like.kernel, like.structure, structure)
+            yield KernelStep(kernel, like.source, like.estimated, like.measured, like.compiled)
+
+
+def _rival(record: Mapping[str, Any] | None) -> Rival | None:
+    if record is None:
+        return None
+    return Rival(float(record["extra"]), tuple(record["instead"]), tuple(record["chosen"]))
+
+
+def _values(names: Sequence[Sequence[int]]) -> tuple[Value, ...]:
+    return tuple(Value(node, output) for node, output in names)

@@ -1,0 +1,216 @@
+"""Tuning of whole programs with fakes for the device: interrupted, short of memory, twice at once; and its progress."""
+
+import io
+import sys
+import threading
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxorch import pipeline
+from jaxorch.errors import JaxorchWarning
+from jaxorch.frontend.trace import flatten
+from jaxorch.options import Options
+from jaxorch.orchestration import choice, planner, progress, tune
+from jaxorch.orchestration.guard import Verdict
+from jaxorch.orchestration.measure import Timing
+from jaxorch.orchestration.planner import plan_program
+from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.store import Store
+from jaxorch.target import Target
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: out of memory"
+
+
+def two_kernels(x, y):
+    return jax.nn.softmax(jnp.sort(jax.nn.softmax(x), axis=0)), jnp.tanh(y).T
+
+
+SPECS = jax.ShapeDtypeStruct((64, 256), jnp.float32), jax.ShapeDtypeStruct((128, 64), jnp.float32)
+
+
+class Machine:
+    """A GPU that compiles and times all kernels; what is asked of it may be made to fail."""
+
+    def __init__(self, monkeypatch):
+        self.timed, self.compared, self.before_timing = [], 0, lambda: None
+        self.before_comparing = lambda: None
+        monkeypatch.setattr(choice, "local_arch", lambda: 90)
+        monkeypatch.setattr(tune, "check", lambda *args, **named: self.compiled())
+        monkeypatch.setattr(tune, "check_all", lambda sources, *args, **named: [self.compiled() for _ in sources])
+        monkeypatch.setattr(tune, "launched", lambda source, outputs, rotation: source)
+        monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
+        monkeypatch.setattr(tune, "device_times", self.times)
+        monkeypatch.setattr(planner, "compare", self.compare)
+
+    def compiled(self):
+        return Compiled("", 32, 0, 0, 0.0)
+
+    def times(self, sources, sets, **named):
+        self.before_timing()
+        self.timed.append(sources[0].name)
+        return [Timing(1.0 + k, 1.0, 1.0, 7, (), "cupti") for k in range(len(sources))]
+
+    def compare(self, runs, *args):
+        self.before_comparing()
+        self.compared += 1
+        return Verdict(5.0, 9.0)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    return Machine(monkeypatch)
+
+
+def session_in(folder, **options):
+    target = Target("cuda", "h200", live=True)
+    chosen = Options(**options)
+    made = choice.Session(chosen, target, partial(pipeline.graphs, options=chosen))
+    made.store = Store(folder)
+    return made
+
+
+def planned(session):
+    return plan_program(flatten(jax.make_jaxpr(two_kernels)(*SPECS)), session)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_kernels_are_timed_and_the_plan_is_remembered(machine, tmp_path, kernels_win):
+    found = planned(session_in(tmp_path))
+    assert len(machine.timed) == len(set(machine.timed)) > 1
+    assert all(step.measured is not None for step in found.kernels)
+    assert (found.verdict.planned, found.kept) == (5.0, True)
+    machine.before_timing = machine.before_comparing = interrupt
+    assert planned(session_in(tmp_path)).plan.steps[0].source.digest == found.plan.steps[0].source.digest
+
+
+def test_interrupted_tuning_leaves_a_program_and_what_was_timed(machine, tmp_path, kernels_win):
+    machine.before_timing = lambda: machine.timed and interrupt()
+    with pytest.warns(JaxorchWarning, match="tuning was interrupted") as caught:
+        found = planned(session_in(tmp_path))
+    assert len(caught) == 1
+    assert len(machine.timed) == 1
+    assert machine.compared == 0
+    assert found.kept
+    assert found.verdict.note == "not timed: tuning was interrupted"
+    measured = {step.source.name for step in found.kernels if step.measured is not None}
+    assert len(measured) == 1 < len({step.source.name for step in found.kernels})
+    # the next one goes on from there, and ends with a plan that is remembered
+    machine.before_timing = lambda: None
+    (first,) = machine.timed
+    again = planned(session_in(tmp_path))
+    assert machine.timed.count(first) == 1
+    assert len(machine.timed) > 1
+    assert all(step.measured is not None for step in again.kernels)
+    assert again.verdict.planned == 5.0
+
+
+def test_an_interrupted_guard_keeps_the_plan_untimed(machine, tmp_path, kernels_win):
+    machine.before_comparing = interrupt
+    with pytest.warns(JaxorchWarning, match="tuning was interrupted"):
+        found = planned(session_in(tmp_path))
+    assert found.kept
+    assert found.verdict.planned is None
+    machine.before_comparing = lambda: None
+    assert planned(session_in(tmp_path)).verdict.planned == 5.0
+
+
+def test_a_second_interrupt_is_the_callers(machine, tmp_path, monkeypatch, kernels_win):
+    machine.before_timing = interrupt
+    monkeypatch.setattr(tune, "check", lambda *args, **named: interrupt())
+    with pytest.warns(JaxorchWarning, match="Interrupt again"), pytest.raises(KeyboardInterrupt):
+        planned(session_in(tmp_path))
+
+
+def test_too_little_memory_to_time_a_kernel_is_no_failure_of_it(machine, tmp_path, kernels_win):
+    def exhausted():
+        raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+
+    machine.before_timing = exhausted
+    found = planned(session_in(tmp_path))
+    assert found.plan.kernels
+    assert not found.failures
+    assert all(step.measured is None for step in found.kernels)
+    machine.before_timing = lambda: None
+    assert all(step.measured is not None for step in planned(session_in(tmp_path)).kernels)
+
+
+def test_two_that_tune_at_once_come_to_the_same(machine, tmp_path, kernels_win):
+    meet = threading.Barrier(2, timeout=60)
+    machine.before_timing = meet.wait
+    found = [None, None]
+
+    def run(k):
+        found[k] = planned(session_in(tmp_path))
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    first, second = ([step.source.digest for step in f.kernels] for f in found)
+    assert first == second
+    assert not Store(tmp_path).problems
+    machine.before_timing = interrupt
+    assert [step.source.digest for step in planned(session_in(tmp_path)).kernels] == first
+
+
+# Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_told_what_is_tuned(machine, tmp_path, monkeypatch, kernels_win):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    session = session_in(tmp_path)
+    with session.progress:
+        planned(session)
+    text = terminal.getvalue()
+    assert "tunes rows" in text
+    assert "times whole plans" in text
+
+
+def test_nothing_is_written_elsewhere(machine, tmp_path, monkeypatch, kernels_win):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(progress, "_bar", lambda: pytest.fail("a bar, without a terminal"))
+    session = session_in(tmp_path)
+    with session.progress, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        planned(session)
+    assert written.getvalue() == ""
+
+
+def test_the_bar_counts_what_is_ahead(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = progress.Progress()
+    with bar:
+        bar.expect(3)
+        seen = []
+        for name in "abc":
+            with bar.step(name):
+                (task,) = bar._bar.tasks
+                seen.append((task.description, task.completed, task.total))
+        assert seen == [("a", 0, 3), ("b", 1, 3), ("c", 2, 3)]
+        bar.expect(0)
+        with bar.step("whole plans"):
+            (task,) = bar._bar.tasks
+            assert (task.completed, task.total) == (3, 4)
+    assert bar._bar is None
+
+
+def test_a_step_that_fails_ends_too(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(ValueError, match="kernel"), progress.Progress() as bar, bar.step("a"):
+        raise ValueError("kernel")
+    assert bar._bar is None
