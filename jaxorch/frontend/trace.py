@@ -7,7 +7,7 @@ Invariant: equations are in execution order and each variable is defined once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +178,19 @@ def digest(trace: Trace, more: Iterable[str] = ()) -> str:
         lines.append(repr((equation.primitive, params, equation.inputs, equation.outputs)))
     lines += (repr((v, str(value))) for v, value in sorted(trace.literals.items()))
     return hashlib.sha256("\n".join([*lines, repr(trace.outputs), *more]).encode()).hexdigest()
+
+
+def missing(trace: Trace, held: Collection[int], wanted: Iterable[int]) -> list[int]:
+    """The program's operands that computing `wanted` takes beside the variables `held`."""
+    seen, pending = set[int](), [v for v in wanted if v not in held]
+    while pending:
+        variable = pending.pop()
+        if variable in seen or variable in held or variable in trace.literals:
+            continue
+        seen.add(variable)
+        if variable in trace.makers:
+            pending.extend(trace.equations[trace.makers[variable]].inputs)
+    return [v for v in trace.inputs if v in seen]
 
 
 type Regions = Mapping[int, Callable[..., Sequence[Any]]]

@@ -21,15 +21,17 @@ from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scat
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.kernels.kernel import Kernel
+from jaxorch.kernels.structure import Structures
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
 from jaxorch.orchestration.candidates import Enumeration, Fused, Left, enumerate_candidates
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.header import header_of, names_of
+from jaxorch.orchestration.leftover import GAP_US, xla_time
 from jaxorch.orchestration.plan import KernelStep, LeftStep
 from jaxorch.orchestration.progress import Progress
-from jaxorch.orchestration.tune import Tuned, tune
+from jaxorch.orchestration.tune import Tuned, place, tune
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch
@@ -44,8 +46,8 @@ _SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
 
-_GAP_US = 0.5
-"""What a launch takes beside its kernel, in µs."""
+_CONTESTED_US = 2.0
+"""What XLA's version of nodes is estimated to take for it to be timed: below, a launch is all there is to it."""
 
 
 class Session:
@@ -65,6 +67,7 @@ class Session:
         # by structure: equal kernels are priced, tuned and compiled once
         self.estimates: dict[str, float] = {}
         self.timed: dict[str, float] = {}
+        self.xla: dict[str, float] = {}  # what XLA takes, by structure of the nodes
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
         self.failures: dict[str, None] = {}
@@ -125,6 +128,8 @@ class Way:
     def __init__(self, trace: Trace, graph: Graph, session: Session) -> None:
         self.trace, self.graph, self.session = trace, graph, session
         self.found: Enumeration = enumerate_candidates(graph)
+        self.structures = Structures(graph)
+        self.contested = {n for fused in self.found.fused for n in fused.kernel.nodes}
         self.choice = self.choose()
 
     @property
@@ -165,14 +170,25 @@ class Way:
 
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):
-            cost = left_time(self.graph, option, self.session.device)
-            return blp.Candidate(option.nodes, option.inputs, option.outputs, cost)
+            return blp.Candidate(option.nodes, option.inputs, option.outputs, self.left_cost(option))
         outputs = tuple(o.value for o in option.kernel.outputs)
         estimates = self.session.estimates
         if option.structure not in estimates:
             estimates[option.structure] = self.priced(option)
         cost = self.session.timed.get(option.structure, estimates[option.structure])
         return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost)
+
+    def left_cost(self, option: Left) -> float:
+        """What XLA takes: the estimate, until it has been timed."""
+        known = self.session.xla
+        if known:
+            structure = self.structure(option)
+            if structure in known:
+                return known[structure]
+        return left_time(self.graph, option, self.session.device)
+
+    def structure(self, option: Left) -> str:
+        return self.structures.of(option.nodes, option.outputs).digest
 
     def priced(self, option: Fused) -> float:
         """The estimated time, infinite for a kernel that cannot be written; that is recorded."""
@@ -212,9 +228,40 @@ class Way:
             for o in chosen
             if isinstance(o, Fused) and (time := session.tuned[o.structure].measured) is not None
         }
-        fresh = {structure: time + _GAP_US for structure, time in fresh.items() if structure not in session.timed}
+        fresh = {structure: time + GAP_US for structure, time in fresh.items() if structure not in session.timed}
         session.timed.update(fresh)
-        return bool(fresh)
+        return self.timed_left([o for o in chosen if isinstance(o, Left)]) or bool(fresh)
+
+    def timed_left(self, chosen: Sequence[Left]) -> bool:
+        """Times XLA's version of chosen nodes that a kernel may have, the dearest first; whether any was."""
+        session, found = self.session, False
+        costs = {k: self.left_cost(left) for k, left in enumerate(chosen) if self.is_contested(left)}
+        for k in sorted(costs, key=lambda k: -costs[k]):
+            structure = self.structure(chosen[k])
+            if costs[k] < _CONTESTED_US or structure in session.xla or not session.searches:
+                continue
+            session.xla[structure] = self.xla_cost(chosen[k], structure, costs[k])
+            found = True
+        return found
+
+    def is_contested(self, left: Left) -> bool:
+        """Whether kernels may run what XLA would."""
+        opaque = any(isinstance(self.graph.nodes[n], Opaque) for n in left.nodes)
+        return not opaque and self.contested.issuperset(left.nodes)
+
+    def xla_cost(self, left: Left, structure: str, estimate: float) -> float:
+        """What XLA takes, from the store or timed; the estimate where it cannot be timed."""
+        session, key = self.session, f"{place(self.session.device)}-{structure}"
+        known = session.store.get("xla", key)
+        if known is None:
+            with session.progress.step(f"times XLA: {' '.join(names_of(self.graph.nodes[n] for n in left.nodes)):.40}"):
+                try:
+                    known = {"measured": xla_time(self.trace, self.graph, left, session.device)}
+                except KeyboardInterrupt:
+                    session.interrupt()
+                    return estimate
+            session.store.put("xla", key, known)
+        return estimate if known["measured"] is None else float(known["measured"])
 
     def tried(self) -> Steps | None:
         steps: list[KernelStep | LeftStep] = []
