@@ -136,6 +136,8 @@ def _build(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> Kerne
 def _hazard(graph: Graph, members: frozenset[int], outputs: Sequence[Value]) -> str | None:
     """Why arrays that are written in place keep the nodes apart: what reads one runs before or after, never beside."""
     scatters = [(k, n) for k in sorted(members) if isinstance(n := graph.nodes[k], Scatter)]
+    if not scatters:
+        return None
     if any(Value(k) not in outputs for k, _ in scatters):
         return "an array written in place is read by the kernel that writes it"
     bases = [n.base for _, n in scatters]

@@ -46,18 +46,18 @@ class Structures:
         outside: dict[_Name, int] = {}
         names: list[int] = [len(nodes), len(outputs)]
 
-        def take(value: _Name) -> None:
-            inside = local.get(value[0])
-            names.extend((-1 - outside.setdefault(value, len(outside)), 0) if inside is None else (inside, value[1]))
-
         digests: list[bytes] = []
+        read: list[_Name] = []
         for number in nodes:
             digest, values = self.text(number)
             digests.append(digest)
-            for value in values:
-                take(value)
-        for value in outputs:
-            take((value.node, value.output))
+            read += values
+        for value in (*read, *((v.node, v.output) for v in outputs)):
+            inside = local.get(value[0])
+            if inside is None:
+                names += (-1 - outside.setdefault(value, len(outside)), 0)
+            else:
+                names += (inside, value[1])
         digests += map(self.source, outside)
         content = b"".join([*digests, array("q", names).tobytes()])
         return Structure(hashlib.sha256(content).hexdigest(), tuple(nodes), tuple(Value(*v) for v in outside))

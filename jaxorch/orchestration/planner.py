@@ -229,10 +229,6 @@ def _judge(
     trace, graph = plans[0].trace, plans[0].graph
     if not any(plan.kernels or plan.regions for plan in plans):
         return Verdict(None, None, "no kernel was chosen")
-    if session.interrupted:
-        return Verdict(None, None, _INTERRUPTED)
-    if not session.live:
-        return Verdict(None, None, "not timed: estimated for a device that is not here, or effort='fast'")
     operands = [n.array for n in graph.nodes if isinstance(n, Input)]
     if any(unsupported_reason(a.dtype) for a in operands):
         return Verdict(None, None, "not timed: an operand is no plain array")
@@ -241,6 +237,10 @@ def _judge(
     known = session.store.get("verdict", key)
     if known is not None:
         return Verdict(float(known["planned"]), float(known["xla"]), fastest=int(known["fastest"]))
+    if session.interrupted:
+        return Verdict(None, None, _INTERRUPTED)
+    if not session.live:
+        return Verdict(None, None, "not timed: estimated for a device that is not here, or effort='fast'")
     outputs = [graph.array(v) for v in graph.outputs]
     inputs = [Value(k) for k, n in enumerate(graph.nodes) if isinstance(n, Input)]
     places = largest_places(graph, inputs)

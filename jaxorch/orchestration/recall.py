@@ -55,14 +55,19 @@ def remember(trace: Trace, graphs: Sequence[Graph], made: Sequence[Made], sessio
     if not _may_keep(session) or session.interrupted or untimed:
         return
     record = {"made": [_record(m, graphs.index(m.graph)) for m in made], "failures": list(session.failures)}
-    session.store.put(KIND, _key(trace, session), record)
+    session.store.put(KIND, _key(trace, session, session.live), record)
 
 
 def recall(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Made] | None:
-    """What was made of the graphs by another session, if it is known."""
-    record = session.store.get(KIND, _key(trace, session)) if _may_keep(session) else None
-    if record is None:
-        return None
+    """What was made of the graphs by another session, if it is known; what was timed, wherever, comes first."""
+    for timed in dict.fromkeys((True, session.live)) if _may_keep(session) else ():
+        record = session.store.get(KIND, _key(trace, session, timed))
+        if record is not None and (made := _read(record, graphs, session)) is not None:
+            return made
+    return None
+
+
+def _read(record: Mapping[str, Any], graphs: Sequence[Graph], session: Session) -> list[Made] | None:
     try:
         made = [_Reading(graphs[int(m["graph"])], session).made(m) for m in record["made"]]
         failures = [str(failure) for failure in record["failures"]]
@@ -76,9 +81,9 @@ def _may_keep(session: Session) -> bool:
     return session.options.backend != "interpret"  # which has other sources, and compiles nothing
 
 
-def _key(trace: Trace, session: Session) -> str:
+def _key(trace: Trace, session: Session, timed: bool) -> str:
     options = session.options
-    said = options.effort, options.memory_limit, options.memory_weight, session.live, place(session.device), _code()
+    said = options.effort, options.memory_limit, options.memory_weight, timed, place(session.device), _code()
     return digest(trace, [repr(said)])
 
 

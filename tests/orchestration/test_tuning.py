@@ -161,6 +161,16 @@ def test_two_that_tune_at_once_come_to_the_same(machine, tmp_path, kernels_win):
     assert [step.source.digest for step in planned(session_in(tmp_path)).kernels] == first
 
 
+def test_what_was_timed_serves_where_no_device_is(machine, tmp_path, kernels_win):
+    found = planned(session_in(tmp_path))
+    options = Options(device="h200")
+    elsewhere = choice.Session(options, Target("cuda", "h200", live=False), partial(pipeline.graphs, options=options))
+    elsewhere.store = Store(tmp_path)
+    again = planned(elsewhere)
+    assert [step.measured for step in again.kernels] == [step.measured for step in found.kernels]
+    assert again.verdict == found.verdict
+
+
 # Progress
 
 
