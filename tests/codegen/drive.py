@@ -108,6 +108,9 @@ def _evaluated(node: Node, values: dict[Value, Data]) -> list[Data]:
                 wide = operands[0].astype(compute_dtype(operands[0].dtype))
                 found = _FOLDS[node.op](wide, node.axes)
                 return [x.astype(a.dtype) for x, a in zip(found, node.arrays, strict=True)]
+            case Contract():
+                left, right = (x.astype(dict(node.params)["accumulate"]) for x in operands)
+                return [(left * right).sum(node.axes).astype(node.array.dtype)]
             case _:
                 raise AssertionError(f"{type(node).__name__} without a variable")
 
