@@ -28,6 +28,7 @@ from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.arrange import arrange_operands
 from jaxorch.passes.derive.fill import fill_by_pieces
 from jaxorch.passes.derive.images import keep_images
+from jaxorch.passes.derive.layout import features_last
 from jaxorch.passes.derive.materialize import materialize
 from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.scale import scale_after_products
@@ -72,7 +73,7 @@ PASSES: tuple[Pass, ...] = (
 BEGINNINGS: tuple[Pass, ...] = (keep_images,)
 
 # What may be done to the graph after these, where it pays: each gives another graph of the same meaning, or the same.
-VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize, arrange_operands)
+VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize, arrange_operands, features_last)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def relaxed_nodes(graph: Graph, kernel: Kernel) -> frozenset[int]:
     for number in reversed(kernel.nodes):
         if number in stored or not users[number]:
             continue
-        if all(_allows(graph, number, graph.nodes[u], u in relaxed) for u in users[number]):
+        summed = any(isinstance(graph.nodes[u], Contract) and u in kernel.unrolled for u in users[number])
+        # a stencil does not round its operands
+        if not summed and all(_allows(graph, number, graph.nodes[u], u in relaxed) for u in users[number]):
             relaxed.add(number)
     return frozenset(n for n in relaxed if outputs_of(graph.nodes[n])[0].dtype == np.float32)
 

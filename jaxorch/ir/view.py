@@ -159,6 +159,7 @@ def simplify_view(view: View) -> View:
 def _merge(pieces: list[Piece], sizes: tuple[int, ...]) -> tuple[Piece, ...]:
     # [g & h: v[i]], [g: v[j]]  =  [g: v[select(h, i, j)]]; the last piece counts as unguarded when
     # all pieces before it are merged into it, since it applies wherever they do not.
+    # [g & a <= e < b: v[i]], [g & b <= e < c: v[i]]  =  [g & a <= e < c: v[i]]
     merged: list[Piece] = []
     for k in range(len(pieces) - 1, -1, -1):
         piece = pieces[k]
@@ -170,8 +171,26 @@ def _merge(pieces: list[Piece], sizes: tuple[int, ...]) -> tuple[Piece, ...]:
                 index = tuple(_choose(extra, i, j, sizes) for i, j in zip(piece.index, later.index, strict=True))
                 merged[0] = Piece(guard, piece.value, index)
                 continue
+            joined = _joined(piece.guard, later.guard) if piece.index == later.index else None
+            if joined is not None:
+                everywhere = not simplify_guard(joined, sizes)
+                merged[0] = Piece(() if everywhere else joined, piece.value, piece.index)
+                merged = merged[:1] if everywhere else merged
+                continue
         merged.insert(0, piece)
     return tuple(merged)
+
+
+def _joined(guard: Guard, other: Guard) -> Guard | None:
+    """The guard that holds where either does, if they differ in one expression's bounds, which touch or overlap."""
+    ours, theirs = ([b for b in one if b not in two] for one, two in ((guard, other), (other, guard)))
+    if len(ours) != 1 or len(theirs) != 1 or ours[0].expr != theirs[0].expr:
+        return None
+    (a,), (b,) = ours, theirs
+    if a.low > b.high or b.low > a.high:
+        return None
+    wide = replace(a, low=min(a.low, b.low), high=max(a.high, b.high))
+    return tuple(wide if bound == a else bound for bound in guard)
 
 
 def _choose(guard: Guard, then: Expr, otherwise: Expr, sizes: tuple[int, ...]) -> Expr:

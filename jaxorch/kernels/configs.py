@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from jaxorch.ir.graph import Graph, Reduce
+from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.kernels.contract_configs import Blocks, gemm_blocks, online_blocks, power_of_two
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel, aliases
@@ -44,8 +44,12 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
                 found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
             found = _unsplit_in_place(graph, kernel, gemm_blocks(graph, kernel.core, kernel.frames[0]))
+            product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
                 found = _with_windows(found)
+            elif isinstance(product, Contract) and product.convolves:
+                # places of a window share their elements in the first-level cache, which copies on their way pass by
+                found = _interleave([found, [replace(c, num_stages=1) for c in found[:3]]])
         case "online":
             found = _unsplit_in_place(graph, kernel, online_blocks(graph, kernel.core, kernel.frames[0]))
         case "rows-looped":

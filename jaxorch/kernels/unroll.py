@@ -40,14 +40,14 @@ def windows(graph: Graph, members: Collection[int]) -> frozenset[int]:
 
 
 def is_stencil(node: Node) -> bool:
-    """Whether a node sums few products of a window, with one column at most for a matrix unit to fill."""
+    """Whether a node sums few products of a window, with two columns at most for a matrix unit to fill."""
     if not isinstance(node, Contract) or node.count > MOST_TAPS:
         return False
     left, right = (varied_axes(view) for view in node.operands)
     alone = [a for a in right if a not in left and a not in node.axes]
     joined = (e for p in node.operands[0].pieces for e in (*p.index, *(b.expr for b in p.guard)))
     slides = any(ix.dims_of(e) & set(node.axes) and ix.dims_of(e) - set(node.axes) for e in joined)
-    return slides and not alone and _columns(node) == 1
+    return slides and not alone and _columns(node) <= 2
 
 
 def _columns(node: Contract) -> int:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import configurations
-from jaxorch.kernels.kernel import Kernel
 from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array, scheduled
 from tests.frontend.convolutions import convolutions
 
@@ -56,6 +56,10 @@ def test_stencils(drawn):
         for frame in range(len(kernel.frames)):
             config = next(c for c in configurations(made.graph, kernel) if c.frame == frame)
             by_source(made, kernel, config)
+
+
+def conv(x, w, s=1, pad="SAME", numbers=NHWC, **more):
+    return lax.conv_general_dilated(x, w, (s, s), pad, dimension_numbers=numbers, **more)
 
 
 def depthwise(x, w, s=1, numbers=NHWC, **more):
@@ -117,10 +121,60 @@ def test_norms_of_a_stencils_rows_share_its_kernel():
 
 
 def test_zeros_around_an_image_are_no_selection():
-    f = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC)  # noqa: E731
-    made, kernel = scheduled("gemm", f, *inputs((1, 6, 6, 16), (3, 3, 16, 16), dtype=BF16))
-    from jaxorch.codegen.source import generate
-
-    assert isinstance(kernel, Kernel)
+    made, kernel = scheduled("gemm", conv, *inputs((1, 6, 6, 16), (3, 3, 16, 16), dtype=BF16))
     text = generate(made.graph, kernel, configurations(made.graph, kernel)[0]).text
     assert "tl.where" not in text
+
+
+def joined(x, s, w):
+    return jax.nn.silu(conv(jnp.concatenate([x.repeat(2, 1).repeat(2, 2), s], -1), w))
+
+
+def reflected(x, w):
+    y = jnp.pad(jax.nn.relu(x), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    return conv(y, w, pad="VALID", numbers=NCHW)
+
+
+def shuffled(x, w):
+    n, h, v, _ = x.shape
+    return conv(x, w).reshape(n, h, v, 2, 2, 5).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * v, 5)
+
+
+def unshuffled(x, w):
+    n, h, v, c = x.shape
+    y = x.reshape(n, h // 2, 2, v // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, v // 2, 4 * c)
+    return conv(y, w)
+
+
+SURROUNDED = {
+    "joined after upsampling": (joined, [(1, 3, 2, 16), (1, 6, 4, 5), (3, 3, 21, 18)]),
+    "reflected edges": (reflected, [(1, 16, 5, 4), (20, 16, 3, 3)]),
+    "shuffled pixels": (shuffled, [(1, 4, 3, 16), (3, 3, 16, 20)]),
+    "unshuffled pixels": (unshuffled, [(1, 6, 4, 5), (3, 3, 20, 17)]),
+    "bias, gate, residual": (
+        lambda x, w, b, g: x + jax.nn.sigmoid(g)[:, None, None, :] * jnp.tanh(conv(x, w) + b),
+        [(2, 3, 4, 16), (3, 3, 16, 16), (16,), (2, 16)],
+    ),
+    "patches": (lambda x, w: conv(x, w, 4, "VALID"), [(2, 8, 12, 3), (4, 4, 3, 20)]),
+    "transposed, then an activation": (
+        lambda x, w: jnp.tanh(lax.conv_transpose(jax.nn.relu(x), w, (2, 2), "SAME", precision="highest")),
+        [(2, 3, 4, 16), (4, 4, 16, 5)],
+    ),
+    "features first": (lambda x, w: jax.nn.relu(conv(x, w, 2, numbers=NCHW)), [(1, 16, 5, 7), (18, 16, 3, 3)]),
+    "grouped": (lambda x, w: conv(x, w, feature_group_count=3), [(1, 4, 5, 48), (3, 3, 16, 48)]),
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDED)
+def test_what_surrounds_a_convolution_is_in_its_kernel(name):
+    f, shapes = SURROUNDED[name]
+    made, kernel = scheduled("gemm", f, *inputs(*shapes))
+    by_oracle(made, kernel, 1e-4)
+    by_source(made, kernel, tolerance=5e-2)  # operands rounded to TF32
+
+
+def test_two_outputs_a_feature_are_a_stencil():
+    f = lambda x, w: conv(x, w, feature_group_count=9)  # noqa: E731
+    made, kernel = scheduled("pointwise", f, *inputs((1, 5, 6, 9), (3, 3, 1, 18)))
+    by_oracle(made, kernel)
+    by_source(made, kernel)

@@ -42,6 +42,14 @@ def attention(q, k, v, causal=False):
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
 
 
+def conv(x, w, **more):
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **more)
+
+
+def stencil_and_product(x, w, p):
+    return jax.nn.relu(conv(jax.nn.relu(x), w, feature_group_count=x.shape[-1])) @ p
+
+
 PROGRAMS = {
     "product": (lambda a, b: a @ b, [S(1024, 1024), S(1024, 1024)], "wgmma"),
     "float32": (lambda a, b: a @ b, [S(512, 512, dtype=np.float32)] * 2, "wgmma"),
@@ -59,6 +67,20 @@ PROGRAMS = {
     "odd heads": (attention, [S(2, 500, 8, 80)] * 3, "wgmma"),
     "narrow heads": (attention, [S(16, 49, 8, 16)] * 3, "mma"),
     "decode": (attention, [S(16, 1, 32, 128), *[S(16, 4096, 8, 128)] * 2], "mma"),
+    "windows": (conv, [S(16, 56, 56, 128), S(3, 3, 128, 128)], "wgmma"),
+    "windows in float32": (conv, [S(16, 56, 56, 64, dtype=np.float32), S(3, 3, 64, 64, dtype=np.float32)], "wgmma"),
+    "windows of few features": (conv, [S(16, 56, 56, 3), S(7, 7, 3, 64)], "wgmma"),
+    "windows of groups": (
+        lambda x, w: conv(x, w, feature_group_count=32),
+        [S(8, 56, 56, 256), S(3, 3, 8, 256)],
+        "mma",
+    ),
+    "phases": (
+        lambda x, w: jax.lax.conv_transpose(x, w, (2, 2), "SAME"),
+        [S(16, 16, 16, 256, dtype=np.float32), S(4, 4, 256, 128, dtype=np.float32)],
+        "wgmma",
+    ),
+    "a stencil before": (stencil_and_product, [S(8, 64, 64, 512), S(3, 3, 1, 512), S(512, 128)], "wgmma"),
 }
 
 
@@ -68,6 +90,13 @@ def test_default_configurations(name):
     _, source, found = compiled(f, *specs)
     assert found.spill_bytes == 0, source.text
     assert re.search(r"wgmma\.mma_async" if unit == "wgmma" else r"\bmma\.sync|wgmma\.mma_async", found.ptx)
+
+
+def test_a_stencil_before_a_product_is_laid_out_once():
+    """Of the reads of a window none goes through shared memory by itself."""
+    _, source, found = compiled(*PROGRAMS["a stencil before"][:1], *PROGRAMS["a stencil before"][1])
+    assert source.text.count("tl.load") > 18
+    assert found.ptx.count("bar.sync") < 9
 
 
 def test_long_keys_of_few_queries_are_split():

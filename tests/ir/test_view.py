@@ -120,6 +120,19 @@ def test_composition_is_associative(data):
     )
 
 
+def test_neighbouring_pieces_of_one_place_are_one():
+    def parts(*bounds):
+        pieces = (Piece((Bound(Dim(0), low, high),), v, (Dim(0),)) for low, high, v in bounds)
+        return View((9,), tuple(pieces))
+
+    joined = simplify_view(parts((0, 3, a), (3, 6, a), (6, 9, b)))
+    assert joined == simplify_view(parts((0, 6, a), (6, 9, b)))
+    assert len(joined.pieces) == 2
+    assert simplify_view(parts((0, 3, a), (3, 9, a), (5, 9, b))) == simplify_view(identity(a, (9,)))
+    apart = simplify_view(parts((0, 3, a), (6, 9, a), (0, 9, b)))
+    assert len(apart.pieces) == 3
+
+
 @moderate
 @given(st.data())
 def test_identity_is_neutral(data):
