@@ -53,11 +53,27 @@ def bicubic(x: jax.Array, height: int, width: int) -> jax.Array:
 
     `jax.image.resize` takes a = -0.5 and renormalises at the borders, which is another function.
     """
+    return _resized(x, height, width, _bicubic_matrix)
+
+
+@jax.named_scope("bilinear")
+def bilinear_corners(x: jax.Array, height: int, width: int) -> jax.Array:
+    """(B, H, W, C) -> (B, height, width, C) in float32, corner pixels on corner pixels."""
+    return _resized(x, height, width, _corners_matrix)
+
+
+def _resized(x: jax.Array, height: int, width: int, matrix: Callable[[int, int], np.ndarray]) -> jax.Array:
+    x = x.astype(jnp.float32)
     for axis, size in ((1, height), (2, width)):
         if x.shape[axis] != size:
-            matrix = _bicubic_matrix(x.shape[axis], size)
-            x = jnp.moveaxis(jnp.tensordot(matrix, x.astype(jnp.float32), (1, axis), precision="highest"), 0, axis)
+            weights = matrix(x.shape[axis], size)
+            x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision="highest"), 0, axis)
     return x
+
+
+def _corners_matrix(size: int, target: int) -> np.ndarray:
+    source = np.linspace(0, size - 1, target)
+    return np.maximum(0, 1 - np.abs(source[:, None] - np.arange(size))).astype(np.float32)
 
 
 def _bicubic_matrix(size: int, target: int) -> np.ndarray:
@@ -75,3 +91,8 @@ def _cubic(x: np.ndarray, a: float = -0.75) -> np.ndarray:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """(B, H, W, C) -> (B, 2H, 2W, C), each pixel four times."""
+    return x.repeat(2, 1).repeat(2, 2)

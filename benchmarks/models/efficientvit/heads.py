@@ -174,12 +174,20 @@ def sam_encoder(name: str, dtype: jnp.dtype = jnp.float32) -> SamEncoder:
     return sam_encoder_on(BACKBONES[name], *ENCODERS[name], dtype)
 
 
-def sam_encoder_on(variant: Variant, depth: int, expand: int, dtype: jnp.dtype) -> SamEncoder:
-    """An image encoder with such a neck."""
+def sam_encoder_on(
+    variant: Variant,
+    depth: int,
+    expand: int,
+    dtype: jnp.dtype,
+    *,
+    width: int = SAM_WIDTH,
+    size: tuple[int, int] = SAM_SIZE,
+) -> SamEncoder:
+    """An image encoder with such a neck, its result of this size."""
     style = replace(_style(variant, dtype), eps=1e-6)
-    inputs = tuple(OpList((style.conv(SAM_WIDTH), Upsampled(size=SAM_SIZE))) for _ in range(3))
-    middle = _residuals(FusedMBConv, SAM_WIDTH, depth, expand, style)
-    neck = Merged(inputs, middle, (OpList((style.conv(SAM_WIDTH, norm=False),)),), dtype)
+    inputs = tuple(OpList((style.conv(width), Upsampled(size=size))) for _ in range(3))
+    middle = _residuals(FusedMBConv, width, depth, expand, style)
+    neck = Merged(inputs, middle, (OpList((style.conv(width, norm=False),)),), dtype)
     norm = nn.LayerNorm(epsilon=style.eps, use_fast_variance=False, dtype=dtype)
     return SamEncoder(backbone(variant, style), neck, norm)
 
