@@ -27,7 +27,9 @@ class MoE(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(tokens, C) -> the same shape."""
-        logits = nn.Dense(self.experts, use_bias=False, dtype=jnp.float32, name="router")(x)
+        # In full precision: a choice is not a little wrong.
+        router = nn.Dense(self.experts, use_bias=False, dtype=jnp.float32, precision="highest", name="router")
+        logits = router(x)
         gates, which = lax.top_k(jax.nn.softmax(logits, -1), self.chosen)
         gates = (gates / gates.sum(-1, keepdims=True)).astype(self.dtype)
         return (self._sorted if self.capacity is None else self._slotted)(x, gates, which)

@@ -123,7 +123,7 @@ def test_every_network_can_be_referenced(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name.replace("_B1", "_B16") not in MODELS])
 def test_full_sizes_are_traced(name):
     function, specs, donated = MODELS[name]()
     outputs = jax.tree.leaves(jax.eval_shape(function, *specs))
@@ -159,7 +159,7 @@ def test_a_network_is_measured_as_a_case_is(monkeypatch):
 
 def test_band_attention_is_attention_to_a_band():
     length, reach, dim = 12, 3, 4
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, length, dim)) for i in range(3))
+    q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, length, dim)), jnp.float32)
     places = np.arange(length)[:, None] + np.arange(-reach, reach + 1)
     inside = ((places >= 0) & (places < length))[..., None]
     keys, values = (jnp.where(inside, x[:, np.clip(places, 0, length - 1)], 0) for x in (k, v))
