@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.models.counting import parameters, sizes
 from benchmarks.models.efficientvit import (
     CLASSIFIERS,
     ENCODERS,
@@ -22,6 +21,7 @@ from benchmarks.models.efficientvit import (
 )
 from benchmarks.models.layers import bicubic
 from tests.models import golden
+from tests.models.counting import parameters, sizes
 
 GOLDEN = json.loads((Path(__file__).parent / "evit_golden.json").read_text())
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.models import candy, decoders, gcn, generators, longformer, resnet, segformer, shufflenet, transformers
-from benchmarks.models.counting import parameters, sizes
 from benchmarks.models.yolo import C3k2, YoloxNano
 from benchmarks.models.yolov4 import YoloV4
+from tests.models.counting import parameters, sizes
 
 S, F32, BF16 = jax.ShapeDtypeStruct, jnp.float32, jnp.bfloat16
 SMALL_SHUFFLENET = shufflenet.ShuffleNetV2((24, 48, 96, 192, 1024))

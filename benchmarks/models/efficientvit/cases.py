@@ -30,8 +30,8 @@ def _(size: Size, batch: int, dtype: jnp.dtype) -> Call:
     return flax_call(block, normal(batch, height, width, channels, dtype=dtype), dtype=dtype)
 
 
-def _classifier_case(variant: str, suite: str, side: int, name: str, batches: tuple[int, ...] = (1, 16)) -> None:
-    @model(name, suite, batches=batches)
+def _classifier_case(variant: str, suite: str, side: int, name: str) -> None:
+    @model(name, suite)
     def _(size: Size, batch: int, dtype: jnp.dtype) -> Call:
         tiny = classifier_on(TINY_LARGE if variant.startswith("l") else TINY, (16, 16), 10, dtype)
         net, n = (classifier(variant, dtype=dtype), side) if size == "full" else (tiny, 64)
@@ -40,7 +40,7 @@ def _classifier_case(variant: str, suite: str, side: int, name: str, batches: tu
 
 # Korch measured a predecessor of EfficientViT at this size, which is not public.
 _classifier_case("b1", "korch", 2048, "efficientvit_b1_2048")
-_classifier_case("b2", "korch", 2048, "efficientvit_b2_2048", (1,))
+_classifier_case("b2", "korch", 2048, "efficientvit_b2_2048")
 
 for _variant in ("b0", "b1", "b2", "l1"):
     _classifier_case(_variant, "efficientvit", 224, f"efficientvit_{_variant}_224")
