@@ -10,8 +10,7 @@ import time
 import jax
 
 import jaxorch
-from benchmarks.cases import CASES
-from benchmarks.suites import resolve
+from benchmarks.suites import KNOWN, resolve
 from benchmarks.timing import total_bytes
 from jaxorch.frontend.trace import flatten
 
@@ -26,7 +25,7 @@ LEGEND = (
 
 def row(name: str) -> tuple[str, ...]:
     """The cells of `COLUMNS` for case `name`."""
-    function, specs, _ = CASES[name]()
+    function, specs, _ = KNOWN[name]()
     options = jaxorch.Options(device=DEVICE, effort="fast")
     report = jaxorch.explain(jaxorch.optimize(function, options=options), *specs)
     outputs = jax.tree.leaves(jax.eval_shape(function, *specs))

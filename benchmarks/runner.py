@@ -12,11 +12,10 @@ from pathlib import Path
 import jax
 
 import jaxorch
-from benchmarks.cases import CASES
 from benchmarks.correctness import Verdict, judge, poison
 from benchmarks.inputs import Draw, drawer
 from benchmarks.reference import float64_reference
-from benchmarks.suites import bar
+from benchmarks.suites import KNOWN, bar
 from benchmarks.timing import argument_sets, floor_us, queued_us
 from jaxorch.orchestration.measure import Timing, program_times
 
@@ -130,7 +129,7 @@ def run_case(name: str, settings: Settings) -> Record:
 
 
 def _run(name: str, settings: Settings) -> dict[str, object]:
-    function, specs, donated = CASES[name]()
+    function, specs, donated = KNOWN[name]()
     draw = drawer(name, specs)
     gate_key, timing_key = jax.random.split(jax.random.key(settings.seed))
     xla, xla_side = _compile(jax.jit(function, donate_argnums=donated), specs)

@@ -1,8 +1,13 @@
 """Which cases are run together, and the bar of each: the least speed-up over `jax.jit` that it must reach."""
 
+from collections import ChainMap
 from collections.abc import Sequence
 
+from benchmarks import models
 from benchmarks.cases import CASES
+
+KNOWN = ChainMap(CASES, models.MODELS)
+"""Every case by its name: the measured functions of `cases`, and the networks of `models`."""
 
 SPINE_BARS = {
     "groupnorm_silu": 2.4,
@@ -59,7 +64,10 @@ NO_LOSS = 0.98
 SUITES = {
     **{suite: tuple(bars) for suite, bars in BARS.items()},
     "all": tuple(CASES),
+    **models.SUITES,
+    "models": tuple(models.MODELS),
 }
+"""Names run together. "all" are the functions of `cases`, "models" the networks, of which there are hours' worth."""
 
 
 def bar(name: str) -> float:
@@ -73,7 +81,7 @@ def resolve(words: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: a word that is neither.
     """
-    unknown = [word for word in words if word not in SUITES and word not in CASES]
+    unknown = [word for word in words if word not in SUITES and word not in KNOWN]
     if unknown:
         raise ValueError(f"no case or suite is called {', '.join(unknown)}; suites: {', '.join(SUITES)}; see --list")
     return tuple(dict.fromkeys(name for word in words for name in SUITES.get(word, (word,))))

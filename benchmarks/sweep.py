@@ -11,8 +11,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import CASES
-from benchmarks.suites import resolve
+from benchmarks.suites import KNOWN, resolve
 from jaxorch.codegen.source import generate
 from jaxorch.errors import JaxorchError
 from jaxorch.ir.graph import Graph
@@ -101,7 +100,7 @@ def main(words: Sequence[str] | None = None, console: Console | None = None) -> 
     table = replace(device(target.device), arch=local_arch()) if live else device(target.device)
     console = console or Console(width=150)
     for name in resolve(options.cases):
-        function, specs, _ = CASES[name]()
+        function, specs, _ = KNOWN[name]()
         plan = planned(jax.make_jaxpr(function)(*specs), Options(effort="fast"), target)
         steps = {step.source.digest: step for step in plan.kernels}  # equal kernels once
         for step in steps.values():

@@ -5,17 +5,34 @@ Prints the plan, the check against `jax.jit`, and the times of both on this mach
 
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
 import jaxorch
-from examples.efficientvit_block import DemoNet, random_variables
+from benchmarks.inputs import draw_tree, weights
+from benchmarks.models.efficientvit.blocks import MBConv, Style, efficientvit_block
 from jaxorch.orchestration.measure import Timing, device_times
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 """Of the relative difference; a GPU multiplies float32 matrices in TF32 by default."""
+
+
+class DemoNet(nn.Module):
+    """A strided MBConv into an EfficientViT block, closed by GroupNorm and SiLU as in a decoder."""
+
+    features: int = 64
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H/2, W/2, features)."""
+        style = Style(dtype=self.dtype)
+        x = MBConv(self.features, stride=2, style=style)(x)
+        x = efficientvit_block(self.features, style=style)(x)
+        return nn.silu(nn.GroupNorm(num_groups=self.features // 4, dtype=self.dtype)(x))
 
 
 def main() -> int:
@@ -25,7 +42,7 @@ def main() -> int:
     shape, dtype = ((16, 128, 128, 128), jnp.bfloat16) if on_gpu else ((1, 32, 32, 64), jnp.float32)
     model = DemoNet(features=shape[-1], dtype=dtype)
     x = jax.random.normal(jax.random.key(0), shape, dtype)
-    variables = random_variables(model, x, seed=1)
+    variables = draw_tree(weights(jax.eval_shape(model.init, jax.random.key(0), x)), jax.random.key(1))
 
     optimized = jaxorch.optimize(model.apply)
     print(jaxorch.explain(optimized, variables, x))

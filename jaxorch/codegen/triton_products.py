@@ -319,6 +319,8 @@ class TritonProducts(TritonOps):
         return Text(name, _extended(tile) | {STEP})
 
     def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
+        if not value.dims & {ROW, COLUMN}:  # a row of one element, which has no axis to be folded
+            return value
         where = "axis=1, keep_dims=True"
         text = f"tl.max({value.name}, {where})" if op == "peak" else self.folded(op, value.name, where, dtype)
         return self.name(

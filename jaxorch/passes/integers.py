@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Graph, Map, Node
+from jaxorch.ir.graph import Const, Graph, Map, Node, outputs_of
 from jaxorch.ir.index import Bound, Dim, Expr, Lookup, Select
 from jaxorch.ir.simplify import clamp, simplify
 from jaxorch.ir.view import Value, View
@@ -39,12 +39,12 @@ COMPARISONS: dict[str, Callable[[int, int], tuple[int, int, bool]]] = {
 }
 
 
-def index_values(graph: Graph) -> dict[int, Expr]:
+def index_values(graph: Graph) -> dict[Value, Expr]:
     """The integer nodes that depend on the position alone, each with its value over its own axes."""
     return _values(graph, lambda value: None)
 
 
-def run_time_values(graph: Graph) -> dict[int, Expr]:
+def run_time_values(graph: Graph) -> dict[Value, Expr]:
     """The integer nodes made of run-time integers by what an index is normalised with, as expressions of Lookups.
 
     An expression holds for the node's value as an index: one of 64 bits may be clamped to 32.
@@ -59,16 +59,16 @@ def run_time_values(graph: Graph) -> dict[int, Expr]:
 
     found = _values(graph, leaf)
     for k, node in enumerate(graph.nodes):
-        wide = _wide_index(graph, node) if k not in found else None
-        found |= {} if wide is None else {k: wide}
+        wide = _wide_index(graph, node) if Value(k) not in found else None
+        found |= {} if wide is None else {Value(k): wide}
     return found
 
 
-def expression_of(view: View, integers: Mapping[int, Expr]) -> Expr | None:
+def expression_of(view: View, integers: Mapping[Value, Expr]) -> Expr | None:
     """What `view` reads, if all its pieces are of values that have expressions."""
     result: Expr | None = None
     for piece in reversed(view.pieces):
-        expr = integers.get(piece.value.node)
+        expr = integers.get(piece.value)
         if expr is None:
             return None
         expr = ix.substitute(expr, piece.index)
@@ -81,19 +81,21 @@ def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:
     return int(limits.min), int(limits.max)
 
 
-def _values(graph: Graph, leaf: _Leaf) -> dict[int, Expr]:
-    found: dict[int, Expr] = {}
-    leaves: dict[int, Expr] = {}
+def _values(graph: Graph, leaf: _Leaf) -> dict[Value, Expr]:
+    found: dict[Value, Expr] = {}
+    leaves: dict[Value, Expr] = {}
     for k, node in enumerate(graph.nodes):
         expr = _fitting(graph, node, {**leaves, **found}) if isinstance(node, Const | Map) else None
         if expr is not None:
-            found[k] = expr
-        elif (own := leaf(Value(k))) is not None:
-            leaves[k] = own
+            found[Value(k)] = expr
+            continue
+        for value in (Value(k, output) for output in range(len(outputs_of(node)))):
+            if (own := leaf(value)) is not None:
+                leaves[value] = own
     return found
 
 
-def _fitting(graph: Graph, node: Const | Map, known: Mapping[int, Expr]) -> Expr | None:
+def _fitting(graph: Graph, node: Const | Map, known: Mapping[Value, Expr]) -> Expr | None:
     if node.array.dtype.kind not in "iu":
         return None
     expr = _integer(graph, node, known)
@@ -104,7 +106,7 @@ def _fitting(graph: Graph, node: Const | Map, known: Mapping[int, Expr]) -> Expr
     return expr if least <= low and high <= most else None
 
 
-def _integer(graph: Graph, node: Const | Map, known: Mapping[int, Expr]) -> Expr | None:
+def _integer(graph: Graph, node: Const | Map, known: Mapping[Value, Expr]) -> Expr | None:
     match node:
         case Const(value):
             return ix.Const(int(value))
@@ -216,7 +218,7 @@ def _choice(graph: Graph, node: Map) -> list[Point | None]:
     return _operands(graph, node, tuple(Dim(a) for a in range(len(node.array.shape))), node.array.shape)
 
 
-def _floored(graph: Graph, node: Map, known: Mapping[int, Expr]) -> Expr | None:
+def _floored(graph: Graph, node: Map, known: Mapping[Value, Expr]) -> Expr | None:
     """X // k or x % k, which jnp makes of what lax rounds towards zero: one less, or k more, if the signs differ."""
     sizes = node.array.shape
     predicate, plain, moved = _choice(graph, node)
@@ -260,8 +262,8 @@ def _is_whole(lookup: Lookup) -> bool:
     return lookup.high - lookup.low >= 2**16
 
 
-def _at(point: Point | None, known: Mapping[int, Expr], sizes: _Shape) -> Expr | None:
-    expr = known.get(point[0].node) if point is not None else None
+def _at(point: Point | None, known: Mapping[Value, Expr], sizes: _Shape) -> Expr | None:
+    expr = known.get(point[0]) if point is not None else None
     return simplify(ix.substitute(expr, point[1]), sizes) if expr is not None and point is not None else None
 
 
@@ -277,7 +279,7 @@ def _negative(graph: Graph, node: Node) -> tuple[Point, int] | None:
     return (plain, n) if plain is not None and n is not None and n > 0 else None
 
 
-def _wrapped(graph: Graph, node: Map, known: Mapping[int, Expr]) -> Expr | None:
+def _wrapped(graph: Graph, node: Map, known: Mapping[Value, Expr]) -> Expr | None:
     found = _negative(graph, node)
     expr = _at(found[0], known, node.array.shape) if found is not None else None
     if found is None or not isinstance(expr, Lookup) or not _is_leaf(graph, expr):
@@ -294,7 +296,7 @@ def _wide_index(graph: Graph, node: Node) -> Expr | None:
     return Lookup(*found[0], int(_INT32.min), int(_INT32.max), wrap=found[1])
 
 
-def _selected(graph: Graph, node: Map, known: Mapping[int, Expr]) -> Expr | None:
+def _selected(graph: Graph, node: Map, known: Mapping[Value, Expr]) -> Expr | None:
     """One of two expressions by a comparison of two others."""
     sizes = node.array.shape
     predicate = _choice(graph, node)[0]

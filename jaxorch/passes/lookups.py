@@ -11,7 +11,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, pieces_of
 from jaxorch.ir.index import Expr, Lookup
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
-from jaxorch.ir.view import Piece, View, lookups, map_piece, simplify_view
+from jaxorch.ir.view import Piece, Value, View, lookups, map_piece, simplify_view
 from jaxorch.options import Options
 from jaxorch.passes.integers import index_values, run_time_values
 from jaxorch.passes.rewrite import drop_unused, rewritten
@@ -25,7 +25,7 @@ def fold_lookups(graph: Graph, options: Options) -> Graph:
     del options
     known = index_values(graph)
     looked_up = [k.value for n in graph.nodes for p in pieces_of(n) for k in lookups(p)]
-    known |= tabulated(graph, (v for v in looked_up if v.node not in known))
+    known |= tabulated(graph, (v for v in looked_up if v not in known))
     known = run_time_values(graph) | known
     nodes = [rewritten(n, lambda v: _folded(v, known), lambda p, u: _place(p, u.domain, known)) for n in graph.nodes]
     if all(a is b for a, b in zip(nodes, graph.nodes, strict=True)):
@@ -33,14 +33,14 @@ def fold_lookups(graph: Graph, options: Options) -> Graph:
     return drop_unused(Graph(tuple(nodes), graph.outputs))
 
 
-def _folded(view: View, known: dict[int, Expr]) -> View:
-    if not any(k.value.node in known for p in view.pieces for k in lookups(p)):
+def _folded(view: View, known: dict[Value, Expr]) -> View:
+    if not any(k.value in known for p in view.pieces for k in lookups(p)):
         return view
     return simplify_view(View(view.domain, tuple(_piece(p, view.domain, known) for p in view.pieces)))
 
 
-def _place(place: Piece, sizes: tuple[int, ...], known: dict[int, Expr]) -> Piece:
-    if not any(k.value.node in known for k in lookups(place)):
+def _place(place: Piece, sizes: tuple[int, ...], known: dict[Value, Expr]) -> Piece:
+    if not any(k.value in known for k in lookups(place)):
         return place
     folded = _piece(place, sizes, known)
     guard = simplify_guard(folded.guard, sizes)
@@ -48,11 +48,11 @@ def _place(place: Piece, sizes: tuple[int, ...], known: dict[int, Expr]) -> Piec
     return Piece(folded.guard if guard is None else guard, folded.value, index)
 
 
-def _piece(piece: Piece, sizes: tuple[int, ...], known: dict[int, Expr]) -> Piece:
+def _piece(piece: Piece, sizes: tuple[int, ...], known: dict[Value, Expr]) -> Piece:
     def new(lookup: Lookup) -> Expr:
-        if lookup.value.node not in known:
+        if lookup.value not in known:
             return lookup
-        expr = ix.substitute(known[lookup.value.node], lookup.index)
+        expr = ix.substitute(known[lookup.value], lookup.index)
         return clamp(expr, lookup.low, lookup.high, sizes)
 
     return map_piece(piece, new)

@@ -16,7 +16,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Graph, Map, Node
 from jaxorch.ir.index import Bound, Expr, Guard, Lookup
 from jaxorch.ir.simplify import simplify, simplify_guard
-from jaxorch.ir.view import Piece, View, simplify_view
+from jaxorch.ir.view import Piece, Value, View, simplify_view
 from jaxorch.options import Options
 from jaxorch.passes.integers import COMPARISONS, expression_of, index_values
 
@@ -78,7 +78,7 @@ def _folded(node: Node, predicates: Mapping[int, _Cases]) -> Node:
 # Predicates
 
 
-def _predicate(node: Const | Map, integers: Mapping[int, Expr], predicates: Mapping[int, _Cases]) -> _Cases | None:
+def _predicate(node: Const | Map, integers: Mapping[Value, Expr], predicates: Mapping[int, _Cases]) -> _Cases | None:
     if isinstance(node, Const):
         return (_Case((), bool(node.value)),)
     if node.op in COMPARISONS:

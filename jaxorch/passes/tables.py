@@ -22,15 +22,15 @@ __all__ = ["fit", "tabulated"]
 LARGEST_DIVISOR = 64
 
 
-def tabulated(graph: Graph, wanted: Iterable[Value]) -> dict[int, Expr]:
-    """The `wanted` integer values whose tables are (a*i + b)//c along one axis, by node."""
-    found: dict[int, Expr] = {}
+def tabulated(graph: Graph, wanted: Iterable[Value]) -> dict[Value, Expr]:
+    """The `wanted` integer values whose tables are (a*i + b)//c along one axis."""
+    found: dict[Value, Expr] = {}
     tables: dict[int, Table | None] = {}
     for value in dict.fromkeys(wanted):
         table = table_of(graph.nodes, value.node, tables)
         expr = None if table is None else _along_one_axis(table)
         if expr is not None:
-            found[value.node] = expr
+            found[value] = expr
     return found
 
 

@@ -8,7 +8,7 @@ from jax import lax
 
 from benchmarks.cases import CASES
 from benchmarks.correctness import distance, judge
-from benchmarks.inputs import INTEGERS, POSITION, drawer
+from benchmarks.inputs import INTEGERS, POSITION, Drawn, Normal, Uniform, draw_tree, drawer, weights
 from benchmarks.reference import float64_reference
 
 CPU = jax.devices("cpu")[0]
@@ -226,6 +226,37 @@ def test_integer_inputs_lie_where_the_case_says():
         assert int(drawn.max()) < high
     with pytest.raises(ValueError, match="give its range"):
         drawer("groupnorm_silu", (rows,))
+
+
+def test_an_argument_may_say_how_it_is_drawn():
+    specs = (
+        Drawn((5000,), jnp.float32, Normal(3, 0.5)),
+        Drawn((5000,), jnp.bfloat16, Uniform(0.5, 1.5)),
+        Drawn((5000,), jnp.int32, Uniform(2, 5)),
+        Drawn((), jnp.int32, Uniform(7, 8)),
+    )
+    normal, uniform, tokens, position = drawer("any", specs)(jax.random.key(0))
+    assert (float(normal.mean()), float(normal.std())) == pytest.approx((3, 0.5), abs=0.05)
+    assert 0.5 <= float(uniform.min()) < 0.51 < 1.49 < float(uniform.max()) <= 1.5
+    assert set(np.unique(tokens)) == {2, 3, 4}
+    assert int(position) == 7
+
+
+def test_no_two_arguments_are_alike():
+    specs = (jax.ShapeDtypeStruct((64,), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.float32))
+    first, second = drawer("any", specs)(jax.random.key(0))
+    assert not np.array_equal(first, second)
+
+
+def test_weights_are_drawn_by_their_names():
+    shape = jax.ShapeDtypeStruct((50, 400), jnp.float32)
+    names = ("kernel", "experts", "var", "scale", "bias")
+    drawn = draw_tree(weights(dict.fromkeys(names, shape)), jax.random.key(0))
+    deviations = {name: float(array.std()) for name, array in drawn.items()}
+    expected = {"kernel": 50**-0.5, "experts": 50**-0.5, "var": 12**-0.5, "scale": 0.1, "bias": 0.1}
+    assert deviations == pytest.approx(expected, rel=0.05)
+    assert float(drawn["var"].min()) > 0
+    assert float(drawn["scale"].mean()) == pytest.approx(1, abs=0.01)
 
 
 def test_every_case_has_inputs():

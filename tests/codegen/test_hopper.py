@@ -66,6 +66,11 @@ PROGRAMS = {
     "wide heads in float32": (attention, [S(2, 512, 8, 256, dtype=np.float32)] * 3, "wgmma"),
     "odd heads": (attention, [S(2, 500, 8, 80)] * 3, "wgmma"),
     "narrow heads": (attention, [S(16, 49, 8, 16)] * 3, "mma"),
+    "weights of one key": (
+        lambda w, v: jax.nn.softmax(w * 0.3, -1) @ v,
+        [S(2, 1, 1, dtype=np.float32), S(2, 1, 8, dtype=np.float32)],
+        "mma",
+    ),
     "decode": (attention, [S(16, 1, 32, 128), *[S(16, 4096, 8, 128)] * 2], "mma"),
     "windows": (conv, [S(16, 56, 56, 128), S(3, 3, 128, 128)], "wgmma"),
     "windows in float32": (conv, [S(16, 56, 56, 64, dtype=np.float32), S(3, 3, 64, 64, dtype=np.float32)], "wgmma"),

@@ -12,6 +12,7 @@ from jaxorch.frontend.trace import flatten
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Map
 from jaxorch.ir.index import Lookup, Mod
+from jaxorch.ir.view import Value
 from jaxorch.options import Options
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.integers import index_values, run_time_values
@@ -51,8 +52,8 @@ def test_arithmetic_of_positions(steps):
         return x * i
 
     graph = graph_of(f, np.ones(11, I32))
-    reads = [{v.node for view in n.operands for v in view.values} for n in graph.nodes if isinstance(n, Map)]
-    (number,) = next(values for values in reads if 0 in values) - {0}
+    reads = [{v for view in n.operands for v in view.values} for n in graph.nodes if isinstance(n, Map)]
+    (number,) = next(values for values in reads if Value(0) in values) - {Value(0)}
     found = index_values(graph)
     assert number in found
     got = np.broadcast_to(ix.evaluate(found[number], (np.arange(11),)), 11)
@@ -62,7 +63,7 @@ def test_arithmetic_of_positions(steps):
 def folded(f, dtype=I32):
     """The expression of the one result of `f` on a vector of run-time integers, and the function itself."""
     graph = graph_of(f, np.zeros(8, dtype))
-    return run_time_values(graph).get(graph.outputs[0].node), f
+    return run_time_values(graph).get(graph.outputs[0]), f
 
 
 NORMALISED = {

@@ -122,6 +122,14 @@ def test_a_computed_index_is_looked_up_where_it_is_computed():
     assert not isinstance(graph.nodes[lookup.value.node], Input)
 
 
+def test_of_several_results_the_one_meant_is_looked_up():
+    """Argsort's indices are the second result of a sort, whose first has the same type and shape."""
+    made = program(lambda x, keys: -x[jnp.argsort(keys)], X, np.asarray([3, 0, 1, 1, 2, 0], np.int32))
+    (lookup,) = lookups(made.graph)
+    assert isinstance(made.graph.nodes[lookup.value.node], Opaque)
+    assert lookup.value.output == 1
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8], ids=lambda d: d.__name__)
 def test_indices_that_overflow_are_not_taken_for_lines(dtype):
     """40*i wraps after a few elements; what it means in its type is what counts."""
