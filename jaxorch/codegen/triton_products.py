@@ -297,7 +297,7 @@ class TritonProducts(TritonOps):
         return self.name(f'tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", {words})', found.dims)
 
     def dot(self, left: Text, right: Text, acc: Text | None, product: Product) -> Text:
-        a, b = left.name, right.name
+        a, b = (self.rounded(x, product).name for x in (left, right))
         b = f"tl.trans({b})" if product.transposed else b
         words = [a, b] + ([acc.name] if acc else [])
         if product.dtype == np.float32:
@@ -307,6 +307,14 @@ class TritonProducts(TritonOps):
         if product.accumulate != np.float32:
             words.append(f"out_dtype={TRITON_NAME[product.accumulate.name]}")
         return self.name(f"tl.dot({', '.join(words)})", frozenset((ROW, COLUMN, STEP)))
+
+    def rounded(self, value: Text, product: Product) -> Text:
+        """A float32 operand rounded to TF32; the matrix unit itself would cut it off, a bias that sums do not lose."""
+        if product.dtype != np.float32 or product.precision != "DEFAULT" or self.interpret:
+            return value
+        asm = '"cvt.rna.tf32.f32 $0, $1;", "=f,f"'
+        text = f"tl.inline_asm_elementwise({asm}, [{value.name}], dtype=tl.float32, is_pure=True, pack=1)"
+        return self.name(text, value.dims)
 
     # The rest
 

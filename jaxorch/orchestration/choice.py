@@ -202,18 +202,21 @@ class Way:
         """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
 
         Where kernels are timed, their times take the place of the estimates, and the choice is made again until it
-        holds kernels that have been timed alone.
+        holds what has been timed alone; of the choices met the cheapest is taken, by what is known in the end.
 
         Raises:
             PlanError: without the kernels that failed there is no choice.
         """
-        steps = self.working()
-        for _ in range(_ROUNDS):
-            if not self.session.searches or not self.corrected():
-                break
+        met = [(self.working(), self.choice)]
+        while self.session.live and self.corrected() and self.session.searches and len(met) <= _ROUNDS:
             self.choice = self.choose()
-            steps = self.working()
+            met.append((self.working(), self.choice))
+        steps, self.choice = min(met, key=lambda found: self.known_cost(found[1]))
         return steps
+
+    def known_cost(self, choice: _Choice) -> float:
+        """What a choice costs by the times known now."""
+        return sum(self.candidate(choice.options[k]).cost for k in choice.solution.chosen)
 
     def working(self) -> Steps:
         while (steps := self.tried()) is None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
 
@@ -220,3 +221,12 @@ def test_what_no_schedule_runs_says_why(name):
     found = whole_kernel(program(f, x, y, x64=name == "double").graph)
     assert isinstance(found, str)
     assert reason in found
+
+
+@pytest.mark.parametrize(("precision", "rounds"), [("DEFAULT", 2), ("HIGHEST", 0)])
+def test_float32_operands_are_rounded_to_what_the_matrix_unit_takes(precision, rounds):
+    rng = np.random.default_rng(0)
+    x, y = normal(rng, 21, 40, dtype=F32), normal(rng, 40, 18, dtype=F32)
+    made, kernel = gemm_of(lambda x, y: lax.dot(x, y, precision=precision), x, y)
+    text = generate(made.graph, kernel, BLOCKS[0]).text
+    assert text.count("cvt.rna.tf32.f32") == rounds
