@@ -7,7 +7,7 @@ always exists; equal sets are built once, so that a deep model costs what its di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from jaxorch.ir.graph import Graph, Map, Opaque, Scatter, outputs_of, reads
@@ -15,13 +15,10 @@ from jaxorch.ir.region import unfilled
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel, build
 from jaxorch.kernels.structure import Structure, Structures, carry_over
+from jaxorch.orchestration.growth import try_convex_sets
 from jaxorch.orchestration.pieces import Pieces, internal
 
 __all__ = ["Enumeration", "Fused", "Left", "enumerate_candidates"]
-
-BEAM = 16  # sets kept at each size while growing from one piece
-LARGEST = 24  # pieces in one set
-BUDGET = 128  # sets grown from one piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,8 @@ def enumerate_candidates(graph: Graph) -> Enumeration:
         fused.append(Fused(carry_over(kernel, first, structure), inputs, structure.digest))
         return True
 
-    _try_convex_sets(pieces, is_legal)
+    kinds = [structures.of(p.nodes, p.outputs).digest for p in pieces.all]
+    try_convex_sets(pieces, kinds, is_legal)
     firsts = {structure: kernel for structure, (_, kernel) in known.items() if isinstance(kernel, Kernel)}
     return Enumeration(tuple(fused), tuple(_left(pieces)), rejected, firsts)
 
@@ -124,43 +122,3 @@ def _accumulated(pieces: Pieces, number: int) -> int | None:
         if value in piece.inputs and pieces.readers[value] and {*pieces.readers[value]} <= {*piece.nodes}:
             return k if value not in pieces.returned else None
     return None
-
-
-def _try_convex_sets(pieces: Pieces, is_legal: Callable[[frozenset[int]], bool]) -> None:
-    """Tries convex sets of pieces, each once, grown from each piece and from each pair of products that may be one.
-
-    What grew from a legal set comes first, then what saves most bytes; a set that no schedule runs may still
-    grow into one that some schedule does.
-    """
-    seen: set[frozenset[int]] = set()
-    for seed in pieces.chains():
-        _grow(pieces, is_legal, seed, -1, seen)
-    for start in range(len(pieces.all)):
-        _grow(pieces, is_legal, frozenset((start,)), start, seen)
-
-
-def _grow(
-    pieces: Pieces,
-    is_legal: Callable[[frozenset[int]], bool],
-    seed: frozenset[int],
-    start: int,
-    seen: set[frozenset[int]],
-) -> None:
-    """Tries `seed` and what it grows into by pieces after number `start`."""
-    frontier, budget = [seed], BUDGET
-    for _ in range(LARGEST):
-        fresh = [s for s in frontier if s not in seen][:budget]
-        budget -= len(fresh)
-        seen.update(fresh)
-        grown: dict[frozenset[int], bool] = {}  # whether a legal set grew into it
-        for chosen in fresh:
-            legal = is_legal(chosen)
-            near = set[int]().union(*(pieces.neighbours[j] for j in chosen)) - chosen
-            for k in sorted(k for k in near if k > start):
-                larger = chosen | {k}
-                if pieces.may_join(larger):
-                    grown[larger] = grown.get(larger, False) or legal
-        convex = [s for s in grown if s not in seen and pieces.is_convex(s)]
-        frontier = sorted(convex, key=lambda s: (not grown[s], -pieces.saved(s), tuple(sorted(s))))[:BEAM]
-        if not frontier or not budget:
-            break

@@ -73,6 +73,7 @@ class Pieces:
         self.bases = {n.base.node for n in graph.nodes if isinstance(n, Scatter)}  # to exist before they are written to
         self.redone = self._redone()
         self.all = self._pieces()
+        self._sharing = self._shared()
         self.neighbours = self._neighbours()
         self._after, self._before = self._order()
         maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
@@ -229,18 +230,30 @@ class Pieces:
                     pending.append(k)
         return list(between), list(ends)
 
-    def _neighbours(self) -> list[set[int]]:
-        """By piece: those that share a value with it."""
+    def wiring(self, number: int) -> list[tuple[tuple[int, ...], int, bool]]:
+        """Of each value that a piece reads or stores, in order: what shares it, by how many nodes it is read, and
+        whether the program returns it. A value that brings no two together is shared by nobody.
+        """
+        table, read_by = self._tables[number], self._read_by
+        values = sorted(table.reads | table.outputs)
+        return [(self._sharing.get(self._values[v], ()), len(read_by[v]), -1 in read_by[v]) for v in values]
+
+    def _shared(self) -> dict[Value, tuple[int, ...]]:
+        """By value, the pieces that it brings together: its maker and its readers, if these are few."""
         maker = {v: k for k, p in enumerate(self.all) for v in p.outputs}
         sharing: dict[Value, set[int]] = {}
         for k, p in enumerate(self.all):
             for v in {v for n in p.nodes for v in self.reads[n]}:
                 if self.graph.array(v).shape:
                     sharing.setdefault(v, {maker[v]} if v in maker else set()).add(k)
+        return {v: tuple(sorted(together)) for v, together in sharing.items() if len(together) <= _MOST_SHARED}
+
+    def _neighbours(self) -> list[set[int]]:
+        """By piece: those that share a value with it."""
         neighbours: list[set[int]] = [set() for _ in self.all]
-        for together in sharing.values():
-            for k in together if len(together) <= _MOST_SHARED else ():
-                neighbours[k] |= together - {k}
+        for together in self._sharing.values():
+            for k in together:
+                neighbours[k] |= {*together} - {k}
         return neighbours
 
     def _order(self) -> tuple[list[int], list[int]]:

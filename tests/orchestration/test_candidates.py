@@ -11,7 +11,7 @@ from jaxorch.codegen.source import generate
 from jaxorch.ir.graph import Const, Contract, Graph, Input, Map, Opaque, Reduce, outputs_of, reads
 from jaxorch.ir.view import Value
 from jaxorch.kernels.configs import configurations
-from jaxorch.orchestration import blp, candidates
+from jaxorch.orchestration import blp, growth
 from jaxorch.orchestration.candidates import Enumeration, enumerate_candidates
 from jaxorch.orchestration.plan import arguments
 from tests.codegen.drive import program
@@ -219,7 +219,7 @@ def test_xla_adds_a_bias_and_a_residual_to_its_products():
 
 
 def test_what_lies_between_two_products_is_tried_as_one(monkeypatch):
-    monkeypatch.setattr(candidates, "BUDGET", 1)  # one set from each piece: none would grow into it
+    monkeypatch.setattr(growth, "BUDGET", 1)  # one set from each piece: none would grow into it
     graph = graph_of(lambda q, k, v: jax.nn.softmax(q @ k.T, -1) @ v, (5, 8), (7, 8), (7, 6))
     found = check(graph)
     assert [f.kernel.schedule for f in found.fused if len(products(graph)) == 2 and "online" in f.kernel.schedule]
@@ -236,7 +236,7 @@ def test_a_large_graph_is_enumerated_within_the_budget(monkeypatch):
             x = jax.nn.softmax(x * k) + x
         return x
 
-    monkeypatch.setattr(candidates, "BUDGET", 4)
+    monkeypatch.setattr(growth, "BUDGET", 4)
     found = enumerate_candidates(graph_of(f, (4, 6)))
     pieces = len(found.left)
     assert pieces >= 12

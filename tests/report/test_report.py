@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from rich.console import Console
 import jaxorch
 from jaxorch import Options, primitive
 from jaxorch.orchestration import choice
-from jaxorch.report import LeftLine, Report
+from jaxorch.report import KernelLine, LeftLine, Report
 from jaxorch.report.text import render
 
 
@@ -68,3 +69,14 @@ def test_what_is_written_in_place_is_said(monkeypatch):
     assert [line.in_place for line in found.kernels] == [()]
     assert "in place" not in wide(found)
     primitive.clear()
+
+
+def test_a_timed_kernel_is_shown_with_its_estimate():
+    kernel = KernelLine("k", "rows", ("exp",), (), 8, 4, 3.5, 4.25, 32, 0, "1x8", "")
+    assert "4.2 measured" in (printed := str(replace(report(), kernels=(kernel,))))
+    assert "3.5 estimated" in printed
+    assert "measured" not in str(replace(report(), kernels=(replace(kernel, measured=None),)))
+
+
+def test_the_peak_is_in_the_headline():
+    assert "1.50 MB between kernels" in str(replace(report(), peak=1_500_000))
