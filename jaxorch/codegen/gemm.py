@@ -64,23 +64,26 @@ class GemmBody[V](ProductBody[V]):
         product = self.product(self.core.last, self.core.key, transposed=False)
         key, left = len(self.frame.domain), self.core.left
         acc = self.ops.carry(tile, 0, product.accumulate)
-        carried = [reductions.initial(self.ops, self.reduce(r).op, self.summed(r), a, None) for r in self.core.sums]
+        row = replace(a, block_rows=self.rows_at_once)
+        carried = [reductions.initial(self.ops, self.reduce(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
         with self.ops.loop(a, (), None):
             with self.scope(a):
                 for at, total in zip(self.core.beside, self.rows, strict=True):
                     self.add_row(a, at, total)
-                for riding, state in zip(self.core.sums, carried, strict=True):
-                    reductions.step(self.ops, self.reduce(riding).op, self.element(riding, a), state)
+                elements = [self.element(riding, a) for riding in self.core.sums]
                 x = self.tile_of(self.core.last, left, self.core.at, key, a)
+            with self.scope(row):
+                for riding, element, state in zip(self.core.sums, elements, carried, strict=True):
+                    reductions.step(self.ops, self.reduce(riding).op, element, state)
             with self.scope(b):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
                 self.ops.assign(acc, self.ops.dot(x, y, acc, product))
-        with self.scope(replace(a, loops=frozenset())):
+        with self.scope(replace(row, loops=frozenset())):
             for riding, state in zip(self.core.sums, carried, strict=True):
                 node, dtype = self.reduce(riding), self.summed(riding)
-                (total,) = reductions.finish(self.ops, node.op, dtype, state, node.count, a, [node.arrays[0].dtype])
+                (total,) = reductions.finish(self.ops, node.op, dtype, state, node.count, row, [node.arrays[0].dtype])
                 self.ridden.append(total)
         return acc
 

@@ -21,6 +21,8 @@ type _Profile = Callable[..., Callable[[], tuple[object, list[tuple[str, float]]
 
 _QUEUED = (4, 12)  # calls issued one after the other: the second queue's time less the first's is of 8
 
+_BETWEEN_US = 4.0  # between two kernels of a program, where they are not launched as one graph
+
 # CUPTI serves one subscriber in a process.
 _CUPTI_LOCK = threading.Lock()
 
@@ -174,7 +176,7 @@ def program_times(
     queued = [_summary([total for total, _ in s], (), "queue") for s in samples]
     issued = [statistics.median(issue for _, issue in s) for s in samples]
     slow = [
-        q.median_us > 1.2 * k.median_us and host < 0.6 * q.median_us
+        q.median_us > max(1.2 * k.median_us, k.median_us + _BETWEEN_US * len(k.kernels)) and host < 0.6 * q.median_us
         for q, k, host in zip(queued, kernels, issued, strict=True)
     ]
     if not any(slow):

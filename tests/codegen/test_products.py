@@ -227,6 +227,6 @@ def test_what_no_schedule_runs_says_why(name):
 def test_float32_operands_are_rounded_to_what_the_matrix_unit_takes(precision, rounds):
     rng = np.random.default_rng(0)
     x, y = normal(rng, 21, 40, dtype=F32), normal(rng, 40, 18, dtype=F32)
-    made, kernel = gemm_of(lambda x, y: lax.dot(x, y, precision=precision), x, y)
+    made, kernel = gemm_of(lambda x, y: lax.dot(x, y, precision=lax.Precision[precision]), x, y)
     text = generate(made.graph, kernel, BLOCKS[0]).text
     assert text.count("cvt.rna.tf32.f32") == rounds
