@@ -23,6 +23,7 @@ _COPY_EFFICIENCY = 0.6  # of the copy rate, as XLA's other movement
 _DENSE = 0.75  # of the matrix rate: 28 µs for 14.8 GFLOP of 128 features; with 64 features and more on both sides
 _FULL = 64  # features of a group on either side below which the rate falls in proportion: 130 µs for 3.8 GFLOP from 3
 _TRANSPOSED = 0.05  # of the matrix rate, and every operand rearranged: 235 µs for four of 0.1 to 1.1 GFLOP in float32
+_REARRANGED = 5  # launches beside it then: four such convolutions of one image of 4 x 4 to 32 x 32 took 72 µs
 _DEPTHWISE = 0.2  # of the vector rate: some 65 µs for 839 MFLOP
 
 
@@ -51,8 +52,8 @@ def convolution_time(graph: Graph, node: Contract, device: Device, moved: float)
         copied = max(copied, moved / 2)
     if not _in_place(graph, node):
         copied = max(copied, shape.elements * dtype.itemsize)
-    copies = 2 * copied / device.memory_bandwidth / _COPY_EFFICIENCY + device.xla_launch_s * bool(copied)
-    return time + copies * 1e6
+    launches = _REARRANGED if shape.transposed else bool(copied)
+    return time + (2 * copied / device.memory_bandwidth / _COPY_EFFICIENCY + launches * device.xla_launch_s) * 1e6
 
 
 def _rate(node: Contract, shape: Shape, dtype: str, device: Device) -> float:
