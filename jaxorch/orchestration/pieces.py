@@ -24,6 +24,7 @@ from jaxorch.ir.graph import (
     reads,
 )
 from jaxorch.ir.view import Value
+from jaxorch.kernels.unroll import is_stencil
 from jaxorch.passes.derive.match import is_window
 
 __all__ = ["Piece", "Pieces", "internal"]
@@ -168,8 +169,11 @@ class Pieces:
         return not any(self.after[k] & chosen for k in below)
 
     def may_join(self, chosen: frozenset[int]) -> bool:
-        """Whether some schedule may run so many products; two belong together only if one feeds the other."""
-        products = sorted(k for k in chosen if k in self.products)
+        """Whether some schedule may run so many products; two belong together only if one feeds the other.
+
+        Stencils are no products there.
+        """
+        products = sorted(k for k in chosen & self.products if not is_stencil(self.graph.nodes[self.all[k].nodes[-1]]))
         return len(products) < 2 or (len(products) == 2 and products[1] in self.after[products[0]])
 
     def chains(self) -> list[frozenset[int]]:
