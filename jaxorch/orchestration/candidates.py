@@ -23,8 +23,6 @@ BEAM = 16  # sets kept at each size while growing from one piece
 LARGEST = 24  # pieces in one set
 BUDGET = 128  # sets grown from one piece
 
-_EPILOGUE = frozenset(("add", "max", "convert_element_type", "copy"))  # of what a library does after a product
-
 
 @dataclass(frozen=True, slots=True)
 class Fused:
@@ -104,6 +102,9 @@ def _left(pieces: Pieces) -> Iterator[Left]:
         if isinstance(node, Opaque):
             outputs = tuple(Value(number, k) for k in range(len(outputs_of(node))))
             yield Left((number,), internal(graph, reads(node)), outputs)
+
+
+_EPILOGUE = frozenset(("add", "max", "convert_element_type", "copy"))  # of what a library does after a product
 
 
 def _accumulated(pieces: Pieces, number: int) -> int | None:

@@ -70,7 +70,7 @@ class Pieces:
             for v in p.inputs:
                 if v in maker:
                     self.followers[maker[v]].add(k)
-        self.products = frozenset(k for k, p in enumerate(self.all) if isinstance(graph.nodes[p.nodes[-1]], Contract))
+        self.products = frozenset(k for k, p in enumerate(self.all) if _is_product(graph.nodes[p.nodes[-1]]))
 
     # What the pieces are
 
@@ -169,11 +169,8 @@ class Pieces:
         return not any(self.after[k] & chosen for k in below)
 
     def may_join(self, chosen: frozenset[int]) -> bool:
-        """Whether some schedule may run so many products; two belong together only if one feeds the other.
-
-        Stencils are no products there.
-        """
-        products = sorted(k for k in chosen & self.products if not is_stencil(self.graph.nodes[self.all[k].nodes[-1]]))
+        """Whether some schedule may run so many products; two belong together only if one feeds the other."""
+        products = sorted(k for k in chosen if k in self.products)
         return len(products) < 2 or (len(products) == 2 and products[1] in self.after[products[0]])
 
     def chains(self) -> list[frozenset[int]]:
@@ -229,6 +226,10 @@ class Pieces:
 def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
     """The values that some candidate must produce: no inputs of the program, no constants, no empty memory."""
     return tuple(v for v in values if not isinstance(n := graph.nodes[v.node], Input | Const) and not is_empty(n))
+
+
+def _is_product(node: Node) -> bool:
+    return isinstance(node, Contract) and not is_stencil(node)
 
 
 def _computes(node: Node) -> bool:
