@@ -58,6 +58,26 @@ def test_a_contraction_case_is_kernels_and_nothing_else(name, h200):
     assert compiled.memory.temp_size_in_bytes < MIB  # the scores and their like are nowhere
 
 
+CONVOLUTIONS = ("dwconv5_hswish", "mbconv", "grouped_conv3", "stem7_s2", "gan_chain_B16", "c3k2_NHWC", "c3k2_NCHW")
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_that_are_kernels_have_nothing_around_them(name, h200):
+    compiled = compile_case(name, h200)
+    assert not compiled.report.left
+    assert {i.opcode for i in compiled.entry} <= {"parameter", "custom-call", "bitcast", "get-tuple-element", "tuple"}
+    assert not compiled.copies(0)
+
+
+def test_a_library_convolution_reads_and_leaves_its_images_where_kernels_have_them(h200):
+    compiled = compile_case("upsample_concat_conv", h200)
+    assert len(compiled.calls) == 2
+    (convolution,) = [i for i in compiled.entry if "__cudnn$conv" in i.text]
+    assert "triton_kernel_call" in convolution.text.split("custom-call(")[1].split(",")[0]
+    weights = nbytes(CASES["upsample_concat_conv"]()[1][2])
+    assert all(i.nbytes <= weights for i in compiled.of("transpose", "copy", "fusion"))
+
+
 @pytest.mark.parametrize("name", ["decode_B16_bskd_repeat", "decode_B16_bksd_einsum", "prefill", "vit_attention_half"])
 def test_layers_with_attention_hold_no_scores_and_copy_no_cache(name, h200):
     compiled, plain = compile_case(name, h200), compile_case(name, h200, optimised=False)

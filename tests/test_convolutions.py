@@ -65,6 +65,12 @@ def transferred(x, w1, w2):
     return x + block(jax.nn.relu(block(x, w1)), w2)
 
 
+def mixed(x, w3, w5, p):
+    """Windows of two sizes side by side, and a product of what they give."""
+    y = jnp.concatenate([conv(x, w3, g=16), conv(x, w5, g=16)], -1)
+    return conv(jax.nn.silu(y), p)
+
+
 def pyramid(x):
     def pool(k):
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, k, k, 1), (1, 1, 1, 1), "SAME")
@@ -85,6 +91,7 @@ LAYERS = {
     ),
     "generator": (generator, [(1, 2, 2, 48), *((4, 4, i, o) for i, o in itertools.pairwise((48, 32, 16, 3)))]),
     "style transfer": (transferred, [(1, 16, 6, 5), (16, 16, 3, 3), (16, 16, 3, 3)]),
+    "mixed windows": (mixed, [(1, 5, 6, 16), (3, 3, 1, 16), (5, 5, 1, 16), (1, 1, 32, 17)]),
     "pyramid": (pyramid, [(1, 7, 6, 16)]),
 }
 

@@ -73,8 +73,9 @@ class Counts:
 class CountOps:
     """Ops whose values are the axes they vary along."""
 
-    def __init__(self, tile: Tile, unroll: int) -> None:
-        self.tile, self.unroll = tile, unroll
+    def __init__(self, tile: Tile, unroll: int, *, loaded: bool = False) -> None:
+        """`loaded`: loops read by loads, which find again in the first-level cache what an earlier step has read."""
+        self.tile, self.unroll, self.loaded = tile, unroll, loaded
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.taken = 1.0  # which part of the tiles takes the branches being written
@@ -128,22 +129,46 @@ class CountOps:
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        self.read(buffer, ix.dims_of(offset), dims, guard, self.waste(offset, guard, buffer.array.dtype.itemsize))
+        waste, fresh = self.waste(offset, guard, buffer.array.dtype.itemsize), self.fresh(offset)
+        self.read(buffer, ix.dims_of(offset), dims, guard, waste, fresh=fresh)
         return dims
+
+    def fresh(self, offset: Expr) -> float:
+        """Which part of a program's reads in a loop is of elements that no earlier step of it has read."""
+        if not self.loaded or not self.tile.loops:
+            return 1.0
+        blocks = [1, self.tile.block_rows, self.tile.block_columns]
+        for axis in self.tile.loops:
+            blocks[axis] = self.tile.sizes[axis]
+        blocks = [min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)]
+        coords = [np.arange(n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(blocks)]
+        at = np.broadcast_to(np.asarray(ix.evaluate(offset, coords, _look)), blocks)
+        return np.unique(at).size / at.size
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Dims]:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
         self.read(buffer, dims, dims, guard, 1.0, copies)
         return [dims] * copies
 
-    def read(self, buffer: Buffer, own: Dims, dims: Dims, guard: Guard, waste: float, copies: int = 1) -> None:
+    def read(
+        self,
+        buffer: Buffer,
+        own: Dims,
+        dims: Dims,
+        guard: Guard,
+        waste: float,
+        copies: int = 1,
+        fresh: float = 1.0,
+    ) -> None:
         itemsize, share = buffer.array.dtype.itemsize, self.share(guard)
         size = buffer.array.nbytes * waste
         moved = self.points(own) * share * copies * itemsize * waste
         # several reads of one buffer: other parts of it, or lines still in the first-level cache
         self.counts.read[buffer.name] = min(self.counts.read.get(buffer.name, 0.0) + moved, size)
         key = (buffer.name, self.scopes)
-        passed = self.points(dims) * self.tile.repeats * share * copies * itemsize * waste
+        wanted = self.points(dims) * self.tile.repeats * share * copies * itemsize
+        passed = wanted * waste * fresh
+        self.counts.operations += _L1_BYTE * wanted * (1 - fresh)
         known = self.counts.passes.get(key, 0.0)
         self.counts.passes[key] = max(known, passed, min(known + passed, size))
         self.counts.operations += _L1_BYTE * (known + passed - self.counts.passes[key])
@@ -278,7 +303,8 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     """What one launch of the kernel moves and computes."""
     config = config or whole(kernel)
     frame = kernel.frames[config.frame]
-    ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll)
+    loaded = kernel.core is not None and config.num_stages == 1
+    ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll, loaded=loaded)
     for launch in launches(config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again

@@ -18,6 +18,9 @@ from jaxorch.kernels.kernel import Kernel, aliases
 __all__ = ["Config", "configurations", "power_of_two", "whole"]
 
 
+_LINE = 128  # bytes of a cache line
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Config:
     """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops.
@@ -48,8 +51,7 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
             if kernel.unrolled:
                 found = _with_windows(found)
             elif isinstance(product, Contract) and product.convolves:
-                # places of a window share their elements in the first-level cache, which copies on their way pass by
-                found = _interleave([found, [replace(c, num_stages=1) for c in found[:3]]])
+                found = _loaded_or_copied(graph, product, found)
         case "online":
             found = _unsplit_in_place(graph, kernel, online_blocks(graph, kernel.core, kernel.frames[0]))
         case "rows-looped":
@@ -67,6 +69,18 @@ def _unsplit_in_place(graph: Graph, kernel: Kernel, blocks: Sequence[Blocks]) ->
     """Configurations of these blocks; one launch writes in place, so its sums are not split over two."""
     found = [Config(0, *each) for each in blocks]
     return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
+
+
+def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> list[Config]:
+    """Configurations of a product of windows, some without copies on their way to shared memory.
+
+    Those pass by the first-level cache, where the places of a window share their elements. For runs of few features,
+    which waste what the second-level cache delivers, loads come first.
+    """
+    loaded = [replace(c, num_stages=1) for c in found[:3]]
+    itemsize = graph.array(product.operands[0].pieces[0].value).dtype.itemsize
+    few = product.domain[product.axes[-1]] * itemsize < _LINE
+    return _interleave([loaded, found] if few else [found, loaded])
 
 
 def _with_windows(found: Sequence[Config]) -> list[Config]:

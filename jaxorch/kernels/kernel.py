@@ -36,6 +36,8 @@ class Output:
     per_row: bool
 
 
+_MOST_FRAMES = 4  # of kernels with windows: each is timed in a few configurations
+
 SHORT_ROW = 512
 """Rows of no more elements than this are reduced again by every program that wants their result."""
 
@@ -185,7 +187,7 @@ def _pointwise(graph: Graph, members: _Members, outputs: tuple[Value, ...]) -> K
     frames = walked_pointwise(graph, outputs, accesses, frames)
     if members.unrolled:
         plain = Frame(domain, (), axes[:-1], axes[-1:])
-        frames = tuple(dict.fromkeys((*stencil_frames(graph, accesses, plain), *frames)))
+        frames = tuple(dict.fromkeys((*stencil_frames(graph, accesses, plain), *frames)))[:_MOST_FRAMES]
     stored = tuple(Output(v, per_row=False) for v in outputs)
     return members.kernel(_inputs(graph, outputs, accesses), stored, "pointwise", frames)
 

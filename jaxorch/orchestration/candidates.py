@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Graph, Map, Opaque, Scatter, outputs_of, reads
+from jaxorch.ir.graph import Contract, Graph, Map, Opaque, Scatter, outputs_of, reads
 from jaxorch.ir.region import unfilled
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel, build
@@ -107,18 +107,24 @@ def _left(pieces: Pieces) -> Iterator[Left]:
             yield Left((number,), internal(graph, reads(node)), outputs)
 
 
+_EPILOGUE = frozenset(("add", "max", "convert_element_type", "copy"))  # of what a library does after a product
+
+
 def _accumulated(pieces: Pieces, number: int) -> int | None:
-    """The product to which XLA's library call adds a bias or a residual, if that is all that a piece does."""
+    """The product to which XLA's library call adds a bias or a residual, if that is all that a piece does.
+
+    To a convolution it adds both, and takes the maximum with zero.
+    """
     graph, piece = pieces.graph, pieces.all[number]
     ops = [n.op for n in map(graph.nodes.__getitem__, piece.nodes) if isinstance(n, Map)]
-    if (
-        len(ops) < len(piece.nodes)
-        or ops.count("add") not in (1, 2)
-        or not {*ops} <= {"add", "convert_element_type", "copy"}
-    ):
+    adds, maxima = ops.count("add"), ops.count("max")
+    if len(ops) < len(piece.nodes) or adds > 2 or maxima > 1 or not {*ops} <= _EPILOGUE or not adds + maxima:
         return None
     for k in sorted(pieces.products):
         (value,) = pieces.all[k].outputs or (None,)
+        product = graph.nodes[pieces.all[k].nodes[-1]]
+        if maxima and not (isinstance(product, Contract) and product.convolves):
+            continue
         if value in piece.inputs and pieces.readers[value] and {*pieces.readers[value]} <= {*piece.nodes}:
             return k if value not in pieces.returned else None
     return None

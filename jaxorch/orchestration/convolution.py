@@ -23,6 +23,7 @@ _COPY_EFFICIENCY = 0.6  # of the copy rate, as XLA's other movement
 _DENSE = 0.75  # of the matrix rate: 28 µs for 14.8 GFLOP of 128 features; with 64 features and more on both sides
 _FULL = 64  # features of a group on either side below which the rate falls in proportion: 130 µs for 3.8 GFLOP from 3
 _TRANSPOSED = 0.05  # of the matrix rate, and every operand rearranged: 235 µs for four of 0.1 to 1.1 GFLOP in float32
+_REARRANGED = 5  # launches beside it then: four such convolutions of one image of 4 x 4 to 32 x 32 took 72 µs
 _DEPTHWISE = 0.2  # of the vector rate: some 65 µs for 839 MFLOP
 
 
@@ -51,8 +52,10 @@ def convolution_time(graph: Graph, node: Contract, device: Device, moved: float)
         copied = max(copied, moved / 2)
     if not _in_place(graph, node):
         copied = max(copied, shape.elements * dtype.itemsize)
-    copies = 2 * copied / device.memory_bandwidth / _COPY_EFFICIENCY + device.xla_launch_s * bool(copied)
-    return time + copies * 1e6
+    weights = _weights_copied(graph, node)
+    launches = _REARRANGED if shape.transposed else bool(copied) + bool(weights)
+    copies = 2 * (copied + weights) / device.memory_bandwidth / _COPY_EFFICIENCY
+    return time + (copies + launches * device.xla_launch_s) * 1e6
 
 
 def _rate(node: Contract, shape: Shape, dtype: str, device: Device) -> float:
@@ -107,10 +110,18 @@ def _features_last(graph: Graph, node: Contract) -> bool:
 
 def _in_place(graph: Graph, node: Contract) -> bool:
     """Whether the left operand is a window sliding over one array, with zeros around: what a library reads in place."""
-    view, (window, places) = node.operands[0], _window(node)
+    view, others = node.operands[0], set(varied_axes(node.operands[1])) - set(node.axes)  # groups, and phases
     pieces = [p for p in view.pieces if not isinstance(graph.nodes[p.value.node], Const)]
     if len(pieces) != 1:
         return False
-    moving = [(e, a) for e in pieces[0].index for a in ix.dims_of(e) & (window | places)]
-    phases = {a for a in places if a in varied_axes(node.operands[1])}
-    return all(coefficient(e, a, view.domain) is not None for e, a in moving if a not in phases)
+    flat = simplify(ix.linearize(pieces[0].index, graph.array(pieces[0].value).shape), view.domain)
+    return all(coefficient(flat, a, view.domain) is not None for a in set(varied_axes(view)) - others)
+
+
+def _weights_copied(graph: Graph, node: Contract) -> int:
+    """Bytes of the weights if cuDNN does not read them in place, the features that are summed side by side."""
+    piece, window = node.operands[1].pieces[0], _window(node)[0]
+    array = graph.array(piece.value)
+    features = [a for a in node.axes if a not in window and node.domain[a] > 1]
+    flat = simplify(ix.linearize(piece.index, array.shape), node.domain)
+    return 0 if all(coefficient(flat, a, node.domain) == 1 for a in features[-1:]) else array.nbytes

@@ -24,6 +24,7 @@ from jaxorch.ir.graph import (
     reads,
 )
 from jaxorch.ir.view import Value
+from jaxorch.kernels.unroll import is_stencil
 from jaxorch.orchestration.bits import united
 from jaxorch.passes.derive.match import is_window
 
@@ -88,7 +89,7 @@ class Pieces:
         # by value: the nodes that read it, and -1, which no piece holds, where the program returns it
         self._read_by = [{*self.readers.get(v, ()), *([-1] if v in self.returned else [])} for v in self._values]
         self._tables = [self._table(p, numbers) for p in self.all]
-        self.products = frozenset(k for k, p in enumerate(self.all) if isinstance(graph.nodes[p.nodes[-1]], Contract))
+        self.products = frozenset(k for k, p in enumerate(self.all) if _is_product(graph.nodes[p.nodes[-1]]))
 
     # What the pieces are
 
@@ -282,6 +283,10 @@ class Pieces:
 def internal(graph: Graph, values: Iterable[Value]) -> tuple[Value, ...]:
     """The values that some candidate must produce: no inputs of the program, no constants, no empty memory."""
     return tuple(v for v in values if not isinstance(n := graph.nodes[v.node], Input | Const) and not is_empty(n))
+
+
+def _is_product(node: Node) -> bool:
+    return isinstance(node, Contract) and not is_stencil(node)
 
 
 def _computes(node: Node) -> bool:
