@@ -17,7 +17,7 @@ import numpy as np
 from jaxorch.codegen.body import Body, Coords, buffers
 from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Contract, Graph
+from jaxorch.ir.graph import Array, Contract, Graph, Map
 from jaxorch.ir.graph import Const as IrConst
 from jaxorch.ir.index import Const, Dim, Expr, Guard
 from jaxorch.ir.simplify import coords_of, simplify
@@ -198,13 +198,20 @@ class ProductBody[V](Body[V]):
         return self.ops.operand(value, self.dtype(number), of_windows=computed and bool(self.kernel.unrolled))
 
     def masked(self, view: View, coords: Coords, tile: Tile) -> frozenset[int]:
-        """The axes past whose end the view is 0 by itself: if it is loads alone, those that all of them vary along."""
+        """The axes past whose end the view is 0 by itself: if it is loads alone, those that all of them vary along.
+
+        Through copies in the kernel, too: a test after the load would keep it from shared memory's own way there.
+        """
         found = frozenset((ROW, COLUMN))
         pieces = pieces_at(view, coords, tile.sizes)
         for _, value, index in without_zero(self.graph, self.members, pieces):
-            if not self.is_loaded(value):
+            node = self.graph.nodes[value.node]
+            if self.is_loaded(value):
+                found &= frozenset[int]().union(*(ix.dims_of(e) for e in index))
+            elif isinstance(node, Map) and node.op == "copy":
+                found &= self.masked(node.operands[0], index, tile)
+            else:
                 return frozenset()
-            found &= frozenset[int]().union(*(ix.dims_of(e) for e in index))
         return found
 
     def is_loaded(self, value: Value) -> bool:

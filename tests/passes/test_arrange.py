@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from jaxorch import Options, pipeline
+from jaxorch.codegen.source import generate
 from jaxorch.frontend.trace import flatten, replay
 from jaxorch.ir.graph import Contract, Map
 from jaxorch.ir.verify import verify
 from jaxorch.ir.view import Value, evaluate_view
+from jaxorch.kernels.configs import configurations
 from jaxorch.orchestration import choice
 from jaxorch.passes.derive.arrange import arrange_operands, is_readable
 from jaxorch.target import Target
+from tests.codegen.drive import program, whole_kernel
 
 F32 = np.float32
 
@@ -100,3 +103,22 @@ def test_the_variant_runs(monkeypatch):
     assert [k.schedule for k in program.report.kernels] == ["rows"]
     (found,) = jax.jit(program.run)(*arrays)
     np.testing.assert_allclose(found, windows(*map(jnp.asarray, arrays)), rtol=1e-5, atol=1e-5)
+
+
+def test_copies_inside_a_kernel_leave_masked_loads_as_they_are():
+    """Arranged or not, what lies past the last key is 0 by the load's mask: no test comes between it and the product."""
+
+    def attention(x):
+        q, k, v = x.reshape(2, 21, 3, 2, 16).transpose(2, 0, 3, 1, 4)
+        p = jax.nn.softmax(jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32), -1)
+        o = jnp.einsum("bhqk,bhkd->bhqd", p.astype(x.dtype), v)
+        return o.swapaxes(1, 2).reshape(2, 21, 32)
+
+    x = jnp.ones((2, 21, 96), jnp.bfloat16)
+    made = program(attention, x, variant=arrange_operands)
+    assert any(isinstance(n, Map) and n.op == "copy" for n in made.graph.nodes)
+    kernel = whole_kernel(made.graph)
+    assert kernel.schedule == "online"
+    text = generate(made.graph, kernel, configurations(made.graph, kernel)[0]).text
+    assert "key_down_mask, other=0" in text
+    assert "tl.where(key_down_mask" not in text
