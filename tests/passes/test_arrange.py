@@ -106,7 +106,7 @@ def test_the_variant_runs(monkeypatch):
 
 
 def test_copies_inside_a_kernel_leave_masked_loads_as_they_are():
-    """Arranged or not, what lies past the last key is 0 by the load's mask: no test comes between it and the product."""
+    """What lies past the last key is 0 by the load's mask: no test comes between it and the product."""
 
     def attention(x):
         q, k, v = x.reshape(2, 21, 3, 2, 16).transpose(2, 0, 3, 1, 4)
