@@ -102,25 +102,42 @@ def runner_up(
     """
     deadline = time.perf_counter() + time_limit_s
     problem = reduce_problem(candidates, required, expensive)
-    rows = _rows(problem, itertools.count(len(candidates)))
+    free = itertools.count(len(candidates))
+    rows, cuts = _rows(problem, free), list[Row]()
     solved: dict[_Part, Outcome | None] = {}
-    found: list[RunnerUp] = []
-    for group, (costs, own, prices) in _parts(problem, rows, [], {}):
+    while (rival := _best_other(problem, rows, cuts, frozenset(chosen), solved, deadline)) is not None:
+        order, stuck = executable_order(candidates, sorted({*chosen} - {*rival.gone} | {*rival.instead}))
+        if not stuck:
+            return rival
+        cuts += _cycle_cuts(problem, free, stuck, {value for k in order for value in candidates[k].outputs})
+    return None
+
+
+def _best_other(
+    problem: Problem,
+    rows: Sequence[Row],
+    cuts: Sequence[Row],
+    chosen: frozenset[int],
+    solved: dict[_Part, Outcome | None],
+    deadline: float,
+) -> RunnerUp | None:
+    """The least that another choice in one of the parts costs more, whether or not it has an executable order."""
+    best: RunnerUp | None = None
+    for group, (costs, own, prices) in _parts(problem, rows, cuts, {}):
         kept = tuple(i for i, k in enumerate(group) if k in chosen)
-        part = costs, (*own, Row(kept, high=len(kept) - 1)), prices
         if not kept or len(group) == 1:
             continue
+        part = costs, (*own, Row(kept, high=len(kept) - 1)), prices
         if part not in solved:
             solved[part] = minimize(dict(enumerate(costs)), part[1], deadline)
         outcome = solved[part]
-        if outcome is not None and outcome.chosen is not None:
-            extra = math.fsum((*(costs[i] for i in outcome.chosen), *(-costs[i] for i in kept)))
+        if outcome is None or outcome.chosen is None:
+            continue
+        extra = math.fsum((*(costs[i] for i in outcome.chosen), *(-costs[i] for i in kept)))
+        if best is None or extra < best.extra:
             gone, instead = set(kept) - set(outcome.chosen), set(outcome.chosen) - set(kept)
-            found.append(RunnerUp(extra, *(tuple(group[i] for i in sorted(ks)) for ks in (gone, instead))))
-    for rival in sorted(found, key=lambda rival: rival.extra):
-        if not executable_order(candidates, sorted({*chosen} - {*rival.gone} | {*rival.instead}))[1]:
-            return rival
-    return None
+            best = RunnerUp(extra, *(tuple(group[i] for i in sorted(ks)) for ks in (gone, instead)))
+    return best
 
 
 def _with_peak(
