@@ -133,10 +133,17 @@ def test_a_configuration_that_does_not_launch_is_recorded_and_not_timed(made, ma
 
 
 def test_spilling_configurations_are_left_out_where_others_do_not(made, machine, store):
-    machine.spills = lambda config: 0 if config == configurations(*made)[2] else 8
+    machine.spills = lambda config: 0 if config == configurations(*made)[2] else 2 * module.FEW_SPILLS
     assert tuned(made, store).source.config == configurations(*made)[2]
     machine.spills = lambda config: 8
     assert tuned(made, Store(store.folder / "other")).compiled.spill_bytes == 8
+
+
+def test_a_few_spills_are_for_the_clock_to_judge(made, machine, store):
+    spilling = configurations(*made)[1]
+    machine.spills = lambda config: module.FEW_SPILLS if config == spilling else 0
+    machine.microseconds = lambda config: 1.0 if config == spilling else 10.0
+    assert tuned(made, store).source.config == spilling
 
 
 def test_nothing_compiles(made, machine, store):
