@@ -82,14 +82,19 @@ def left_time(graph: Graph, left: Left, device: Device) -> float:
         return device.xla_launch_s * 1e6
     if all(isinstance(n, Map) and _is_free(graph, n) for n in nodes):
         return 0.0
-    moved = _read_bytes(graph, left) + sum(stored_array(graph, v).nbytes for v in left.outputs)
+    # where XLA redoes several products for one value, what each gives is written and read, and what maps make of it
+    products = [n for n in nodes if isinstance(n, Contract)]
+    between = [n.array.nbytes for n in products[:-1]]
+    passes = 4 if any(isinstance(n, Map) and n.op != "copy" for n in nodes) else 2
+    moved = _read_bytes(graph, left) + sum(stored_array(graph, v).nbytes for v in left.outputs) + passes * sum(between)
     if any(isinstance(n, Scatter) and any(ix.dims_of(k) for k in lookups(n.place)) for n in nodes):
         return moved / device.memory_bandwidth / _XLA_SCATTER_EFFICIENCY * 1e6 + device.xla_launch_s * 1e6
     moves = any(isinstance(n, Map) and _rearranges(graph, n) for n in nodes)
     efficiency = _XLA_MOVEMENT_EFFICIENCY if moves else _XLA_EFFICIENCY
     memory = moved / device.memory_bandwidth / efficiency
     time = max(memory, _window_reads(graph, left) * _XLA_TAP / device.vector_flops) * 1e6 + device.xla_launch_s * 1e6
-    return time + sum(product_time(graph, n, device, moved) for n in nodes if isinstance(n, Contract))
+    time += len(between) * device.xla_launch_s * 1e6
+    return time + sum(product_time(graph, n, device, moved / len(products)) for n in products)
 
 
 def _window_reads(graph: Graph, left: Left) -> int:

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import configurations
-from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array, scheduled
+from tests.codegen.drive import agree, interpreted, kernels_of, limits, numpied, program, random_array, scheduled
 from tests.frontend.convolutions import convolutions
 
 F32, BF16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
@@ -178,3 +178,17 @@ def test_two_outputs_a_feature_are_a_stencil():
     made, kernel = scheduled("pointwise", f, *inputs((1, 5, 6, 9), (3, 3, 1, 18)))
     by_oracle(made, kernel)
     by_source(made, kernel)
+
+
+@pytest.mark.parametrize(("longest", "schedule"), [(None, "rows"), (32, "rows-looped")])
+def test_norms_of_a_stencils_images_share_its_kernel(longest, schedule):
+    def normed(x, w):
+        y = depthwise(x, w, numbers=NCHW)
+        y = y - y.mean((2, 3), keepdims=True)
+        return jax.nn.relu(y * lax.rsqrt((y * y).mean((2, 3), keepdims=True) + 1e-3))
+
+    with limits(row=longest):
+        made, kernel = scheduled(schedule, normed, *inputs((2, 3, 9, 8), (3, 1, 3, 3)))
+        assert len(kernel.unrolled) == 1
+        by_oracle(made, kernel, 1e-4)
+        by_source(made, kernel, tolerance=1e-4)

@@ -5,12 +5,15 @@ import pytest
 
 import jaxorch
 from benchmarks.cases import CASES
+from jaxorch.codegen.count_ops import count
 from jaxorch.frontend.trace import flatten
+from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options
 from jaxorch.orchestration.candidates import enumerate_candidates
 from jaxorch.orchestration.cost import left_time
 from jaxorch.orchestration.devices import device
 from jaxorch.pipeline import optimized_graph
+from tests.codegen.drive import whole_kernel
 
 # µs of XLA alone, by device time
 MEASURED = {
@@ -36,6 +39,19 @@ def test_xlas_convolutions_are_estimated_within_a_third(name):
     for left in enumerate_candidates(graph).left:
         costs[left.outputs] = min(left_time(graph, left, device("h200")), costs.get(left.outputs, float("inf")))
     assert MEASURED[name] / 1.35 < sum(costs.values()) < MEASURED[name] * 1.35
+
+
+def test_what_a_window_shares_is_delivered_once_to_loads_and_for_each_place_to_copies():
+    f, specs, _ = CASES["grouped_conv3"]()
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    kernel = whole_kernel(graph)
+    loaded, copied = (
+        next(c for c in configurations(graph, kernel) if (c.num_stages == 1) == alone) for alone in (True, False)
+    )
+    image = kernel.inputs.index(next(v for v in kernel.inputs if graph.array(v).shape == specs[0].shape))
+    passed = [count(graph, kernel, c).passes[f"in{image}", 1] for c in (loaded, copied)]
+    assert 3 * passed[0] < passed[1]
+    assert passed[0] > graph.array(kernel.inputs[image]).nbytes
 
 
 # case: what its kernels hold of it, and what is left to XLA, by primitive
