@@ -11,6 +11,7 @@ from benchmarks import sweep
 from benchmarks.cases import CASES, S
 from jaxorch.errors import CompileError
 from jaxorch.kernels.configs import Config
+from jaxorch.orchestration.tune import FEW_SPILLS
 from jaxorch.runtime.compile import Compiled
 
 
@@ -57,8 +58,9 @@ def test_a_configuration_that_does_not_compile_is_a_row(small, monkeypatch):
     ("rows", "number"),
     [
         ([row(3.0), row(2.0), row(1.0)], 1),  # the third is not tried
-        ([row(3.0), row(2.0, spills=8)], 0),
-        ([row(3.0, spills=8), row(2.0, spills=8)], 1),
+        ([row(3.0), row(2.0, spills=2 * FEW_SPILLS)], 0),
+        ([row(3.0), row(2.0, spills=FEW_SPILLS)], 1),
+        ([row(3.0, spills=2 * FEW_SPILLS), row(2.0, spills=2 * FEW_SPILLS)], 1),
         ([row(None, failure="illegal address"), row(2.0)], 1),
         ([row(None), row(None)], 0),
         ([], None),
