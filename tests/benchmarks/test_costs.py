@@ -24,7 +24,7 @@ def test_errors_in_both_directions_do_not_cancel():
     assert (lowest, highest) == ("0.50 (a)", "2.00 (b)")
 
 
-@pytest.mark.parametrize("file", ["h100-spine-and-decoding", "h100-movement-and-attention"])
+@pytest.mark.parametrize("file", ["h200-rows", "h200-convolutions"])
 def test_the_results_that_are_kept_give_a_table(file, capsys):
     main([f"benchmarks/results/{file}.json"])
     lines = capsys.readouterr().out.splitlines()
