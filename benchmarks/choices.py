@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterator
 
 import jaxorch
-from benchmarks import models
+from benchmarks import deep
 from benchmarks.cases import CASES
 from benchmarks.suites import resolve
 from jaxorch.report import Report
 
 DEVICE = "h200"
 COLUMNS = ("program", "kernels", "µs", "µs greedy", "µs unfused", "runner-up, µs more", "its kernels, for those chosen")
-MODELS = {"decoder, 8 layers": lambda: models.decoder(8), "its training step": lambda: models.decoder_step(8)}
+MODELS = {"decoder, 8 layers": lambda: deep.decoder(8), "its training step": lambda: deep.decoder_step(8)}
 _LONGEST = 60
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxorch
-from benchmarks import models
+from benchmarks import deep
 from benchmarks.blocks import Transformer, values
 from jaxorch.frontend.trace import flatten
 from jaxorch.orchestration.blp import solve
@@ -94,14 +94,14 @@ def planned(name: str, function: Callable[..., Any], specs: Sequence[Any], folde
 
 def depth(folder: str) -> list[Planned]:
     """Decoders of more and more layers, in one process; the first is planned twice and the second time counts."""
-    planned("decoder", *models.decoder(LAYERS[0]), folder)
-    return [planned(f"decoder, {layers} layers", *models.decoder(layers), folder) for layers in LAYERS]
+    planned("decoder", *deep.decoder(LAYERS[0]), folder)
+    return [planned(f"decoder, {layers} layers", *deep.decoder(layers), folder) for layers in LAYERS]
 
 
 def whole_models(folder: str) -> list[Planned]:
     return [
-        planned("decoder, 40 layers", *models.decoder(40), folder),
-        planned("training step of a decoder, 18 layers", *models.decoder_step(18), folder),
+        planned("decoder, 40 layers", *deep.decoder(40), folder),
+        planned("training step of a decoder, 18 layers", *deep.decoder_step(18), folder),
     ]
 
 
@@ -167,7 +167,7 @@ def _lowered(layers: int, version: str, folder: str) -> float:
 
 
 def _process(version: str, layers: int, folder: str) -> float:
-    function, specs = models.decoder(layers)
+    function, specs = deep.decoder(layers)
     program = jax.jit(function)
     if version != "jit":
         options = jaxorch.Options(device=DEVICE, cache_dir=folder, export="kernels")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import models
+from benchmarks import deep
 from jaxorch.frontend.trace import flatten
 from jaxorch.options import Options
 from jaxorch.orchestration import growth
@@ -48,7 +48,7 @@ class Counts:
         monkeypatch.setattr(growth._Search, "repeat", counted_repeat)
 
 
-@pytest.mark.parametrize("model", [models.decoder, models.decoder_step])
+@pytest.mark.parametrize("model", [deep.decoder, deep.decoder_step])
 def test_layers_are_searched_as_if_each_were_the_first(model, monkeypatch):
     function, specs = model(5)
     for graph in graphs(flatten(jax.make_jaxpr(function)(*specs)), Options()):
@@ -90,6 +90,6 @@ def test_the_search_does_not_grow_with_depth(monkeypatch):
     seen = []
     for layers in (4, 12):
         counts = Counts(monkeypatch)
-        enumerate_candidates(graph_of(*models.decoder(layers)))
+        enumerate_candidates(graph_of(*deep.decoder(layers)))
         seen.append(counts.anew)
     assert seen[1] <= 1.1 * seen[0]

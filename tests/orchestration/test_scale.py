@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from benchmarks import models
+from benchmarks import deep
 from jaxorch.frontend.trace import flatten
 from jaxorch.options import Options
 from jaxorch.orchestration import blp, candidates
@@ -36,7 +36,7 @@ class Counts:
         return self.function(*args, **named)
 
 
-@pytest.mark.parametrize(("model", "shallow", "deep"), [(models.decoder, 3, 9), (models.decoder_step, 3, 5)])
+@pytest.mark.parametrize(("model", "shallow", "deep"), [(deep.decoder, 3, 9), (deep.decoder_step, 3, 5)])
 def test_layers_cost_what_their_kinds_cost(model, shallow, deep, monkeypatch):
     built, solved, found = [], [], []
     for layers in (shallow, deep):
@@ -56,13 +56,13 @@ def test_layers_cost_what_their_kinds_cost(model, shallow, deep, monkeypatch):
 
 
 def test_every_layer_gets_the_same_kernels():
-    costs = [way_of(*models.decoder(layers)).cost for layers in (3, 4, 5)]
+    costs = [way_of(*deep.decoder(layers)).cost for layers in (3, 4, 5)]
     assert costs[2] - costs[1] == pytest.approx(costs[1] - costs[0])
 
 
 @pytest.mark.slow
 def test_a_model_of_two_thousand_equations_is_planned_whole():
-    way = way_of(*models.decoder(16))
+    way = way_of(*deep.decoder(16))
     assert len(way.trace.equations) > 2000
     assert (way.choice.solution.status, way.choice.solution.gap) == ("optimal", 0.0)
     assert way.choice.solution.cost < way.choice.baselines()["greedy"] < way.choice.baselines()["unfused"]
