@@ -4,13 +4,12 @@ Estimated for an H200 on any machine; nothing runs and nothing is timed. With no
 A loop's body is a program of its own, and a row of its own.
 """
 
-import sys
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
 
 import jaxorch
 from benchmarks import deep
-from benchmarks.cases import CASES
-from benchmarks.suites import resolve
+from benchmarks.suites import KNOWN, resolve
 from jaxorch.report import Report
 
 DEVICE = "h200"
@@ -35,9 +34,12 @@ def _list(lines: tuple[str, ...]) -> str:
     return "; ".join(shown) or "nothing"
 
 
-def main(words: list[str]) -> None:
-    """Print the table of the cases and suites that `words` name, in Markdown."""
-    programs = {name: lambda name=name: CASES[name]()[:2] for name in resolve(words or ["all"])}
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of the cases and suites that the command line names, in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.choices", description=__doc__)
+    parser.add_argument("cases", nargs="*", help="cases and suites")
+    words = parser.parse_args(arguments).cases
+    programs = {name: lambda name=name: KNOWN[name]()[:2] for name in resolve(words or ["all"])}
     print(f"| {' | '.join(COLUMNS)} |\n| --- |{' ---: |' * (len(COLUMNS) - 2)} --- |")
     for name, made in (programs | ({} if words else MODELS)).items():
         function, specs = made()
@@ -47,4 +49,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
