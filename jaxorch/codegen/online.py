@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.body import Coords
 from jaxorch.codegen.ops import Tile, ahead
 from jaxorch.codegen.products import FLOAT32, ProductBody
+from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Map
 from jaxorch.ir.index import Bound, Guard

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxorch.codegen.body import Body, Coords, buffers
+from jaxorch.codegen.body import Body
 from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
+from jaxorch.codegen.values import Coords, buffers
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Contract, Graph, Map
 from jaxorch.ir.graph import Const as IrConst

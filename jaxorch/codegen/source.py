@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxorch.codegen.body import Body, buffers
+from jaxorch.codegen.body import Body
 from jaxorch.codegen.emit import emit, grid_size
 from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
+from jaxorch.codegen.values import buffers
 from jaxorch.ir.graph import Array, Graph, Reduce
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, aliases
