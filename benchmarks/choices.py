@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import jaxorch
 from benchmarks import models
-from benchmarks.cases import CASES
-from benchmarks.suites import resolve
+from benchmarks.suites import KNOWN, resolve
 from jaxorch.report import Report
 
 DEVICE = "h200"
@@ -37,7 +36,7 @@ def _list(lines: tuple[str, ...]) -> str:
 
 def main(words: list[str]) -> None:
     """Print the table of the cases and suites that `words` name, in Markdown."""
-    programs = {name: lambda name=name: CASES[name]()[:2] for name in resolve(words or ["all"])}
+    programs = {name: lambda name=name: KNOWN[name]()[:2] for name in resolve(words or ["all"])}
     print(f"| {' | '.join(COLUMNS)} |\n| --- |{' ---: |' * (len(COLUMNS) - 2)} --- |")
     for name, made in (programs | ({} if words else MODELS)).items():
         function, specs = made()
