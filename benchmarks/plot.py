@@ -49,7 +49,7 @@ def draw(found: Sequence[Row]) -> str:
     suites, usual = by_suite(found), usual_device(found)
     bottom = TOP + HEAD * len(suites) + LINE * len(found)
     root = _root(bottom + BOTTOM, usual)
-    _scale(root, speeds, bottom, "×", "Speed-up over jax.jit; | is what is aimed at")
+    _scale(root, speeds, bottom, "×", "Speed-up over jax.jit, geometric means by suite; | is aimed at")
     _scale(root, floors, bottom, "", "Device time over the memory floor: ○ jax.jit, ● jaxorch")
     y = TOP
     for suite, rows in suites.items():
