@@ -10,7 +10,7 @@ export JAX_PLATFORMS ?= cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-all test-gpu lint format bench clean
+.PHONY: help venv demo test test-slow test-all test-gpu lint format bench report clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ format: venv ## Put the code into the project's format
 
 bench: venv ## Benchmarks on this machine's device
 	$(BIN)/python -m benchmarks
+
+report: venv ## The tables and the picture of the results that are kept
+	$(BIN)/python -m benchmarks.report --write
 
 clean: ## Remove .venv and what the tools leave behind
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

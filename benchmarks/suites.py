@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from benchmarks import models
 from benchmarks.cases import CASES
+from benchmarks.movement import MOVEMENT
 
-KNOWN = ChainMap(CASES, models.MODELS)
-"""Every case by its name: the measured functions of `cases`, and the networks of `models`."""
+KNOWN = ChainMap(CASES, MOVEMENT, models.MODELS)
+"""Every case by its name: the measured functions of `cases` and `movement`, and the networks of `models`."""
 
 NO_LOSS = 0.98
 """The bar of a case that has none of its own: never slower than XLA beyond noise."""
@@ -94,13 +95,18 @@ GOALS_US = {
 }
 """Times asked for on an H200, beside the bar: 1.25 and 1.6 times what the bytes take."""
 
-SUITES = {
+FLOOR_GOALS = dict.fromkeys(MOVEMENT, 1.3)
+"""How many times its floor, the time of its bytes, a case may take at most where that is what it aims at."""
+
+PARTS = {
     **{suite: tuple(bars) for suite, bars in BARS.items()},
-    "all": tuple(CASES),
+    "movement": (*MOVEMENT_BARS, *MOVEMENT),
     **models.SUITES,
-    "models": tuple(models.MODELS),
 }
-"""Names run together. "all" are the functions of `cases`, "models" the networks, of which there are hours' worth."""
+"""The suites that results are told by: each case is in one."""
+
+SUITES = {**PARTS, "all": (*CASES, *MOVEMENT), "models": tuple(models.MODELS)}
+"""Names run together. "all" are the measured functions, "models" the networks, of which there are hours' worth."""
 
 
 def bar(name: str) -> float:

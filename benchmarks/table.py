@@ -1,6 +1,6 @@
 """The results of a run as a table, on a terminal or in Markdown. Losses are rows like any other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,8 @@ LEGEND = (
     "error (||out - ref|| / ||ref|| against float64, the output nearest to its limit): jaxorch / XLA."
 )
 
+MET = {True: "yes", False: "NO", None: "–"}
+
 type Json = Mapping[str, object]
 
 
@@ -22,9 +24,12 @@ def rows(records: Sequence[Json]) -> list[tuple[str, ...]]:
 
 def markdown(machine: Json, records: Sequence[Json]) -> str:
     """The table in Markdown, under a line that says which machine, versions and commit it is of."""
-    lines = [title(machine), "", _line(COLUMNS), _line(["---"] + ["---:"] * (len(COLUMNS) - 1))]
-    lines += [_line(row) for row in rows(records)]
-    return "\n".join([*lines, "", LEGEND]) + "\n"
+    return "\n".join([title(machine), "", grid(COLUMNS, rows(records)), "", LEGEND]) + "\n"
+
+
+def grid(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, all columns but the first set to the right."""
+    return "\n".join(map(_line, [columns, ["---"] + ["---:"] * (len(columns) - 1), *cells]))
 
 
 def show(machine: Json, records: Sequence[Json], console: Console) -> None:
@@ -56,7 +61,7 @@ def _timed(record: Json) -> tuple[str, ...]:
         f"{timing['low_us']:.1f}–{timing['high_us']:.1f}",
         f"{record['ratio']:.2f}",
         f"{record['bar']:.2f}",
-        {True: "yes", False: "NO", None: "–"}[record["met"]],
+        MET[record["met"]],
         "–" if record["floor_us"] is None else f"{record['floor_us']:.1f}",
         _pair(*(len(t["kernels"]) or None for t in (timing, theirs))),
         _pair(*(None if side["temp_bytes"] is None else round(side["temp_bytes"] / 1e6) for side in (ours, xla))),

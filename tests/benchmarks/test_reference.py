@@ -9,8 +9,10 @@ from jax import lax
 from benchmarks.cases import CASES
 from benchmarks.correctness import distance, judge
 from benchmarks.inputs import INTEGERS, POSITION, Drawn, Normal, Uniform, draw_tree, drawer, weights
+from benchmarks.movement import MOVEMENT
 from benchmarks.reference import float64_reference
 
+FUNCTIONS = CASES | MOVEMENT
 CPU = jax.devices("cpu")[0]
 
 
@@ -116,12 +118,12 @@ def test_x64_is_off_again():
     assert jnp.ones(2).dtype == np.float32
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_case_can_be_referenced(name):
     # Traced only: the shapes are a GPU's.
     from benchmarks.reference import evaluate
 
-    function, specs, _ = CASES[name]()
+    function, specs, _ = FUNCTIONS[name]()
     jaxpr = jax.make_jaxpr(function)(*specs)
     expected = jax.eval_shape(function, *specs)
     with jax.enable_x64(True):
@@ -260,7 +262,7 @@ def test_weights_are_drawn_by_their_names():
 
 
 def test_every_case_has_inputs():
-    for name, make in CASES.items():
+    for name, make in FUNCTIONS.items():
         _, specs, _ = make()
         drawn = jax.eval_shape(drawer(name, specs), jax.random.key(0))
         assert [(x.shape, x.dtype) for x in drawn] == [(s.shape, s.dtype) for s in specs]

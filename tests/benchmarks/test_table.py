@@ -13,7 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import runner, table, timing
 from benchmarks.cases import CASES, S
 from benchmarks.inputs import drawer
-from benchmarks.suites import BARS, NO_LOSS, SUITES, bar, resolve
+from benchmarks.suites import BARS, KNOWN, NO_LOSS, PARTS, SUITES, bar, resolve
 from benchmarks.timing import CACHE_BYTES, argument_sets, floor_us, total_bytes
 
 MACHINE = {
@@ -75,9 +75,14 @@ def test_suites_name_cases():
     assert resolve(["spine", "log_softmax", "moe"]) == (*SUITES["spine"], "moe")
     assert bar("groupnorm_silu") == 2.4
     assert bar("moe") == 1.5
-    assert bar("conv3_dense") == NO_LOSS
+    assert bar("conv3_dense") == bar("pixel_shuffle") == NO_LOSS
+    assert SUITES["movement"][-2:] == SUITES["all"][-2:] == ("pixel_shuffle", "im2col_3x3")
     with pytest.raises(ValueError, match="no case or suite is called nosuch"):
         resolve(["nosuch"])
+
+
+def test_every_case_is_in_one_part():
+    assert sorted(name for names in PARTS.values() for name in names) == sorted(KNOWN)
 
 
 def test_floors():
