@@ -9,7 +9,7 @@ Each rule carries its identity as its comment.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import assert_never
@@ -84,7 +84,7 @@ def linear_terms(expr: Expr, sizes: Sizes) -> tuple[tuple[tuple[Expr, int], ...]
 @lru_cache(maxsize=1 << 16)
 def _terms(expr: Expr, sizes: tuple[int, ...]) -> tuple[tuple[tuple[Expr, int], ...], int]:
     terms, const = _normal(expr, sizes)
-    return tuple((a, terms[a]) for a in sorted(terms, key=_order)), const
+    return tuple((a, terms[a]) for a in _ordered(terms)), const
 
 
 def coefficient(expr: Expr, axis: int, sizes: Sizes) -> int | None:
@@ -115,7 +115,7 @@ def simplify_guard(guard: Guard, sizes: Sizes) -> Guard | None:
                 if low >= high:
                     return None
                 kept[b.expr] = low, high
-    return tuple(Bound(e, *kept[e]) for e in sorted(kept, key=_order))
+    return tuple(Bound(e, *kept[e]) for e in _ordered(kept))
 
 
 def _simplify_bound(bound: Bound, sizes: Sizes) -> Bound:
@@ -139,12 +139,19 @@ def _simplify_bound(bound: Bound, sizes: Sizes) -> Bound:
 
 def _order(expr: Expr) -> tuple[int, str]:
     # Dims first, then by text: a fixed order that does not depend on hashes.
-    return (0, f"{expr.axis:04d}") if isinstance(expr, Dim) else (1, repr(expr))
+    return (0, f"{expr.axis:04d}") if isinstance(expr, Dim) else (1, _text(expr))
+
+
+_text = lru_cache(maxsize=1 << 16)(repr)
+
+
+def _ordered(atoms: Collection[Expr]) -> Collection[Expr]:
+    return atoms if len(atoms) < 2 else sorted(atoms, key=_order)
 
 
 def _rebuild(terms: Mapping[Expr, int], const: int) -> Expr:
     total: Expr | None = None
-    for atom in sorted(terms, key=_order):
+    for atom in _ordered(terms):
         if terms[atom]:
             term = mul(atom, terms[atom])
             total = term if total is None else add(total, term)
@@ -154,6 +161,12 @@ def _rebuild(terms: Mapping[Expr, int], const: int) -> Expr:
 
 
 def _normal(expr: Expr, sizes: Sizes) -> _Linear:
+    """The normal form: terms, which nobody changes, and a constant."""
+    return _normal_form(expr, tuple(sizes))
+
+
+@lru_cache(maxsize=1 << 17)
+def _normal_form(expr: Expr, sizes: tuple[int, ...]) -> _Linear:
     match expr:
         case Const(value):
             return {}, value
@@ -243,7 +256,7 @@ def _div_rest(rest: dict[Expr, int], const: int, k: int, sizes: Sizes) -> _Linea
         ((atom, c),) = rest.items()
         if c == 1 and isinstance(atom, Mod) and atom.divisor % k == 0:  # (x % (a*b))//b = (x//b) % a
             return _normal_mod(_normal_div(_normal(atom.expr, sizes), k, sizes), atom.divisor // k, sizes)
-    for atom in sorted(rest, key=_order):
+    for atom in _ordered(rest):
         if rest[atom] == 1 and isinstance(atom, FloorDiv):  # (x//a + y)//b = (x + a*y)//(a*b)
             others = {other: c * atom.divisor for other, c in rest.items() if other != atom}
             joined = _plus(_normal(atom.expr, sizes), (others, const * atom.divisor))
@@ -297,9 +310,8 @@ def _splits(terms: dict[Expr, int], const: int, k: int, sizes: Sizes):
 
 def _recombine(terms: dict[Expr, int], const: int, sizes: Sizes) -> _Linear:
     # c*k*(x//k) + c*(x % k) = c*x;  c*k*((x//k) % m) + c*(x % k) = c*(x % (k*m))
-    for atom in sorted(terms, key=_order):
-        if not isinstance(atom, Mod):
-            continue
+    for atom in _ordered([atom for atom in terms if isinstance(atom, Mod)]):
+        assert isinstance(atom, Mod)
         c, k, x = terms[atom], atom.divisor, atom.expr
         quotient, shift = _normal_div(_normal(x, sizes), k, sizes)
         if quotient and all(terms.get(a) == v * c * k for a, v in quotient.items()):
