@@ -336,10 +336,9 @@ class TritonProducts(TritonOps):
         )
 
     def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
-        value = Text(value.name, value.dims - {STEP})
         if not (value.dims | ix.dims_of(offset)) & {ROW, COLUMN}:  # a row's reduction is a block even of one element
             value = self.spread(value)
-        super().store(buffer, offset, value, guard)
+        super().store(buffer, offset, Text(value.name, value.dims - {STEP}), guard)
 
 
 def _atoms(expr: Expr, sizes: tuple[int, ...]) -> list[Expr]:
