@@ -119,10 +119,12 @@ class GemmBody[V](ProductBody[V]):
         self.ops.assign(total, self.ops.scalar("add", {}, [total, summed], [held, held], held))
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
-        last = [(Value(self.core.last), at) for at in self.core.beside]
-        sums = [(Value(r.node), r.coords) for r in self.core.sums]
-        for (known, at), total in (*zip(last, self.rows, strict=True), *zip(sums, self.ridden, strict=False)):
-            if value == known and self.is_at(coords, at):
+        beside = self.core.beside if value == Value(self.core.last) else ()
+        for at, total in zip(beside, self.rows, strict=bool(beside)):
+            if self.is_at(coords, at):
+                return total
+        for riding, total in zip(self.core.sums, self.ridden, strict=False):
+            if value == Value(riding.node):  # each is wanted at one place
                 return total
         return super().compute(value, coords, guard)
 

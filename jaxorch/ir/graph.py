@@ -64,13 +64,13 @@ class Array:
 class Origin:
     """Where a node comes from: equations of the trace, and for each output the traced variables that hold it.
 
-    operands: of a Contract, for each operand the variable that its equation reads, and the domain's axis of each of
-    that array's axes.
+    operands: of a product of matrices, for each operand the variable that its equation reads, and the domain's axis of
+    each of that array's axes; None where no variable holds what is read.
     """
 
     equations: tuple[int, ...] = ()
     variables: tuple[tuple[int, ...], ...] = ()
-    operands: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    operands: tuple[tuple[int, tuple[int, ...]] | None, ...] = ()
 
     def joined(self, other: Origin) -> Origin:
         """The origin of a node that stands for two nodes with the same outputs."""

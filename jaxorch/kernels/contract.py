@@ -272,6 +272,8 @@ def _sums(
 ) -> Accesses | str:
     """What the epilogue's reductions read, all of them over the contracted elements; why that is not so, if so."""
     key, found = len(sizes) - 2, Accesses()
+    if len({reduction.node for reduction in epilogue.reductions}) < len(epilogue.reductions):
+        return "several places of one reduction after a contraction"
     for reduction in epilogue.reductions:
         node = graph.nodes[reduction.node]
         assert isinstance(node, Reduce)

@@ -215,8 +215,9 @@ class Way:
         return steps
 
     def known_cost(self, choice: _Choice) -> float:
-        """What a choice costs by the times known now."""
-        return sum(self.candidate(choice.options[k]).cost for k in choice.solution.chosen)
+        """What a choice costs by the times known now, and by the memory that it takes."""
+        memory = self.session.options.memory_weight / 1e6 * choice.solution.peak
+        return memory + sum(self.candidate(choice.options[k]).cost for k in choice.solution.chosen)
 
     def working(self) -> Steps:
         while (steps := self.tried()) is None:

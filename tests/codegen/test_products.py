@@ -121,6 +121,50 @@ def test_reductions_that_ride_along_with_a_product(norm, rows, dtype):
     check(lambda x, w, m: f(x, w) @ m, by_numpy(a, b) @ c, x, w, m, tolerance=tolerance, configs=whole_sums)
 
 
+def summed(x, m, np_=jnp):
+    return np_.sum(x, -1, keepdims=True), x @ m
+
+
+@pytest.mark.parametrize("shape", [(1, 50), (3, 1, 50), (3, 50)])
+def test_what_rides_along_is_stored_beside_a_product_of_one_column(shape):
+    rng = np.random.default_rng(0)
+    x, m = normal(rng, *shape, dtype=F32), normal(rng, *shape[:-2], 50, 1, dtype=F32)
+    configs = (Config(0, 16, 16, 4, 2, 16), Config(0, 16, 16, 4, 2, 64))
+    check(summed, summed(*wide(x, m), np_=np), x, m, tolerance=1e-5, configs=configs)
+
+
+def backwards(x, m, np_=jnp):
+    return (x @ m * np_.sum(x, -1, keepdims=True)).reshape(-1, 18)[::-1]
+
+
+def test_what_rides_along_is_found_where_rows_run_backwards():
+    rng = np.random.default_rng(0)
+    x, m = normal(rng, 2, 3, 5, 50, dtype=F32), normal(rng, 50, 18, dtype=F32)
+    configs = (Config(0, 16, 16, 4, 2, 16), Config(0, 32, 32, 4, 2, 64))
+    check(backwards, backwards(*wide(x, m), np_=np), x, m, tolerance=1e-5, configs=configs)
+
+
+def test_no_reduction_rides_along_for_several_places():
+    rng = np.random.default_rng(0)
+    x, m = normal(rng, 2, 3, 5, 50, dtype=F32), normal(rng, 50, 18, dtype=F32)
+    made = program(lambda x, m: backwards(x, m) * jnp.sum(x, -1).reshape(-1, 1), x, m)
+    assert whole_kernel(made.graph) == "several places of one reduction after a contraction"
+
+
+def test_statistics_before_a_product_that_gives_its_own_denominators():
+    rng = np.random.default_rng(0)
+    x, g, m = normal(rng, 5, 50), normal(rng, 50, dtype=F32), normal(rng, 50, 9)
+    a, b, c = wide(x, g, m)
+    z = a - a.mean(-1, keepdims=True)
+    y = (z / np.sqrt((z * z).mean(-1, keepdims=True) + 1e-5) * b + b) @ c
+
+    def f(x, g, m):
+        y = layer_norm(x, g, g) @ m
+        return y[:, :8] / (60 + y[:, 8:])
+
+    check(f, y[:, :8] / (60 + y[:, 8:]), x, g, m, tolerance=2e-2, configs=BLOCKS[:1])
+
+
 def test_statistics_in_loops(monkeypatch):
     monkeypatch.setattr("jaxorch.codegen.gemm._WHOLE_ROW", 256)
     rng = np.random.default_rng(0)

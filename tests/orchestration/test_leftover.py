@@ -1,5 +1,7 @@
 """XLA's version of what it may be left: compiled and timed alone, and counted in the choice."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +115,12 @@ def test_the_cheapest_of_the_choices_met_is_taken(monkeypatch, tmp_path, kernels
     del machine
     found, _ = planned(tmp_path)
     assert [step.measured for step in found.kernels] == [10.0]
+
+
+def test_memory_counts_among_the_choices_met(monkeypatch, tmp_path):
+    Machine(monkeypatch)
+    trace = flatten(jax.make_jaxpr(network)(*SPECS))
+    way = choice.Way(trace, optimized_graph(trace, Options()), session_in(tmp_path, memory_weight=3.0))
+    larger = replace(way.choice, solution=replace(way.choice.solution, peak=way.choice.solution.peak + 2_000_000))
+    assert way.known_cost(way.choice) == pytest.approx(way.cost + 3e-6 * way.choice.solution.peak)
+    assert way.known_cost(larger) == pytest.approx(way.known_cost(way.choice) + 6.0)

@@ -9,6 +9,8 @@ from jax import lax
 from jaxorch.ir.graph import Contract, Graph, Map, Reduce, reads
 from jaxorch.ir.verify import verify
 from jaxorch.options import Options
+from jaxorch.passes.derive.arrange import arrange_operands
+from jaxorch.passes.derive.layout import features_last
 from jaxorch.passes.derive.scale import MOST_ROWS, scale_after_products
 from tests.codegen.drive import program
 
@@ -58,6 +60,28 @@ def test_the_product_does_not_wait(name, dtype):
     assert not any(waits(graph))
     assert all(node.array.dtype == np.float32 for node in graph.nodes if isinstance(node, Contract))
     assert scale_after_products(graph, Options()) is graph
+
+
+def looked_up(table, ids, w):
+    """The second product reads rows at places that are computed after the first one's factor has moved."""
+    places = (lambda: slice(4), lambda: (ids * 3 + ids) % 9)
+    rows = (table[place()] for place in places)
+    return tuple((x * lax.rsqrt((x * x).sum(-1, keepdims=True))) @ w for x in rows)
+
+
+def test_what_indices_look_up_is_found_among_the_new_nodes():
+    x, _, w = operands(9, F32)
+    made = program(looked_up, x, np.array([1, 5, 2, 8], np.int32), w)
+    assert not any(waits(made.graph))
+    for value, want in zip(made.graph.outputs, looked_up(x, jnp.array([1, 5, 2, 8]), w), strict=True):
+        np.testing.assert_allclose(made.values[value], want, atol=1e-4)
+
+
+def test_a_product_is_no_convolution_afterwards():
+    graph = graph_of(TAKEN["the product's right operand"], *operands())
+    assert not any(node.convolves for node in graph.nodes if isinstance(node, Contract))
+    assert arrange_operands(graph, Options()) is graph  # what it reads now was never traced
+    assert features_last(graph, Options()) is graph
 
 
 LEFT = {

@@ -48,9 +48,10 @@ def arrange_operands(graph: Graph, options: Options) -> Graph:
 def _arranged(graph: Graph, old: Contract, node: Contract, k: int, nodes: list[Node], copies: dict[int, Value]) -> View:
     """Operand k of a product, through a copy (appended to `nodes` the first time) if it is to be arranged."""
     view = node.operands[k]
-    if not node.origin.operands or is_readable(graph, old, old.operands[k], old.operands[1 - k]):
+    traced = None if node.convolves else node.origin.operands[k]
+    if traced is None or is_readable(graph, old, old.operands[k], old.operands[1 - k]):
         return view
-    variable, axes = node.origin.operands[k]
+    variable, axes = traced
     shape = tuple(view.domain[a] for a in axes)
     if variable not in copies:
         coords = [Dim(axes.index(a)) if a in axes else ix.Const(0) for a in range(len(view.domain))]

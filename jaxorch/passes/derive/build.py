@@ -5,12 +5,15 @@ Input: nodes of a graph, in order, and new ones between them.  Output: the new n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Const, Map, Node, Origin, outputs_of
+from jaxorch.ir.index import Expr, Lookup
 from jaxorch.ir.view import Value, View, identity
 
 __all__ = ["NOWHERE", "Builder"]
@@ -28,6 +31,14 @@ class Builder:
 
     def image(self, value: Value) -> Value:
         return self.replaced[value] if value in self.replaced else Value(self.moved[value.node], value.output)
+
+    def at(self, index: Iterable[Expr]) -> tuple[Expr, ...]:
+        """Coordinates that look up the old values' images."""
+
+        def look(lookup: Lookup) -> Lookup:
+            return replace(lookup, value=self.image(lookup.value))
+
+        return tuple(ix.map_lookups(e, look) for e in index)
 
     def add(self, node: Node) -> Value:
         self.nodes.append(node)

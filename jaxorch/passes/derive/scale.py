@@ -129,15 +129,16 @@ def _scaled(builder: Builder, graph: Graph, node: Contract, taken: _Taken) -> Va
     (piece,) = node.operands[taken.operand].pieces
     rest = _product(builder, graph, taken)
     operands = [rename_view(view, builder.image) for view in node.operands]
-    operands[taken.operand] = View(node.domain, (Piece((), rest, piece.index),))
-    shape, origin = node.array.shape, Origin(node.origin.equations)
+    operands[taken.operand] = View(node.domain, (Piece((), rest, builder.at(piece.index)),))
+    shape = node.array.shape
+    origin = Origin(node.origin.equations, (), (None,) * len(node.origin.operands))
     left, right = operands
     result = builder.add(Contract((left, right), node.axes, Array(shape, dtype), node.params, origin))
     place = _outer_place(node, piece.index)
     for k, leaf in enumerate(taken.outer):
         value, index = leaf.point
         factor = builder.cast(builder.image(value), graph.array(value).shape, dtype)
-        at = tuple(simplify(ix.substitute(e, place), shape) for e in index)
+        at = builder.at(simplify(ix.substitute(e, place), shape) for e in index)
         last = k == len(taken.outer) - 1 and dtype == node.array.dtype
         op = "div" if leaf.under else "mul"
         views = (identity(result, shape), View(shape, (Piece((), factor, at),)))
@@ -168,4 +169,5 @@ def _leaf_view(
     builder: Builder, graph: Graph, leaf: _Leaf, shape: tuple[int, ...], dtype: np.dtype[np.generic]
 ) -> View:
     value, index = leaf.point
-    return View(shape, (Piece((), builder.cast(builder.image(value), graph.array(value).shape, dtype), index),))
+    held = builder.cast(builder.image(value), graph.array(value).shape, dtype)
+    return View(shape, (Piece((), held, builder.at(index)),))
