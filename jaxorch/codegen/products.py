@@ -25,9 +25,9 @@ from jaxorch.ir.simplify import coords_of, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.configs import Config, power_of_two
-from jaxorch.kernels.contract import Core
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
+from jaxorch.kernels.sides import Core
 
 __all__ = ["FLOAT32", "Launch", "ProductBody", "Span", "combine_config", "launch_buffers", "scratch_arrays"]
 

@@ -8,67 +8,23 @@ inner products and columns only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Contract, Graph, Reduce
-from jaxorch.ir.index import Dim, Expr, Lookup
+from jaxorch.ir.index import Dim
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, operand_coords, pieces_at, stored_array
-from jaxorch.kernels.frame import Frame, refine
-from jaxorch.kernels.softmax import Form, Softmax
+from jaxorch.kernels.frame import refine
+from jaxorch.kernels.sides import LARGEST_INNER, Contracted, Core, Sides, contract_of, dims, merge, operand
+from jaxorch.kernels.softmax import Form
 
-__all__ = ["LARGEST_INNER", "Contracted", "Core", "contracted", "unsupported"]
-
-LARGEST_INNER = 256
-"""The most elements along an axis that an online tile holds whole: inner products, and columns."""
+__all__ = ["contracted", "unsupported"]
 
 _RIDING = frozenset(("sum", "prod", "max", "min"))  # reductions that a product's loop over keys may take along
 _FLOATS = frozenset(("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e5m2"))
-
-
-@dataclass(frozen=True, slots=True)
-class Core:
-    """The contractions of a kernel.  Coordinates are over (*domain, KEY, INNER): the frame's axes, then two more.
-
-    last: the Contract that the tile of rows and columns accumulates; `at` its coordinates, `key` the products that each
-    of its elements sums, `left` its operand that varies along the rows.  `beside`: other coordinates at which it is
-    wanted, the same for all columns, as the denominators that a product of a column of ones gives.  `sums`: reductions
-    of rows over the contracted elements that what follows the product wants, as a norm's factor.
-    """
-
-    last: int
-    at: tuple[Expr, ...]
-    left: int
-    key: int
-    softmax: Softmax | None = None
-    beside: tuple[tuple[Expr, ...], ...] = ()
-    sums: tuple[Reduction, ...] = ()
-
-    def renamed(self, new: Callable[[Value], Value]) -> Core:
-        """The core with its nodes and values renamed."""
-
-        def look(lookup: Lookup) -> Lookup:
-            return replace(lookup, value=new(lookup.value))
-
-        at = tuple(ix.map_lookups(e, look) for e in self.at)
-        softmax = self.softmax and self.softmax.renamed(new, look)
-        beside = tuple(tuple(ix.map_lookups(e, look) for e in place) for place in self.beside)
-        sums = tuple(
-            Reduction(new(Value(r.node)).node, tuple(ix.map_lookups(e, look) for e in r.coords)) for r in self.sums
-        )
-        return replace(self, last=new(Value(self.last)).node, at=at, softmax=softmax, beside=beside, sums=sums)
-
-
-@dataclass(frozen=True, slots=True)
-class Contracted:
-    """What a kernel around contractions is made of."""
-
-    core: Core
-    frame: Frame
-    inputs: tuple[Value, ...]
 
 
 def contracted(
@@ -83,7 +39,7 @@ def contracted(
     if len({stored_array(graph, v).size for v in outputs}) != 1:
         return "outputs of different sizes"
     for number in numbers:
-        reason = unsupported(graph, _contract(graph, number))
+        reason = unsupported(graph, contract_of(graph, number))
         if reason is not None:
             return reason
     shape = stored_array(graph, outputs[0]).shape
@@ -107,85 +63,6 @@ def unsupported(graph: Graph, node: Contract) -> str | None:
     return f"no matrix unit for {', '.join(sorted(names))} summed in {params['accumulate']}"
 
 
-def _contract(graph: Graph, number: int) -> Contract:
-    node = graph.nodes[number]
-    assert isinstance(node, Contract)
-    return node
-
-
-@dataclass(slots=True)
-class _Sides:
-    """What each operand reads, and all of it together."""
-
-    core: Core
-    rows: Sequence[Accesses]  # vary along the tile's rows
-    columns: Sequence[Accesses]
-    every: Accesses
-    beside: Accesses = field(default_factory=Accesses)  # what the right operand reads where no columns are
-
-    def contracted(self, graph: Graph, domain: tuple[int, ...]) -> Contracted | str:
-        rank = len(domain)
-        row_dims, column_dims = (_dims(side) & set(range(rank)) for side in (self.rows, self.columns))
-        own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
-        rows, columns = (tuple(sorted(axes)) for axes in own)
-        core = self.core
-        if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and self.may_swap:
-            rows, columns, core = columns, rows, replace(core, left=1 - core.left)
-        grid = self._grid(graph, [a for a in range(rank) if a not in rows and a not in columns])
-        frame = Frame(domain, grid, rows, columns)
-        if core.softmax is not None and not columns:
-            return "a second product without columns"
-        if core.softmax is not None and frame.sizes[2] > LARGEST_INNER:
-            return f"a second product of {frame.sizes[2]} columns"
-        if any(not ix.dims_of(e) <= {*grid, *rows} for r in self.every.reductions for e in r.coords):
-            return "a reduction that varies along the columns of a product"
-        if _dims((self.beside,)) & {*rows, *columns}:
-            return "several places of one contraction"
-        inputs = tuple(sorted({load.value for load in self.every.loads}))
-        return Contracted(core, frame, inputs)
-
-    def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
-        """The grid's axes, the fastest last: those along which most bytes stay the same, for neighbours to share."""
-
-        def shared(axis: int) -> int:
-            kept = {load.value for load in self.every.loads if not any(axis in ix.dims_of(e) for e in load.index)}
-            return sum(graph.array(value).nbytes for value in kept)
-
-        return tuple(sorted(axes, key=lambda a: (shared(a), a)))
-
-    @property
-    def may_swap(self) -> bool:
-        """Whether either operand may vary along the rows."""
-        return not self.every.reductions and not self.core.beside  # `every` has those that ride along, too
-
-    def _online_axes(self, rank: int) -> tuple[set[int], set[int]]:
-        """Rows: what queries and scores vary along, and neither keys nor values; columns: what values alone do."""
-        queries, scores = (_dims((side,)) for side in self.rows)
-        keys, values = (_dims((side,)) for side in self.columns)
-        inside = set(range(rank))
-        return (queries | scores) - (keys | values) & inside, (values - queries - scores - keys) & inside
-
-
-def _dims(sides: Iterable[Accesses]) -> set[int]:
-    """The axes that what the sides read varies along."""
-    found = set[int]()
-    for side in sides:
-        for load in side.loads:
-            found |= ix.guard_dims(load.guard).union(*(ix.dims_of(e) for e in load.index))
-        for guard, _ in side.guards:
-            found |= ix.guard_dims(guard)
-        found |= set[int]().union(*(ix.dims_of(e) for e in side.indices))
-    return found
-
-
-def _merge(every: Accesses, side: Accesses) -> None:
-    every.loads.update(side.loads)
-    every.guards.update(side.guards)
-    every.indices.update(side.indices)
-    every.contractions.update(side.contractions)
-    every.reductions.update(side.reductions)
-
-
 def _at(
     graph: Graph,
     members: frozenset[int],
@@ -193,10 +70,10 @@ def _at(
     domain: tuple[int, ...],
     numbers: Sequence[int],
     unrolled: frozenset[int],
-) -> _Sides | str:
+) -> Sides | str:
     """The sides of the contractions `numbers`, for outputs over `domain`."""
-    last = _contract(graph, numbers[-1])
-    inner = _contract(graph, numbers[0]).count
+    last = contract_of(graph, numbers[-1])
+    inner = contract_of(graph, numbers[0]).count
     sizes = (*domain, last.count, inner)
     epilogue = Accesses()
     flat = ix.linearize([Dim(a) for a in range(len(domain))], domain)
@@ -220,11 +97,6 @@ def _at(
     return _online(graph, members, core, epilogue, sizes, numbers[0])
 
 
-def _operand(node: Contract, at: tuple[Expr, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Expr, ...]:
-    """Coordinates in the node's domain, its contracted axes flattened into Dim(axis)."""
-    return operand_coords(node, at, coords_of(Dim(axis), [node.domain[a] for a in node.axes], sizes))
-
-
 def _gemm(
     graph: Graph,
     members: frozenset[int],
@@ -232,14 +104,14 @@ def _gemm(
     epilogue: Accesses,
     sizes: tuple[int, ...],
     unrolled: frozenset[int],
-) -> _Sides | str:
-    node, key = _contract(graph, core.last), len(sizes) - 2
+) -> Sides | str:
+    node, key = contract_of(graph, core.last), len(sizes) - 2
     sums = _sums(graph, members, epilogue, sizes, unrolled)
     if isinstance(sums, str):
         return sums
     sides = (Accesses(), Accesses())
     for view, side in zip(node.operands, sides, strict=True):
-        Walk(graph, members, side, unrolled).view(view, _operand(node, core.at, key, sizes), (), sizes)
+        Walk(graph, members, side, unrolled).view(view, operand(node, core.at, key, sizes), (), sizes)
         if side.contractions:
             return "a contraction inside another"
         if side.outside:
@@ -254,17 +126,17 @@ def _gemm(
     )
     if left is None:
         return "several places of one contraction"
-    if not _dims((sums,)) <= _dims((sides[left],)):
+    if not dims((sums,)) <= dims((sides[left],)):
         left = 1 - left
-        if sides[1 - left].reductions or core.beside or not _dims((sums,)) <= _dims((sides[left],)):
+        if sides[1 - left].reductions or core.beside or not dims((sums,)) <= dims((sides[left],)):
             return "a reduction after a contraction"
     every, others = Accesses(), Accesses()
     for at in core.beside:
-        Walk(graph, members, others, unrolled).view(node.operands[1 - left], _operand(node, at, key, sizes), (), sizes)
+        Walk(graph, members, others, unrolled).view(node.operands[1 - left], operand(node, at, key, sizes), (), sizes)
     for side in (*sides, others, sums, epilogue):
-        _merge(every, side)
+        merge(every, side)
     core = replace(core, left=left, sums=tuple(epilogue.reductions))
-    return _Sides(core, (sides[left], sums), (sides[1 - left],), every, others)
+    return Sides(core, (sides[left], sums), (sides[1 - left],), every, others)
 
 
 def _sums(
@@ -289,18 +161,18 @@ def _sums(
 
 def _is_same(node: Contract, left: int, core: Core, key: int, sizes: tuple[int, ...]) -> bool:
     """Whether an operand is the same at all places where the contraction is wanted."""
-    places = [_operand(node, at, key, sizes) for at in (core.at, *core.beside)]
+    places = [operand(node, at, key, sizes) for at in (core.at, *core.beside)]
     first, *others = (pieces_at(node.operands[left], place, sizes) for place in places)
     return all(other == first for other in others)
 
 
 def _online(
     graph: Graph, members: frozenset[int], core: Core, epilogue: Accesses, sizes: tuple[int, ...], first: int
-) -> _Sides | str:
-    last, scores, key = _contract(graph, core.last), _contract(graph, first), len(sizes) - 2
+) -> Sides | str:
+    last, scores, key = contract_of(graph, core.last), contract_of(graph, first), len(sizes) - 2
     sides = (Accesses(), Accesses())
     for view, side in zip(last.operands, sides, strict=True):
-        ShallowWalk(graph, members, side).view(view, _operand(last, core.at, key, sizes), (), sizes)
+        ShallowWalk(graph, members, side).view(view, operand(last, core.at, key, sizes), (), sizes)
     if bool(sides[0].contractions) == bool(sides[1].contractions):
         return "not one of the second product's operands depends on the first product"
     left = 0 if sides[0].contractions else 1
@@ -314,7 +186,7 @@ def _online(
         return "the scores are wanted at several places"
     (place,) = probabilities.contractions
     form = Form(graph, members, sizes)
-    softmax = form.softmax(last.operands[left], _operand(last, core.at, key, sizes), place)
+    softmax = form.softmax(last.operands[left], operand(last, core.at, key, sizes), place)
     if isinstance(softmax, str):
         return softmax
     known = {softmax.peak.node, softmax.total.node}
@@ -350,7 +222,7 @@ def _first(
     found: tuple[Accesses, Accesses, Accesses],
     scores: Contract,
     sizes: tuple[int, ...],
-) -> _Sides | str:
+) -> Sides | str:
     """The sides of the first product: which operand has the keys."""
     probabilities, values, epilogue = found
     assert core.softmax is not None
@@ -359,17 +231,17 @@ def _first(
         return f"a first product over {sizes[inner]} elements"
     sides = (Accesses(), Accesses())
     for view, side in zip(scores.operands, sides, strict=True):
-        ShallowWalk(graph, members, side).view(view, _operand(scores, core.softmax.at, inner, sizes), (), sizes)
+        ShallowWalk(graph, members, side).view(view, operand(scores, core.softmax.at, inner, sizes), (), sizes)
         if side.reductions or side.contractions:
             return "a reduction in an operand of the first product"
-    along = [key in _dims((side,)) for side in sides]
+    along = [key in dims((side,)) for side in sides]
     if along[0] == along[1]:
         return "not one of the first product's operands varies along the keys"
     query = 1 if along[0] else 0
     every = Accesses()
     for side in (*sides, *found):
-        _merge(every, side)
+        merge(every, side)
     every.reductions.clear()
     outside = any(r.node == core.softmax.peak.node for r in epilogue.reductions)
     softmax = replace(core.softmax, query=query, peaks_outside=outside)
-    return _Sides(replace(core, softmax=softmax), (sides[query], probabilities), (sides[1 - query], values), every)
+    return Sides(replace(core, softmax=softmax), (sides[query], probabilities), (sides[1 - query], values), every)

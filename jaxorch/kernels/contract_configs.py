@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxorch.ir.graph import Contract, Graph
-from jaxorch.kernels.contract import Core
 from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.sides import Core
 
 __all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
 

@@ -18,9 +18,10 @@ from jaxorch.ir.index import Const, Dim, Expr
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Piece, Value, lookups
 from jaxorch.kernels.access import Accesses, Reduction, collect, stored_array
-from jaxorch.kernels.contract import Core, contracted
+from jaxorch.kernels.contract import contracted
 from jaxorch.kernels.frame import Frame, flat_frames, refine
 from jaxorch.kernels.order import walked_pointwise, walked_rows
+from jaxorch.kernels.sides import Core
 from jaxorch.kernels.stencil import stencil_frames
 from jaxorch.kernels.unroll import inner, repeats_rows, taps_of, windows
 from jaxorch.passes.derive import LONGEST_TILE_ROW, MOST_TAPS

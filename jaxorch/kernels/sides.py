@@ -1,0 +1,152 @@
+"""What the operands of contractions read, and what that makes of the outputs' axes: grid, rows or columns.
+
+Input: the accesses of each operand and of what follows.  Output: the frame, or the reason why there is none.
+Invariant: every axis of the outputs has one role, and each operand varies along rows or columns, not both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Contract, Graph
+from jaxorch.ir.index import Dim, Expr, Lookup
+from jaxorch.ir.simplify import coords_of
+from jaxorch.ir.view import Value
+from jaxorch.kernels.access import Accesses, Reduction, operand_coords
+from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.softmax import Softmax
+
+__all__ = ["LARGEST_INNER", "Contracted", "Core", "Sides", "contract_of", "dims", "merge", "operand"]
+
+LARGEST_INNER = 256
+"""The most elements along an axis that an online tile holds whole: inner products, and columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The contractions of a kernel.  Coordinates are over (*domain, KEY, INNER): the frame's axes, then two more.
+
+    last: the Contract that the tile of rows and columns accumulates; `at` its coordinates, `key` the products that each
+    of its elements sums, `left` its operand that varies along the rows.  `beside`: other coordinates at which it is
+    wanted, the same for all columns, as the denominators that a product of a column of ones gives.  `sums`: reductions
+    of rows over the contracted elements that what follows the product wants, as a norm's factor.
+    """
+
+    last: int
+    at: tuple[Expr, ...]
+    left: int
+    key: int
+    softmax: Softmax | None = None
+    beside: tuple[tuple[Expr, ...], ...] = ()
+    sums: tuple[Reduction, ...] = ()
+
+    def renamed(self, new: Callable[[Value], Value]) -> Core:
+        """The core with its nodes and values renamed."""
+
+        def look(lookup: Lookup) -> Lookup:
+            return replace(lookup, value=new(lookup.value))
+
+        at = tuple(ix.map_lookups(e, look) for e in self.at)
+        softmax = self.softmax and self.softmax.renamed(new, look)
+        beside = tuple(tuple(ix.map_lookups(e, look) for e in place) for place in self.beside)
+        sums = tuple(
+            Reduction(new(Value(r.node)).node, tuple(ix.map_lookups(e, look) for e in r.coords)) for r in self.sums
+        )
+        return replace(self, last=new(Value(self.last)).node, at=at, softmax=softmax, beside=beside, sums=sums)
+
+
+@dataclass(frozen=True, slots=True)
+class Contracted:
+    """What a kernel around contractions is made of."""
+
+    core: Core
+    frame: Frame
+    inputs: tuple[Value, ...]
+
+
+def contract_of(graph: Graph, number: int) -> Contract:
+    """The node `number`, which is a Contract."""
+    node = graph.nodes[number]
+    assert isinstance(node, Contract)
+    return node
+
+
+@dataclass(slots=True)
+class Sides:
+    """What each operand reads, and all of it together."""
+
+    core: Core
+    rows: Sequence[Accesses]  # vary along the tile's rows
+    columns: Sequence[Accesses]
+    every: Accesses
+    beside: Accesses = field(default_factory=Accesses)  # what the right operand reads where no columns are
+
+    def contracted(self, graph: Graph, domain: tuple[int, ...]) -> Contracted | str:
+        rank = len(domain)
+        row_dims, column_dims = (dims(side) & set(range(rank)) for side in (self.rows, self.columns))
+        own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
+        rows, columns = (tuple(sorted(axes)) for axes in own)
+        core = self.core
+        if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and self.may_swap:
+            rows, columns, core = columns, rows, replace(core, left=1 - core.left)
+        grid = self._grid(graph, [a for a in range(rank) if a not in rows and a not in columns])
+        frame = Frame(domain, grid, rows, columns)
+        if core.softmax is not None and not columns:
+            return "a second product without columns"
+        if core.softmax is not None and frame.sizes[2] > LARGEST_INNER:
+            return f"a second product of {frame.sizes[2]} columns"
+        if any(not ix.dims_of(e) <= {*grid, *rows} for r in self.every.reductions for e in r.coords):
+            return "a reduction that varies along the columns of a product"
+        if dims((self.beside,)) & {*rows, *columns}:
+            return "several places of one contraction"
+        inputs = tuple(sorted({load.value for load in self.every.loads}))
+        return Contracted(core, frame, inputs)
+
+    def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
+        """The grid's axes, the fastest last: those along which most bytes stay the same, for neighbours to share."""
+
+        def shared(axis: int) -> int:
+            kept = {load.value for load in self.every.loads if not any(axis in ix.dims_of(e) for e in load.index)}
+            return sum(graph.array(value).nbytes for value in kept)
+
+        return tuple(sorted(axes, key=lambda a: (shared(a), a)))
+
+    @property
+    def may_swap(self) -> bool:
+        """Whether either operand may vary along the rows."""
+        return not self.every.reductions and not self.core.beside  # `every` has those that ride along, too
+
+    def _online_axes(self, rank: int) -> tuple[set[int], set[int]]:
+        """Rows: what queries and scores vary along, and neither keys nor values; columns: what values alone do."""
+        queries, scores = (dims((side,)) for side in self.rows)
+        keys, values = (dims((side,)) for side in self.columns)
+        inside = set(range(rank))
+        return (queries | scores) - (keys | values) & inside, (values - queries - scores - keys) & inside
+
+
+def dims(sides: Iterable[Accesses]) -> set[int]:
+    """The axes that what the sides read varies along."""
+    found = set[int]()
+    for side in sides:
+        for load in side.loads:
+            found |= ix.guard_dims(load.guard).union(*(ix.dims_of(e) for e in load.index))
+        for guard, _ in side.guards:
+            found |= ix.guard_dims(guard)
+        found |= set[int]().union(*(ix.dims_of(e) for e in side.indices))
+    return found
+
+
+def merge(every: Accesses, side: Accesses) -> None:
+    """Adds what `side` reads to `every`."""
+    every.loads.update(side.loads)
+    every.guards.update(side.guards)
+    every.indices.update(side.indices)
+    every.contractions.update(side.contractions)
+    every.reductions.update(side.reductions)
+
+
+def operand(node: Contract, at: tuple[Expr, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Expr, ...]:
+    """Coordinates in the node's domain, its contracted axes flattened into Dim(axis)."""
+    return operand_coords(node, at, coords_of(Dim(axis), [node.domain[a] for a in node.axes], sizes))
