@@ -1,5 +1,6 @@
 """Which cases are run together, and the bar of each: the least speed-up over `jax.jit` that it must reach."""
 
+import math
 from collections import ChainMap
 from collections.abc import Sequence
 
@@ -112,6 +113,11 @@ SUITES = {**PARTS, "all": (*CASES, *MOVEMENT), "models": tuple(models.MODELS)}
 def bar(name: str) -> float:
     """The bar of case `name`."""
     return next((bars[name] for bars in BARS.values() if name in bars), NO_LOSS)
+
+
+def reaches(name: str, least: float, ratio: float, us: float) -> bool:
+    """Whether case `name` is as much faster as it must be at `least`, and as fast as it is asked to be."""
+    return ratio >= least and us <= GOALS_US.get(name, math.inf)
 
 
 def resolve(words: Sequence[str]) -> tuple[str, ...]:

@@ -1,13 +1,12 @@
 """What a timing is held against: argument sets that do not fit the cache, the device's floor, the queued wall clock."""
 
 import math
-import time
 from collections.abc import Callable, Collection, Sequence
 
 import jax
 
 from benchmarks.inputs import Draw
-from jaxorch.orchestration.measure import Rotation
+from jaxorch.orchestration.measure import Rotation, queue_seconds
 
 CACHE_BYTES = 60e6
 """The last-level cache of the largest device measured on (H100, H200)."""
@@ -63,12 +62,4 @@ def queued_us(
     issue it. It holds what a sum over kernels leaves out: gaps, and copies that run without a kernel.
     """
     rotation = Rotation(sets, donated)
-    times: list[float] = []
-    for version in versions:
-        jax.block_until_ready(rotation.call(version))
-        start = time.perf_counter()
-        for _ in range(repeats - 1):
-            rotation.call(version)
-        jax.block_until_ready(rotation.call(version))
-        times.append((time.perf_counter() - start) * 1e6 / repeats)
-    return tuple(times)
+    return tuple(queue_seconds(version, rotation, repeats)[0] * 1e6 / repeats for version in versions)

@@ -17,11 +17,10 @@ from jaxorch.codegen.products import ProductBody
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
-from jaxorch.ir.graph import Reduce
 from jaxorch.ir.index import Guard
-from jaxorch.ir.simplify import coords_of, simplify
+from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value
-from jaxorch.kernels.access import Accesses, Reduction, Walk, operand_coords
+from jaxorch.kernels.access import Accesses, Reduction, Walk
 from jaxorch.kernels.configs import power_of_two
 from jaxorch.kernels.frame import COLUMN, ROW
 
@@ -65,7 +64,7 @@ class GemmBody[V](ProductBody[V]):
         key, left = len(self.frame.domain), self.core.left
         acc = self.ops.carry(tile, 0, product.accumulate)
         row = replace(a, block_rows=self.rows_at_once)
-        carried = [reductions.initial(self.ops, self.reduce(r).op, self.summed(r), row, None) for r in self.core.sums]
+        carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
         with self.ops.loop(a, (), None):
             with self.scope(a):
@@ -75,42 +74,34 @@ class GemmBody[V](ProductBody[V]):
                 x = self.tile_of(self.core.last, left, self.core.at, key, a)
             with self.scope(row):
                 for riding, element, state in zip(self.core.sums, elements, carried, strict=True):
-                    reductions.step(self.ops, self.reduce(riding).op, element, state)
+                    reductions.step(self.ops, self.node(riding).op, element, state)
             with self.scope(b):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
                 self.ops.assign(acc, self.ops.dot(x, y, acc, product))
         with self.scope(replace(row, loops=frozenset())):
             for riding, state in zip(self.core.sums, carried, strict=True):
-                node, dtype = self.reduce(riding), self.summed(riding)
+                node, dtype = self.node(riding), self.summed(riding)
                 (total,) = reductions.finish(self.ops, node.op, dtype, state, node.count, row, [node.arrays[0].dtype])
                 self.ridden.append(total)
         return acc
 
     # Reductions of rows that the loop over keys takes along
 
-    def reduce(self, reduction: Reduction) -> Reduce:
-        node = self.graph.nodes[reduction.node]
-        assert isinstance(node, Reduce)
-        return node
-
     def summed(self, reduction: Reduction) -> np.dtype[Any]:
-        return self.graph.array(self.reduce(reduction).operands[0].values[0]).dtype
+        return self.graph.array(self.node(reduction).operands[0].values[0]).dtype
 
     def element(self, reduction: Reduction, tile: Tile) -> reductions.Item[V]:
         """What a block of keys adds to a reduction."""
-        node, space = self.reduce(reduction), self.space(tile)
-        kept = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in reduction.coords)
-        keys = coords_of(space[len(self.frame.domain)], [node.domain[a] for a in node.axes], tile.sizes)
-        value = self.view(node.operands[0], operand_coords(node, kept, keys), ())
-        return reductions.Item(value, self.summed(reduction), None)
+        coords = self.operand_at(self.node(reduction), reduction.coords, len(self.frame.domain), tile)
+        return reductions.Item(self.view(self.node(reduction).operands[0], coords, ()), self.summed(reduction), None)
 
     def add_row(self, tile: Tile, at: Coords, total: V) -> None:
         """Adds a block's products to a sum that has one element a row."""
         dtype, key, last = self.dtype(self.core.last), len(self.frame.domain), self.core.last
         held = compute_dtype(self.product(last, 0, transposed=False).accumulate)
         both = [
-            self.view(self.contract(last).operands[k], self.operand_at(last, place, key, tile), ())
+            self.view(self.contract(last).operands[k], self.operand_at(self.contract(last), place, key, tile), ())
             for k, place in ((self.core.left, self.core.at), (1 - self.core.left, at))
         ]
         product = self.ops.scalar("mul", {}, both, [dtype, dtype], held)
@@ -140,7 +131,7 @@ class GemmBody[V](ProductBody[V]):
         tile, key = self.plane("row", "key"), len(self.frame.domain)
         found = Accesses()
         view = self.contract(self.core.last).operands[self.core.left]
-        coords = self.operand_at(self.core.last, self.core.at, key, tile)
+        coords = self.operand_at(self.contract(self.core.last), self.core.at, key, tile)
         Walk(self.graph, self.members, found, self.kernel.unrolled).view(view, coords, (), tile.sizes)
         return found.reductions
 

@@ -18,7 +18,7 @@ from jaxorch.codegen.body import Body
 from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
 from jaxorch.codegen.values import Coords, buffers
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Contract, Graph, Map
+from jaxorch.ir.graph import Array, Contract, Graph, Map, Reduce
 from jaxorch.ir.graph import Const as IrConst
 from jaxorch.ir.index import Const, Dim, Expr, Guard
 from jaxorch.ir.simplify import coords_of, simplify
@@ -160,9 +160,9 @@ class ProductBody[V](Body[V]):
         found[rank + 1] = at.get("inner", Const(0))
         return found
 
-    def operand_at(self, number: int, at: Coords, axis: int, tile: Tile) -> Coords:
-        """Coordinates in a Contract's domain over the scope's; `axis` of the space runs over its contracted axes."""
-        node, space = self.contract(number), self.space(tile)
+    def operand_at(self, node: Contract | Reduce, at: Coords, axis: int, tile: Tile) -> Coords:
+        """Coordinates in a node's domain over the scope's; `axis` of the space runs over the axes it sums over."""
+        space = self.space(tile)
         kept = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in at)
         return operand_coords(node, kept, coords_of(space[axis], [node.domain[a] for a in node.axes], tile.sizes))
 
@@ -189,7 +189,7 @@ class ProductBody[V](Body[V]):
 
     def tile_of(self, number: int, operand: int, at: Coords, axis: int, tile: Tile, *, zeroed: bool = True) -> V:
         """An operand of a Contract over the current scope; 0 past the last contracted element if `zeroed`."""
-        view, coords = self.contract(number).operands[operand], self.operand_at(number, at, axis, tile)
+        view, coords = self.contract(number).operands[operand], self.operand_at(self.contract(number), at, axis, tile)
         value, zero = self.view(view, coords, ()), self.ops.const(0, self.dtype(number))
         masked = self.masked(view, coords, tile) if zeroed else frozenset((ROW, COLUMN))
         for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):

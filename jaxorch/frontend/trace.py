@@ -182,15 +182,24 @@ def digest(trace: Trace, more: Iterable[str] = ()) -> str:
 
 def missing(trace: Trace, held: Collection[int], wanted: Iterable[int]) -> list[int]:
     """The program's operands that computing `wanted` takes beside the variables `held`."""
-    seen, pending = set[int](), [v for v in wanted if v not in held]
+    _, operands = _needed(trace, held, wanted)
+    return [v for v in trace.inputs if v in operands]
+
+
+def _needed(trace: Trace, held: Collection[int], wanted: Iterable[int]) -> tuple[set[int], set[int]]:
+    """The equations that computing `wanted` from `held` takes, and the program's operands beside those."""
+    equations, operands, pending = set[int](), set[int](), [v for v in wanted if v not in held]
     while pending:
         variable = pending.pop()
-        if variable in seen or variable in held or variable in trace.literals:
+        if variable in held or variable in trace.literals:
             continue
-        seen.add(variable)
-        if variable in trace.makers:
-            pending.extend(trace.equations[trace.makers[variable]].inputs)
-    return [v for v in trace.inputs if v in seen]
+        k = trace.makers.get(variable)
+        if k is None:
+            operands.add(variable)
+        elif k not in equations:
+            equations.add(k)
+            pending.extend(trace.equations[k].inputs)
+    return equations, operands
 
 
 type Regions = Mapping[int, Callable[..., Sequence[Any]]]
@@ -201,15 +210,7 @@ _AS_TRACED: Regions = {}
 
 def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int], regions: Regions = _AS_TRACED) -> None:
     """Computes the `wanted` variables from those in `env`, with the equations as traced or `regions`; extends `env`."""
-    needed, pending = set[int](), [v for v in wanted if v not in env]
-    while pending:
-        variable = pending.pop()
-        if variable in env or variable in trace.literals:
-            continue
-        k = trace.makers[variable]
-        if k not in needed:
-            needed.add(k)
-            pending.extend(trace.equations[k].inputs)
+    needed, _ = _needed(trace, env, wanted)
     for k in sorted(needed):
         _bind(trace, trace.equations[k], env, regions.get(k))
     for variable in wanted:

@@ -16,7 +16,7 @@ from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.ir.index import Dim
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
-from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, operand_coords, pieces_at, stored_array
+from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, pieces_at, stored_array
 from jaxorch.kernels.frame import refine
 from jaxorch.kernels.sides import LARGEST_INNER, Contracted, Core, Sides, contract_of, dims, merge, operand
 from jaxorch.kernels.softmax import Form
@@ -151,7 +151,7 @@ def _sums(
         assert isinstance(node, Reduce)
         if node.op not in _RIDING or node.count != sizes[key]:
             return "a reduction after a contraction"
-        coords = operand_coords(node, reduction.coords, coords_of(Dim(key), [node.domain[a] for a in node.axes], sizes))
+        coords = operand(node, reduction.coords, key, sizes)
         for view in node.operands:
             Walk(graph, members, found, unrolled).view(view, coords, (), sizes)
     if found.contractions or found.reductions or found.outside:
@@ -209,7 +209,7 @@ def _statistics(
             assert isinstance(node, Reduce)
             if node.count != sizes[key] or any(key in ix.dims_of(e) for e in found.coords):
                 return "a reduction that is not over the second product's contracted axes"
-            coords = operand_coords(node, found.coords, coords_of(Dim(key), [node.domain[a] for a in node.axes], sizes))
+            coords = operand(node, found.coords, key, sizes)
             for view in node.operands:
                 ShallowWalk(graph, members, into).view(view, coords, (), sizes)
     return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Contract, Graph
+from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.ir.index import Dim, Expr, Lookup
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
@@ -147,6 +147,6 @@ def merge(every: Accesses, side: Accesses) -> None:
     every.reductions.update(side.reductions)
 
 
-def operand(node: Contract, at: tuple[Expr, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Expr, ...]:
-    """Coordinates in the node's domain, its contracted axes flattened into Dim(axis)."""
+def operand(node: Contract | Reduce, at: tuple[Expr, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Expr, ...]:
+    """Coordinates in the node's domain, the axes it sums over flattened into Dim(axis)."""
     return operand_coords(node, at, coords_of(Dim(axis), [node.domain[a] for a in node.axes], sizes))

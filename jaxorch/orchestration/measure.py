@@ -192,14 +192,14 @@ def _queue_samples(
     short, long = _QUEUED
     for _ in range(rounds):
         for version, times in zip(versions, samples, strict=True):
-            first, second = (_queue(version, rotation, calls) for calls in _QUEUED)
+            first, second = (queue_seconds(version, rotation, calls) for calls in _QUEUED)
             took, issued = (max(b - a, 0.0) * 1e6 / (long - short) for a, b in zip(first, second, strict=True))
             times.append((took, issued))
     return samples
 
 
-def _queue(version: Callable[..., object], rotation: Rotation, calls: int) -> tuple[float, float]:
-    """Seconds until the last of `calls` is done, and until it was issued."""
+def queue_seconds(version: Callable[..., object], rotation: Rotation, calls: int) -> tuple[float, float]:
+    """Seconds until the last of `calls`, issued one after the other, is done, and until it was issued."""
     _wait(rotation.call(version))
     start = time.perf_counter()
     for _ in range(calls - 1):

@@ -99,8 +99,7 @@ def _leaves(graph: Graph, point: Point, shape: tuple[int, ...], *, under: bool) 
     if found is None and narrowed is not None and not under:  # a float32 product that is rounded
         (view,) = narrowed[0].operands
         inner = source_at(graph, view, narrowed[1], shape)
-        if map_at(graph, inner, "mul", "div") and graph.array(view.values[0]).dtype == np.float32:
-            found = map_at(graph, inner, "mul", "div")
+        found = map_at(graph, inner, "mul", "div") if graph.array(view.values[0]).dtype == np.float32 else None
     sources = [source_at(graph, v, found[1], shape) for v in found[0].operands] if found else [None]
     left, right = sources[0], sources[-1]
     if found is None or left is None or right is None or (under and found[0].op == "div"):
