@@ -15,7 +15,7 @@ from typing import Any
 from jaxorch.codegen.body import Body
 from jaxorch.codegen.emit import emit, grid_size
 from jaxorch.codegen.ops import Buffer, Tile
-from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays
+from jaxorch.codegen.products import Launch, combine_config, early_outputs, launch_buffers, scratch_arrays
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
 from jaxorch.codegen.values import buffers
@@ -37,7 +37,8 @@ class Source:
 
     `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
     `aliases` are (input, output) pairs that are one buffer: such an output is not passed.
-    A kernel of two launches writes arrays of `scratch` instead of the outputs; `combine` reads the inputs and these.
+    A kernel of two launches writes arrays of `scratch`, and of the outputs those `early` ones that it has from operands;
+    `combine` reads the inputs and the scratch, and writes the others.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     digest: str
     aliases: tuple[tuple[int, int], ...] = ()
     scratch: tuple[Array, ...] = ()
+    early: tuple[int, ...] = ()
     combine: Source | None = None
 
 
@@ -59,7 +61,8 @@ def generate(
     first = _launch(graph, kernel, config, "partial", header, interpret)
     second = _launch(graph, kernel, config, "combine", header, interpret)
     digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
-    return replace(first, digest=digest, scratch=scratch_arrays(graph, kernel, config), combine=second)
+    scratch = scratch_arrays(graph, kernel, config)
+    return replace(first, digest=digest, scratch=scratch, early=early_outputs(kernel), combine=second)
 
 
 def _launch(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import islice
 from typing import Any
 
@@ -45,8 +45,7 @@ def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, a
         LaunchError: jax-triton is not installed.
     """
     if source.combine is not None:
-        parts = call(replace(source, combine=None), operands, source.scratch, arch=arch)
-        return call(source.combine, [*operands, *parts], outputs, arch=arch)
+        return _in_two(partial(call, arch=arch), source, operands, outputs)
     jax_triton = _jax_triton()
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
     with warnings.catch_warnings():
@@ -125,7 +124,8 @@ def _raised(answer: Compiled | CompileError) -> Compiled:
 
 def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], arch: int) -> list[Request]:
     """What to compile for a kernel: each of its launches."""
-    written = source.scratch if source.combine is not None else outputs
+    early, late = _early_and_late(source, outputs)
+    written = [*source.scratch, *early] if source.combine is not None else outputs
     passed = [*inputs, *_unshared(source, written)]
     signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
     config = source.config
@@ -133,7 +133,28 @@ def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array],
     first: Request = ((source.text, source.name, signature, {}), named)
     if source.combine is None:
         return [first]
-    return [first, *_requests(source.combine, [*inputs, *source.scratch], outputs, arch)]
+    return [first, *_requests(source.combine, [*inputs, *source.scratch], late, arch)]
+
+
+def _early_and_late[T](source: Source, outputs: Sequence[T]) -> tuple[list[T], list[T]]:
+    """The outputs that the first of two launches stores, and the others."""
+    late = [output for k, output in enumerate(outputs) if k not in source.early]
+    return [outputs[k] for k in source.early], late
+
+
+def _in_two(
+    launch: Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]],
+    source: Source,
+    operands: Sequence[Any],
+    outputs: Sequence[Array],
+) -> list[Any]:
+    """The outputs of a kernel of two launches, each by `launch`."""
+    assert source.combine is not None
+    early, late = _early_and_late(source, outputs)
+    parts = launch(replace(source, combine=None), operands, [*source.scratch, *early])
+    stored = iter(parts[len(source.scratch) :])
+    others = iter(launch(source.combine, [*operands, *parts[: len(source.scratch)]], late))
+    return [next(stored if k in source.early else others) for k in range(len(outputs))]
 
 
 def _fitting(source: Source, launches: Sequence[Compiled], shared_limit: int) -> Compiled:
@@ -169,8 +190,7 @@ def _parameters(source: Source) -> list[str]:
 def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[Array]) -> list[Any]:
     """Runs a kernel through Triton's interpreter, as a host callback inside traced code."""
     if source.combine is not None:
-        parts = interpreted_call(replace(source, combine=None), operands, source.scratch)
-        return interpreted_call(source.combine, [*operands, *parts], outputs)
+        return _in_two(interpreted_call, source, operands, outputs)
 
     def host(*arrays: Any) -> tuple[np.ndarray[Any, Any], ...]:
         written = dict(source.aliases)
