@@ -37,8 +37,8 @@ class Source:
 
     `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
     `aliases` are (input, output) pairs that are one buffer: such an output is not passed.
-    A kernel of two launches writes arrays of `scratch`, and of the outputs those `early` ones that it has from operands;
-    `combine` reads the inputs and the scratch, and writes the others.
+    A kernel of two launches writes arrays of `scratch`, and the `early` outputs, which are stored from operands;
+    `combine` reads the inputs and the scratch, and writes the other outputs.
     """
 
     name: str

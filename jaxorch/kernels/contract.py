@@ -62,12 +62,15 @@ def _placed(
 
     What no contraction is needed for is over the tile, too, if it is as large.
     """
+    sizes = {v: stored_array(graph, v).size for v in outputs}
+    if len({*sizes.values()}) == 1:
+        return list(outputs), []
     after = set(numbers)
     for number in sorted(members):
-        if any(value.node in after for value in reads(graph.nodes[number])):
+        if number > numbers[0] and any(value.node in after for value in reads(graph.nodes[number])):
             after.add(number)
-    sizes = {stored_array(graph, v).size for v in outputs if v.node in after}
-    tiled = [v for v in outputs if v.node in after or stored_array(graph, v).size in sizes]
+    made = {size for v, size in sizes.items() if v.node in after}
+    tiled = [v for v, size in sizes.items() if size in made]
     return tiled, [v for v in outputs if v not in tiled]
 
 

@@ -26,7 +26,10 @@ LARGEST_INNER = 256
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An output whose elements are stored as operand number `operand` of a Contract is read: there they are at `at`."""
+    """An output that is stored from the tile of operand number `operand` of a Contract, whose points are at `at` in it.
+
+    Each is a sum of axes, so that nothing is looked up in `at`.
+    """
 
     value: Value
     contract: int
@@ -73,7 +76,7 @@ class Core:
             softmax=self.softmax and self.softmax.renamed(new, look),
             beside=tuple(map(moved, self.beside)),
             sums=tuple(Reduction(number(r.node), moved(r.coords)) for r in self.sums),
-            stored=tuple(Stored(new(s.value), number(s.contract), s.operand, moved(s.at)) for s in self.stored),
+            stored=tuple(replace(s, value=new(s.value), contract=number(s.contract)) for s in self.stored),
         )
 
 

@@ -18,7 +18,7 @@ from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import Accesses, Walk
 from jaxorch.kernels.frame import refine, split_axis
-from jaxorch.kernels.sides import Contracted, Core, Stored, contract_of, operand
+from jaxorch.kernels.sides import Contracted, Stored, contract_of, operand
 
 __all__ = ["with_stores"]
 
@@ -81,18 +81,15 @@ class _Search:
     value: Value
 
     def stored(self, tiles: Sequence[_Tile]) -> Stored | str:
-        node, reason = self.graph.nodes[self.value.node], "an output that no operand of the contraction reads"
+        node = self.graph.nodes[self.value.node]
         if not isinstance(node, Map) or is_empty(node):
             return "outputs of different sizes"
         for tile in tiles:
             read = self.walk(tile.view, tile.coords, tile.sizes)
             for at in self.places(read, tile):
-                if not self.is_within(at, read, tile):
-                    continue
-                if _is_covered(at, self.shape, tile):
+                if _is_covered(at, self.shape, tile) and self.is_within(at, read, tile):
                     return Stored(self.value, tile.contract, tile.operand, at)
-                reason = "an output of which an operand reads a part, or elements several times"
-        return reason
+        return "an output of which no operand of a contraction reads every element, each once"
 
     @property
     def shape(self) -> tuple[int, ...]:
