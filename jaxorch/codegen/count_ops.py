@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -229,6 +229,9 @@ class CountOps:
         yield
         self.taken, self.splits = outer
 
+    def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def operand(self, value: Dims, dtype: np.dtype[Any], *, of_windows: bool) -> Dims:
         return value
 
@@ -305,7 +308,7 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     frame = kernel.frames[config.frame]
     loaded = kernel.core is not None and config.num_stages == 1
     ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll, loaded=loaded)
-    for launch in launches(config):
+    for launch in launches(kernel, config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again
     return ops.counts

@@ -56,12 +56,17 @@ class OnlineBody[V](ProductBody[V]):
     def run(self) -> None:
         tile = self.plane("row", "column")
         peak, total, acc = self.combined(tile) if self.launch == "combine" else self.accumulated(tile)
-        if self.launch == "partial":
-            for number, (plane, value) in enumerate(((tile, acc), (self.row, peak), (self.row, total))):
-                self.store_part(number, plane, value)
+        if not self.parted:
+            self.finish(tile, peak, total, acc)
+            self.store_outputs()
             return
-        self.finish(tile, peak, total, acc)
-        self.store_outputs()
+        for number, (plane, value) in enumerate(((tile, acc), (self.row, peak), (self.row, total))):
+            self.store_part(number, plane, value)
+        if self.launch == "joined":
+            with self.joining():
+                tile = self.plane("row", "column")
+                self.finish(tile, *self.combined(tile))
+                self.store_outputs()
 
     @property
     def row(self) -> Tile:

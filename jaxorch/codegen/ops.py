@@ -157,6 +157,13 @@ class ProductOps[V](Ops[V], Protocol):
         """
         ...
 
+    def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
+        """What only the last of the programs that share out `tile` does, when all have stored their parts.
+
+        `tickets`: a counter for each tile, 0 before the launch and after it.
+        """
+        ...
+
     def dot(self, left: V, right: V, acc: V | None, product: Product) -> V:
         """`left` @ `right` of operands, or @ `right` transposed, plus `acc`; held in the dtype of accumulation."""
         ...

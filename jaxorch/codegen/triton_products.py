@@ -36,6 +36,7 @@ class TritonProducts(TritonOps):
     """TritonOps whose scopes are planes: tiles over two of the kernel's spans."""
 
     def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, interpret: bool) -> None:
+        self.grid = "grid"  # the name of the scope's coordinate there
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
             tile, column_blocks=column_blocks, num_stages=num_stages, wide=wide, unroll=1, interpret=interpret
@@ -60,7 +61,7 @@ class TritonProducts(TritonOps):
         tile = self.tile
         row = self.span(tile.spans[0], tile.sizes[ROW], tile.block_rows, ROW)
         column = self.span(tile.spans[1], tile.sizes[COLUMN], tile.block_columns, COLUMN)
-        names, sizes = ("grid", row[0], column[0]), tile.sizes
+        names, sizes = (self.grid, row[0], column[0]), tile.sizes
         if not tile.loops:
             return Axes(names, sizes, row[1], row[2], column[1], column[2])
         axis = min(tile.loops)
@@ -199,6 +200,22 @@ class TritonProducts(TritonOps):
             yield
         body = self.blocks.pop()
         self.indented("for phase in range(0, 3):", body)
+
+    @contextmanager
+    def last(self, tile: Tile, tickets: Buffer) -> Generator[None]:
+        grid = tile.sizes[GRID] // tile.splits
+        counter = f"{tickets.name} + program % {grid * self.row_blocks * self.column_blocks}"
+        self.put("tl.debug_barrier()")  # all threads have stored before one of them says so
+        self.put(f"ticket = tl.atomic_add({counter}, 1)")
+        self.blocks.append(Block("branch"))
+        self.put(f"tl.store({counter}, 0)")
+        if grid > 1:
+            self.put(f"point = grid % {grid}")
+        self.grid = "point"
+        yield
+        self.grid = "grid"
+        body = self.blocks.pop()
+        self.indented(f"if ticket == {tile.splits - 1}:", body)
 
     @property
     def tile_rows_overrun(self) -> bool:

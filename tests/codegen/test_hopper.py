@@ -106,7 +106,8 @@ def test_a_stencil_before_a_product_is_laid_out_once():
 
 def test_long_keys_of_few_queries_are_split():
     _, source, _ = compiled(*PROGRAMS["decode"][:1], *PROGRAMS["decode"][1])
-    assert source.combine is not None
+    assert source.combine is None
+    assert source.tickets == 128  # few rows of 128 elements: the last program of each head adds them up
     assert source.config.splits == 2
     assert [a.shape for a in source.scratch] == [(256, 4, 128), (256, 4), (256, 4)]
     _, alone, _ = compiled(attention, S(1, 1, 32, 128), *[S(1, 4096, 8, 128)] * 2)
@@ -139,3 +140,13 @@ def test_plans_of_the_measured_cases(name, tmp_path):
     assert Counter(k.schedule for k in report.kernels) >= Counter(schedules)
     assert all(k.spill_bytes == 0 for k in report.kernels)
     assert dict(report.baselines)["unfused"] >= gain * report.estimated
+
+
+def test_all_threads_have_stored_before_a_ticket_is_drawn():
+    _, source, found = compiled(attention, S(1, 1, 32, 128), *[S(1, 4096, 8, 128)] * 2)
+    assert source.tickets == 8
+    before, _, after = found.ptx.partition("atom.global.gpu.acq_rel.add")
+    last_store, last_barrier = before.rfind("st.global"), before.rfind("bar.sync")
+    assert 0 < last_store < last_barrier
+    assert after.find("bar.sync") < after.find("ld.global")
+    assert found.spill_bytes == 0

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen import products
+from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
 
@@ -382,3 +384,14 @@ def test_the_defaults_of_small_shapes_run():
         (value,) = made.graph.outputs
         got = interpreted(made.graph, kernel, config, made.inputs(kernel))[value]
         np.testing.assert_allclose(got.astype(np.float64), reference(q, k, v), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("elements", [0, 64])
+def test_parts_are_combined_in_one_launch_or_two(monkeypatch, elements):
+    monkeypatch.setattr(products, "_JOINED", elements)
+    rng = np.random.default_rng(0)
+    q, k, v = normal(rng, 1, 2, 5, 16), normal(rng, 1, 2, 70, 16), normal(rng, 1, 2, 70, 24)
+    made, kernel = online_of(attention, q, k, v)
+    source = generate(made.graph, kernel, blocks(kernel)[1])
+    assert (source.combine is None) == (elements > 0) == (source.tickets > 0)
+    check(attention, reference(q, k, v), q, k, v, splits=(2, 4))
