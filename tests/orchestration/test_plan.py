@@ -148,7 +148,7 @@ def test_a_plan_is_traceable(monkeypatch):
 
     def launch(source, operands, outputs, *, tickets):
         types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
-        host = lambda *ops: [np.asarray(r) for r in launches(source, ops, outputs)]  # noqa: E731
+        host = lambda *ops: [np.asarray(r) for r in launches(source, ops, outputs, tickets=tickets)]  # noqa: E731
         return jax.pure_callback(host, types, *operands)
 
     (got,) = jax.jit(lambda x: run(plan, [x], launch))(x)
