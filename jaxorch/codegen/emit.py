@@ -27,13 +27,13 @@ def launches(kernel: Kernel, config: Config) -> tuple[Launch, ...]:
 
 
 def grid_size(kernel: Kernel, config: Config, launch: Launch = "whole") -> int:
-    """Programs of a launch: (grid points) x (row blocks) x (column blocks) x (splits)."""
+    """Programs of a launch: (grid points) x (row blocks) x (column blocks) x (splits) / (points a program)."""
     if launch == "combine":
         config = combine_config(kernel, config)
     grid, rows, _ = kernel.frames[config.frame].sizes
     blocks = kernel.column_blocks(config.frame, config.block_columns)
     splits = config.splits if launch in ("partial", "joined") else 1
-    return grid * splits * -(-rows // config.block_rows) * blocks
+    return grid * splits // config.points * -(-rows // config.block_rows) * blocks
 
 
 def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: ProductOps[V], launch: Launch = "whole") -> None:

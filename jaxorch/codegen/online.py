@@ -54,6 +54,11 @@ class OnlineBody[V](ProductBody[V]):
         return self.contract(self.softmax.first).count
 
     def run(self) -> None:
+        with self.ops.over_points(self.points):
+            self.one_point()
+
+    def one_point(self) -> None:
+        """One point of the grid."""
         tile = self.plane("row", "column")
         peak, total, acc = self.combined(tile) if self.launch == "combine" else self.accumulated(tile)
         if not self.parted:
@@ -88,7 +93,7 @@ class OnlineBody[V](ProductBody[V]):
         live, floor = self.live(scores)
         with self.scope(ahead(scores)):
             self.bind(b.expr for b in live)
-        with self.ops.loop(scores, live, self.doubt(peak, floor) if live else None):
+        with self.over_keys(scores, live, self.doubt(peak, floor) if live else None):
             with self.scope(keys):
                 k = self.tile_of(first.first, 1 - first.query, first.at, inner, keys)
             with self.scope(scores):

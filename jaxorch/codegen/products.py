@@ -7,8 +7,8 @@ two spans that it varies along, so that a tile of it is one block of memory.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -106,6 +106,7 @@ class ProductBody[V](Body[V]):
         self.core: Core = kernel.core
         self.launch = launch
         self.splits = config.splits
+        self.points = config.points
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
@@ -142,11 +143,16 @@ class ProductBody[V](Body[V]):
     def plane(self, rows: Span, columns: Span, repeats: int = 1) -> Tile:
         """The scope of tiles that vary along two spans."""
         (size_r, block_r), (size_c, block_c) = self.extent(rows), self.extent(columns)
-        loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span == "key")
+        keys = () if self.points > 1 else ("key",)  # where a program does several points, each sum is one step
+        loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span in keys)
         walk = "grid" if columns in ("key", "column") else "tile"
         splits = self.splits if self.parted else 1
         sizes = (self.grid * splits, size_r, size_c)
-        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits)
+        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits, self.points)
+
+    def over_keys(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
+        """The loop over the keys of `tile`, if there is more than one block of them."""
+        return self.ops.loop(tile, live, doubt) if tile.loops else nullcontext()
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:

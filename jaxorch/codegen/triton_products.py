@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.ops import Buffer, Product, Tile, ahead
+from jaxorch.codegen.ops import Buffer, Product, Tile, ahead, moves
 from jaxorch.codegen.triton_casts import TRITON_NAME, triton_literal, triton_store_cast
 from jaxorch.codegen.triton_ops import TritonOps
 from jaxorch.codegen.triton_ranges import live_range
@@ -160,6 +160,32 @@ class TritonProducts(TritonOps):
         return self.once("split", f"grid // {grid}" if grid > 1 else "grid")
 
     @contextmanager
+    def over_points(self, count: int) -> Generator[None]:
+        if count == 1:
+            yield
+            return
+        self.blocks.append(Block("loop"))
+        self.put("here = grid + point")
+        self.grid = "here"
+        yield
+        self.grid = "grid"
+        self.indented(f"for point in range(0, {count}):", self.blocks.pop())
+
+    def dims(self, expr: Expr) -> frozenset[int]:
+        return super().dims(expr) | (frozenset((STEP,)) if moves(expr, self.tile) else frozenset[int]())
+
+    def atom(self, atom: Expr, axes: Axes, names: tuple[str, ...]) -> str:
+        if self.grid != "here" or STEP in self.dims(atom):
+            return super().atom(atom, axes, names)
+        # The same for all points: written before their loop, at the first of them.
+        here, self.grid = self.blocks.pop(), "grid"
+        fixed = replace(axes, names=("grid", *axes.names[1:]))
+        found = super().atom(atom, fixed, fixed.names if names == axes.names else fixed.starts)
+        self.blocks.append(here)
+        self.grid = "here"
+        return found
+
+    @contextmanager
     def steps(self, counter: str, block: int, first: str, last: str) -> Generator[None]:
         self.blocks.append(Block("loop"))
         if self.lane_type:
@@ -293,7 +319,7 @@ class TritonProducts(TritonOps):
 
     def select(self, guard: Guard, then: Text, otherwise: Text) -> Text:
         raw = [self.narrow.get(v.name) for v in (then, otherwise)]
-        axes, dims = self.axes(), then.dims | otherwise.dims | ix.guard_dims(guard)
+        axes, dims = self.axes(), then.dims | otherwise.dims | self.guard_dims(guard)
         if ix.guard_dims(guard) <= then.dims | otherwise.dims:  # whose values have the shape
             guard = self.in_steps(guard, axes)
         if raw[0] is None or raw[1] is None:

@@ -122,7 +122,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _record(config: Config) -> list[int]:
-    return list(astuple(config))
+    fields = list(astuple(config))
+    return fields[:-1] if config.points == 1 else fields  # as it was before there was the last one
 
 
 def _number(value: object) -> float | None:

@@ -28,12 +28,12 @@ def S(*shape, dtype=BF16):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def compiled(f, *specs):
-    """The whole program as one kernel in its default configuration, and what ptxas says."""
+def compiled(f, *specs, points=1):
+    """The whole program as one kernel in its first configuration of so many points, and what ptxas says."""
     graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
     kernel = whole_kernel(graph)
     assert isinstance(kernel, Kernel), kernel
-    source = generate(graph, kernel, configurations(graph, kernel)[0])
+    source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.points == points))
     limit = device("h200").shared_per_block
     return kernel, source, check(source, *arguments(graph, kernel), arch=90, shared_limit=limit)
 
@@ -150,3 +150,15 @@ def test_all_threads_have_stored_before_a_ticket_is_drawn():
     assert 0 < last_store < last_barrier
     assert after.find("bar.sync") < after.find("ld.global")
     assert found.spill_bytes == 0
+
+
+def test_several_points_of_the_grid_keep_what_they_share_in_registers():
+    def windows(q, k, v, bias):
+        s = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) + bias
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(s, -1).astype(q.dtype), v)
+
+    specs = [*[S(1024, 49, 3, 32)] * 3, S(3, 49, 49, dtype=np.float32)]
+    _, source, found = compiled(windows, *specs, points=8)
+    assert source.text.index("tl.load") < source.text.index("for point")
+    assert found.spill_bytes == 0
+    assert found.ptx.count("cp.async") > 0  # the next point's rows are under way
