@@ -50,7 +50,6 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
                 found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
             found = _unsplit_in_place(graph, kernel, gemm_blocks(graph, kernel.core, kernel.frames[0]))
-            found = _several_points(graph, kernel, found)
             product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
                 found = _with_windows(found)
@@ -79,13 +78,14 @@ def _unsplit_in_place(graph: Graph, kernel: Kernel, blocks: Sequence[Blocks]) ->
 def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[Config]:
     """The same, and behind the first three what they are with several points of the grid a program.
 
-    Where a sum is one step there is no loop in which loads could be under way while others are used; over points there
-    is, and what neighbouring points read alike is loaded once.
+    Where one block holds the keys there is no loop in which loads could be under way while others are used; over points
+    there is, and what neighbouring points read alike, such as a bias, is loaded once. Not for kernels of one product:
+    of those whose results have 16 columns, Triton 3.6 made loops over points with wrong results.
     """
     assert kernel.core is not None
     grid, rows, _ = kernel.frames[0].sizes
     reduced = sum(isinstance(graph.nodes[n], Reduce) for n in kernel.nodes)
-    if kernel.unrolled or reduced > (2 if kernel.core.softmax else 0):
+    if kernel.unrolled or reduced > 2:  # the peak and the total
         return found
     more: list[Config] = []
     for config in found[:3]:
