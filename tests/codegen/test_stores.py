@@ -14,10 +14,12 @@ from jax import lax
 import jaxorch
 from jaxorch.codegen.count_ops import count
 from jaxorch.codegen.products import scratch_arrays
+from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import enumerate_candidates
 from jaxorch.orchestration.cost import minimum_bytes
+from jaxorch.runtime.launch import interpreted_call
 from tests.codegen.drive import agree, interpreted, numpied, program, whole_kernel
 
 F32 = np.dtype(np.float32)
@@ -192,8 +194,36 @@ def test_a_second_layer_is_the_first_ones_kernel_in_another_place():
         check(made, kernel, online(kernel, splits=(2,)), 5e-2)
 
 
-def test_a_whole_program_of_two_launches():
-    """The first launch returns the caches, the second what it makes of the parts of the sums."""
+def test_several_points_of_the_grid_a_program():
+    """Caches of a point's own, and queries that the points of a group share, which one of them stores."""
+
+    def f(q, k, v, kc, vc):
+        kc, vc, q = jnp.concatenate([kc, k], 2), jnp.concatenate([vc, v], 2), q * 0.5
+        return attend(jnp.broadcast_to(q, (2, 4, 2, 3, 16)), kc, vc), kc, vc, q
+
+    rng = np.random.default_rng(0)
+    arrays = caches(rng, 2, 4, 2, 3, 1, 28, 16, 32)
+    made, kernel = stored_by(f, normal(rng, 2, 1, 2, 3, 16), *arrays[1:], schedule="online", early=3)
+    check(made, kernel, [replace(c, points=p) for c in online(kernel, keys=32, splits=(1,)) for p in (2, 4)], 5e-2)
+
+
+def test_two_launches():
+    """The first stores the caches, the second what it makes of the parts of the sums."""
+    made, kernel = stored_by(
+        grown, *caches(np.random.default_rng(0), 1, 2, 2, 20, 1, 63, 16, 64), schedule="online", early=2
+    )
+    config = Config(0, 32, 64, 1, 2, 16, 2)
+    source = generate(made.graph, kernel, config, interpret=True)
+    assert source.combine is not None
+    assert len(source.early) == 2
+    check(made, kernel, [config], 5e-2)
+    outputs = [made.graph.array(o.value) for o in kernel.outputs]
+    found = interpreted_call(source, made.inputs(kernel), outputs)
+    for output, got in zip(kernel.outputs, found, strict=True):
+        agree(np.asarray(got), made.values[output.value], 5e-2)
+
+
+def test_a_whole_program_of_split_sums():
     arrays = caches(np.random.default_rng(0), 1, 1, 2, 1, 1, 599, 16, 16)
     optimised = jaxorch.optimize(grown, options=jaxorch.Options(backend="interpret", fallback="error"))
     (kernel,) = jaxorch.explain(optimised, *arrays).kernels
