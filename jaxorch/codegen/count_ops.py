@@ -28,7 +28,7 @@ __all__ = ["Counts", "count"]
 type Dims = frozenset[int]
 
 _ATOMIC = 8  # operations that one atomic update weighs
-_LANE = 3  # the columns of a loop-carried tile, as an axis beside GRID, ROW and COLUMN: as many as a block has
+_LANE = -1  # the columns of a loop-carried tile, as an axis beside those of a scope: as many as a block has
 
 SECTOR = 32  # bytes: the least that a memory access moves
 
@@ -96,6 +96,10 @@ class CountOps:
         sizes = (self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes)
         return math.prod(sizes) * self.taken / shares
 
+    @property
+    def everywhere(self) -> Dims:
+        return frozenset(range(len(self.tile.sizes)))
+
     def share(self, guard: Guard) -> float:
         """About which part of the points the guard lets through."""
         share = 1.0
@@ -108,12 +112,11 @@ class CountOps:
         """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
         worst = 1.0
         for part in (0, 0.5):
-            tiles = (1, self.tile.block_rows, self.tile.block_columns)
-            starts = [int(part * size) // block * block for size, block in zip(self.tile.sizes, tiles, strict=True)]
-            blocks = (1, min(self.tile.block_rows, 64), min(self.tile.block_columns, 256))
+            shapes = [*zip(self.tile.sizes, self.tile.blocks, (1, 64, 256, 64), strict=False)]
+            starts = [int(part * size) // block * block for size, block, _ in shapes]
+            counts = [min(block, most, size - start) for start, (size, block, most) in zip(starts, shapes, strict=True)]
             coords: list[Any] = [
-                (start + np.arange(min(block, size - start))).reshape([-1 if a == axis else 1 for a in range(3)])
-                for axis, (start, block, size) in enumerate(zip(starts, blocks, self.tile.sizes, strict=True))
+                start + lanes for start, lanes in zip(starts, np.ogrid[tuple(slice(n) for n in counts)], strict=True)
             ]
             at, inside = np.broadcast_arrays(
                 np.asarray(ix.evaluate(offset, coords, _look)), np.asarray(ix.holds(guard, coords, _look)).astype(bool)
@@ -137,11 +140,11 @@ class CountOps:
         """Which part of a program's reads in a loop is of elements that no earlier step of it has read."""
         if not self.loaded or not self.tile.loops:
             return 1.0
-        blocks = [1, self.tile.block_rows, self.tile.block_columns]
+        blocks = list(self.tile.blocks)
         for axis in self.tile.loops:
             blocks[axis] = self.tile.sizes[axis]
         blocks = [min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)]
-        coords = [np.arange(n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(blocks)]
+        coords = list(np.ogrid[tuple(slice(n) for n in blocks)])
         at = np.broadcast_to(np.asarray(ix.evaluate(offset, coords, _look)), blocks)
         return np.unique(at).size / at.size
 
@@ -175,12 +178,12 @@ class CountOps:
 
     def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:
         itemsize = buffer.array.dtype.itemsize
-        wanted = self.points(frozenset((GRID, ROW, COLUMN))) * self.share(guard) * itemsize
+        wanted = self.points(self.everywhere) * self.share(guard) * itemsize
         self.counts.written += wanted * self.waste(offset, guard, itemsize)
 
     def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Dims, guard: Guard) -> None:
         self.store(buffer, offset, value, guard)
-        self.counts.operations += _ATOMIC * self.points(frozenset((GRID, ROW, COLUMN)))
+        self.counts.operations += _ATOMIC * self.points(self.everywhere)
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Dims]) -> None:
         self.counts.written += buffer.array.nbytes
@@ -233,26 +236,20 @@ class CountOps:
         return value
 
     def dot(self, left: Dims, right: Dims, acc: Dims | None, product: Product) -> Dims:
-        rows, columns = (
-            -(-n // b) * b
-            for n, b in (
-                (self.tile.sizes[ROW], self.tile.block_rows),
-                (self.tile.sizes[COLUMN], self.tile.block_columns),
-            )
-        )
-        flops = 2.0 * self.tile.sizes[0] * rows * columns * product.summed * self.taken / self.splits
+        padded = math.prod(-(-n // b) * b for n, b in zip(self.tile.sizes, self.tile.blocks, strict=True))
+        flops = 2.0 * padded * product.summed * self.taken / self.splits
         name, factor = product.dtype.name, 1
         if name == "float32" and product.precision != "DEFAULT":
             name, factor = ("float32", 3) if product.precision == "HIGH" else ("", 1)
         self.counts.matrix[name] = self.counts.matrix.get(name, 0.0) + flops * factor
-        return frozenset((ROW, COLUMN))
+        return self.everywhere - {GRID}
 
     def fold(self, op: str, value: Dims, dtype: np.dtype[Any]) -> Dims:
         self.counts.operations += self.points(value) * 2
         return value - {COLUMN, _LANE}
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Dims:
-        return frozenset((GRID, ROW, _LANE))
+        return self.everywhere - {COLUMN} | {_LANE}
 
     def assign(self, carried: Dims, value: Dims) -> None:
         pass
@@ -304,7 +301,8 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     config = config or whole(kernel)
     frame = kernel.frames[config.frame]
     loaded = kernel.core is not None and config.num_stages == 1
-    ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll, loaded=loaded)
+    tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid", block_heads=config.heads)
+    ops = CountOps(tile, frame.unroll, loaded=loaded)
     for launch in launches(config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again

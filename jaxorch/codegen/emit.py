@@ -7,6 +7,8 @@ other is one, "whole".
 
 from __future__ import annotations
 
+import math
+
 from jaxorch.codegen.body import Body
 from jaxorch.codegen.gemm import GemmBody
 from jaxorch.codegen.online import OnlineBody
@@ -25,12 +27,13 @@ def launches(config: Config) -> tuple[Launch, ...]:
 
 
 def grid_size(kernel: Kernel, config: Config, launch: Launch = "whole") -> int:
-    """Programs of a launch: (grid points) x (row blocks) x (column blocks) x (splits)."""
+    """Programs of a launch: (grid points) x (row blocks) x (blocks of heads) x (column blocks) x (splits)."""
     if launch == "combine":
         config = combine_config(kernel, config)
-    grid, rows, _ = kernel.frames[config.frame].sizes
+    grid, rows, _, *heads = kernel.frames[config.frame].sizes
     blocks = kernel.column_blocks(config.frame, config.block_columns)
     splits = config.splits if launch == "partial" else 1
+    blocks *= math.prod(-(-n // config.heads) for n in heads)
     return grid * splits * -(-rows // config.block_rows) * blocks
 
 

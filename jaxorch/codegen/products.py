@@ -25,7 +25,7 @@ from jaxorch.ir.simplify import coords_of, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.configs import Config, power_of_two
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core
 
@@ -40,10 +40,10 @@ FLOAT32 = np.dtype(np.float32)
 def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
     """What the first launch of a split kernel leaves for the second: sums and, of a softmax, peaks and totals."""
     assert kernel.core is not None
-    grid, rows, columns = kernel.frames[config.frame].sizes
+    grid, rows, columns, *heads = kernel.frames[config.frame].sizes
     node = graph.nodes[kernel.core.last]
     assert isinstance(node, Contract)
-    sums = Array((config.splits * grid, rows, columns), np.dtype(str(dict(node.params)["accumulate"])))
+    sums = Array((config.splits * grid, rows, *heads, columns), np.dtype(str(dict(node.params)["accumulate"])))
     row = Array((config.splits * grid, rows), FLOAT32)
     return (sums,) if kernel.core.softmax is None else (sums, row, row)
 
@@ -61,9 +61,9 @@ def launch_buffers(
 
 def combine_config(kernel: Kernel, config: Config) -> Config:
     """How the second launch of a split kernel is cut up: small tiles, since it does little but read."""
-    _, rows, columns = kernel.frames[config.frame].sizes
+    _, rows, columns, *_ = kernel.frames[config.frame].sizes
     wide = columns if kernel.schedule == "online" else min(columns, 128)
-    block_rows = max(min(power_of_two(rows), 256 // power_of_two(wide)), 2)
+    block_rows = max(min(power_of_two(rows), 256 // (power_of_two(wide) * config.heads)), 2)
     return replace(config, block_rows=block_rows, block_columns=power_of_two(wide), num_warps=4, num_stages=1)
 
 
@@ -114,8 +114,8 @@ class ProductBody[V](Body[V]):
         loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span == "key")
         walk = "grid" if columns in ("key", "column") else "tile"
         splits = self.splits if self.launch == "partial" else 1
-        sizes = (self.grid * splits, size_r, size_c)
-        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits)
+        sizes, spans = (self.grid * splits, size_r, size_c, *self.frame.sizes[HEAD:]), (rows, columns)
+        return Tile(sizes, block_r, block_c, walk, spans, loops, repeats, splits, block_heads=self.config.heads)
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
@@ -151,6 +151,7 @@ class ProductBody[V](Body[V]):
             (frame.grid, split_grid),
             (frame.rows, at.get("row", Const(0))),
             (frame.columns, at.get("column", Const(0))),
+            (frame.heads, Dim(HEAD)),
         )
         for axes, place in flat:
             for a, e in zip(axes, coords_of(place, [frame.domain[a] for a in axes], tile.sizes), strict=True):
@@ -175,10 +176,10 @@ class ProductBody[V](Body[V]):
         """The dtype of a Contract's operands."""
         return self.graph.array(self.contract(number).operands[0].pieces[0].value).dtype
 
-    def product(self, number: int, summed: int, *, transposed: bool) -> Product:
+    def product(self, number: int, summed: int, *, transposed: bool, turned: bool = False) -> Product:
         params = dict(self.contract(number).params)
         accumulate = np.dtype(str(params["accumulate"]))
-        return Product(self.dtype(number), accumulate, str(params["precision"]), summed, transposed)
+        return Product(self.dtype(number), accumulate, str(params["precision"]), summed, transposed, turned)
 
     # Values
 
@@ -237,5 +238,6 @@ class ProductBody[V](Body[V]):
 
     def part_offset(self, tile: Tile, split: int) -> Expr:
         grid = ix.add(Dim(GRID), Const(split * self.grid))
-        place: tuple[Expr, ...] = (grid, Dim(ROW), Dim(COLUMN))
-        return simplify(ix.linearize(place, (1, *tile.sizes[1:])), tile.sizes)
+        _, rows, columns, *heads = tile.sizes
+        place = (grid, Dim(ROW), *(Dim(HEAD) for _ in heads), Dim(COLUMN))
+        return simplify(ix.linearize(place, (1, rows, *heads, columns)), tile.sizes)

@@ -21,7 +21,7 @@ from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import simplify
 from jaxorch.kernels.configs import power_of_two
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
 __all__ = ["HELPERS", "TritonOps"]
 
@@ -49,12 +49,13 @@ class TritonOps(Writer):
         self.bound: dict[str, frozenset[int]] = {}  # the axes of each Lookup's text, by its name
         self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
         self.column_blocks = column_blocks
+        self.head_blocks = -(-tile.sizes[HEAD] // tile.block_heads) if tile.sizes[HEAD:] else 1
         self.column = "column"
         self.row_start = ""
         self.prologue(wide)
 
     def prologue(self, wide: bool) -> None:
-        """The program's place in the grid: grid point, row block and column block, fastest last."""
+        """The program's place in the grid: grid point, row block, block of heads and column block, fastest last."""
         self.put("program = tl.program_id(0)" + (".to(tl.int64)" if wide else ""))
         rest = "program"
         many = self.frame.sizes[GRID] > 1
@@ -62,6 +63,9 @@ class TritonOps(Writer):
             alone = self.row_blocks == 1 and not many
             self.put(f"column_block = {rest}" if alone else f"column_block = {rest} % {self.column_blocks}")
             rest = f"{rest} // {self.column_blocks}"
+        if self.head_blocks > 1:
+            self.put(f"head_block = ({rest}) % {self.head_blocks}")
+            rest = f"{rest} // {self.head_blocks}"
         if self.row_blocks > 1:
             self.put(f"row_block = ({rest}) % {self.row_blocks}" if many else f"row_block = {rest}")
         if many:

@@ -6,6 +6,7 @@ Invariant: every configuration gives the same results; only speed differs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -25,7 +26,8 @@ _LINE = 128  # bytes of a cache line
 class Config:
     """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops.
 
-    Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes.
+    Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes; heads:
+    how many of a frame's heads a tile holds.
     """
 
     frame: int
@@ -35,6 +37,7 @@ class Config:
     num_stages: int = 1
     block_keys: int = 0
     splits: int = 1
+    heads: int = 1
 
 
 def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
@@ -46,14 +49,16 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
             if kernel.unrolled:  # as below: what is the same for all rows is loaded where it is used
                 found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
-            found = _unsplit_in_place(graph, kernel, gemm_blocks(graph, kernel.core, kernel.frames[0]))
+            blocks = (gemm_blocks(graph, kernel.core, frame) for frame in kernel.frames)
+            each = [_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks)]
+            found = _interleave(each[::-1])  # heads first: a frame has some only where reads without them are narrow
             product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
                 found = _with_windows(found)
             elif isinstance(product, Contract) and product.convolves:
                 found = _loaded_or_copied(graph, product, found)
         case "online":
-            found = _unsplit_in_place(graph, kernel, online_blocks(graph, kernel.core, kernel.frames[0]))
+            found = _unsplit_in_place(graph, kernel, 0, online_blocks(graph, kernel.core, kernel.frames[0]))
         case "rows-looped":
             longest = _longest(graph, kernel)
             found = _interleave(_first_twice([_looped(k, longest) for k in range(len(kernel.frames))]))
@@ -65,9 +70,9 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _unsplit_in_place(graph: Graph, kernel: Kernel, blocks: Sequence[Blocks]) -> list[Config]:
+def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
     """Configurations of these blocks; one launch writes in place, so its sums are not split over two."""
-    found = [Config(0, *each) for each in blocks]
+    found = [Config(frame, *each) for each in blocks]
     return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
 
 
@@ -95,8 +100,9 @@ def _with_windows(found: Sequence[Config]) -> list[Config]:
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:
     """The configuration whose one tile is the whole domain: what the NumPy handler runs."""
-    _, rows, columns = kernel.frames[frame].sizes
-    return Config(frame, max(rows, 1), max(columns, 1), 1, block_keys=kernel.core.key if kernel.core else 0)
+    _, rows, columns, *heads = kernel.frames[frame].sizes
+    keys = kernel.core.key if kernel.core else 0
+    return Config(frame, max(rows, 1), max(columns, 1), 1, block_keys=keys, heads=math.prod(heads))
 
 
 def _longest(graph: Graph, kernel: Kernel) -> int:
