@@ -163,13 +163,17 @@ class TritonOps(Writer):
     def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
         """The mask argument of a load or store that varies along `dims` (empty if none is needed)."""
         tests: list[str] = []
-        if ROW in dims and not self.flat and self.frame.sizes[ROW] % self.frame.block_rows:
+        if ROW in dims and not self.flat and self.frame.sizes[ROW] % self.frame.block_rows and not self.ends(guard, ROW):
             tests.append("row_mask")
-        if COLUMN in dims and self.tile.sizes[COLUMN] % self.tile.block_columns:
+        if COLUMN in dims and self.tile.sizes[COLUMN] % self.tile.block_columns and not self.ends(guard, COLUMN):
             tests.append(f"{axes.names[COLUMN]}_mask")
         if guard:
             tests.append(self.condition(guard, axes))
         return f", mask={' & '.join(tests)}" if tests else ""
+
+    def ends(self, guard: Guard, axis: int) -> bool:
+        """Whether the guard itself ends before the axis does; another test would make the mask's runs shorter."""
+        return any(b.expr == Dim(axis) and b.high < self.tile.sizes[axis] for b in guard)
 
     # Memory
 
