@@ -1,7 +1,8 @@
 """The counting handler: what a kernel reads, writes and computes, without running it.
 
 Input: the calls of `body.emit`.  Output: `Counts`.  Invariant: bytes are those that memory moves: whole
-sectors where neighbouring columns are apart, each element of a buffer once however often it is read.
+sectors where neighbouring columns are apart, each element of a buffer once however often it is read.  Programs that
+loop over products do not run in step, so of a piece that two of them read each fetches the whole.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _ATOMIC = 8  # operations that one atomic update weighs
 _LANE = -1  # the columns of a loop-carried tile, as an axis beside those of a scope: as many as a block has
 
 SECTOR = 32  # bytes: the least that a memory access moves
+PIECE = 64  # bytes: the least that memory delivers to the second-level cache
 
 _L1_BYTE = 2  # operations in the time that a byte takes from the first-level cache (128 a clock and processor)
 
@@ -44,7 +46,7 @@ class Counts:
     """What one launch moves and computes.
 
     Attributes:
-        read: bytes from memory, by buffer: each element once, in whole sectors.
+        read: bytes from memory, by buffer: each element once, in whole sectors or pieces.
         passes: bytes from the second-level cache, by buffer and loop.
         written: bytes stored.
         again: bytes from memory that had been read before and have left the second-level cache.
@@ -73,9 +75,13 @@ class Counts:
 class CountOps:
     """Ops whose values are the axes they vary along."""
 
-    def __init__(self, tile: Tile, unroll: int, *, loaded: bool = False) -> None:
-        """`loaded`: loops read by loads, which find again in the first-level cache what an earlier step has read."""
-        self.tile, self.unroll, self.loaded = tile, unroll, loaded
+    def __init__(self, tile: Tile, unroll: int, *, loaded: bool = False, in_step: bool = True) -> None:
+        """`loaded`: loops read by loads, which find again in the first-level cache what an earlier step has read.
+
+        `in_step`: programs that read parts of one piece of memory do so at about the same time.
+        """
+        self.tile, self.unroll, self.loaded, self.in_step = tile, unroll, loaded, in_step
+        self.delivered: dict[tuple[str, int], tuple[Any, Any]] = {}  # by buffer and sample: elements wanted, pieces
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.taken = 1.0  # which part of the tiles takes the branches being written
@@ -110,10 +116,15 @@ class CountOps:
 
     def waste(self, offset: Expr, guard: Guard, itemsize: int) -> float:
         """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
-        worst = 1.0
+        return _worst(self.samples(offset, guard), itemsize)
+
+    def samples(self, offset: Expr, guard: Guard) -> list[Any]:
+        """The elements that each of two sample tiles wants."""
+        found: list[Any] = []
         for part in (0, 0.5):
             shapes = [*zip(self.tile.sizes, self.tile.blocks, (1, 64, 256, 64), strict=False)]
-            starts = [int(part * size) // block * block for size, block, _ in shapes]
+            places = (4 / 3 * part, part, part, part)  # of the grid no half, which is the start along most of its axes
+            starts = [int(p * size) // block * block for p, (size, block, _) in zip(places, shapes, strict=False)]
             counts = [min(block, most, size - start) for start, (size, block, most) in zip(starts, shapes, strict=True)]
             coords: list[Any] = [
                 start + lanes for start, lanes in zip(starts, np.ogrid[tuple(slice(n) for n in counts)], strict=True)
@@ -121,10 +132,20 @@ class CountOps:
             at, inside = np.broadcast_arrays(
                 np.asarray(ix.evaluate(offset, coords, _look)), np.asarray(ix.holds(guard, coords, _look)).astype(bool)
             )
-            wanted = np.unique(at[inside])
-            if wanted.size:
-                sectors = np.unique(wanted * itemsize // SECTOR).size
-                worst = max(worst, sectors * SECTOR / max(wanted.size * itemsize, SECTOR))
+            found.append(np.unique(at[inside]))
+        return found
+
+    def undelivered(self, buffer: Buffer, samples: Sequence[Any]) -> float:
+        """Bytes of the pieces that no load before has fetched for each byte that none has wanted."""
+        itemsize, worst, none = buffer.array.dtype.itemsize, 0.0, np.zeros(0, np.int64)
+        if not any(wanted.size for wanted in samples):
+            return 1.0
+        for part, wanted in enumerate(samples):
+            known, fetched = self.delivered.get((buffer.name, part), (none, none))
+            pieces = np.unique(wanted * itemsize // PIECE)
+            more, fetches = np.setdiff1d(wanted, known), np.setdiff1d(pieces, fetched)
+            self.delivered[buffer.name, part] = np.union1d(known, wanted), np.union1d(fetched, pieces)
+            worst = max(worst, fetches.size * PIECE / max(more.size * itemsize, PIECE))
         return worst
 
     def bind(self, lookup: Lookup, value: Dims, dtype: np.dtype[Any]) -> None:
@@ -132,8 +153,10 @@ class CountOps:
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        waste, fresh = self.waste(offset, guard, buffer.array.dtype.itemsize), self.fresh(offset)
-        self.read(buffer, ix.dims_of(offset), dims, guard, waste, fresh=fresh)
+        samples = self.samples(offset, guard)
+        waste = _worst(samples, buffer.array.dtype.itemsize)
+        delivered = waste if self.in_step else self.undelivered(buffer, samples)
+        self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=self.fresh(offset))
         return dims
 
     def fresh(self, offset: Expr) -> float:
@@ -150,7 +173,7 @@ class CountOps:
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Dims]:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        self.read(buffer, dims, dims, guard, 1.0, copies)
+        self.read(buffer, dims, dims, guard, 1.0, 1.0, copies)
         return [dims] * copies
 
     def read(
@@ -160,14 +183,16 @@ class CountOps:
         dims: Dims,
         guard: Guard,
         waste: float,
+        delivered: float,
         copies: int = 1,
         fresh: float = 1.0,
     ) -> None:
         itemsize, share = buffer.array.dtype.itemsize, self.share(guard)
         size = buffer.array.nbytes * waste
-        moved = self.points(own) * share * copies * itemsize * waste
+        moved = self.points(own) * share * copies * itemsize * delivered
         # several reads of one buffer: other parts of it, or lines still in the first-level cache
-        self.counts.read[buffer.name] = min(self.counts.read.get(buffer.name, 0.0) + moved, size)
+        before = self.counts.read.get(buffer.name, 0.0)
+        self.counts.read[buffer.name] = min(before + moved, max(before, buffer.array.nbytes * delivered))
         key = (buffer.name, self.scopes)
         wanted = self.points(dims) * self.tile.repeats * share * copies * itemsize
         passed = wanted * waste * fresh
@@ -261,6 +286,16 @@ class CountOps:
         return frozenset((_LANE,))
 
 
+def _worst(samples: Sequence[Any], itemsize: int) -> float:
+    """Bytes of the sectors touched for each byte wanted, in the worst sample."""
+    worst = 1.0
+    for wanted in samples:
+        if wanted.size:
+            sectors = np.unique(wanted * itemsize // SECTOR).size
+            worst = max(worst, sectors * SECTOR / max(wanted.size * itemsize, SECTOR))
+    return worst
+
+
 class _Branch:
     # Each side counts for the part of the tiles that takes it; the pieces of one choice exclude one another.
     def __init__(self, ops: CountOps, share: float) -> None:
@@ -302,7 +337,7 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     frame = kernel.frames[config.frame]
     loaded = kernel.core is not None and config.num_stages == 1
     tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid", block_heads=config.heads)
-    ops = CountOps(tile, frame.unroll, loaded=loaded)
+    ops = CountOps(tile, frame.unroll, loaded=loaded, in_step=kernel.core is None)
     for launch in launches(config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again

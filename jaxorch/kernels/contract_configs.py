@@ -126,10 +126,10 @@ def _heads_shapes(heads: int) -> Iterator[tuple[int, int, int, int, int, int]]:
     """(rows, columns, bytes of contracted elements, warps, stages, heads of a tile): a warp or two for each head."""
     for rows, depth, warps, stages, held in (
         (64, 128, 4, 4, 4),
-        (64, 128, 8, 3, 8),
+        (64, 64, 8, 4, 8),
         (32, 64, 8, 4, 8),
         (32, 64, 8, 3, 16),
-        (128, 256, 8, 3, 4),
+        (128, 128, 8, 3, 4),
         (128, 128, 4, 4, 2),
         (32, 64, 4, 4, 4),
     ):
