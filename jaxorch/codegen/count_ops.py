@@ -21,7 +21,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.kernels.configs import Config, whole
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["Counts", "count"]
@@ -81,7 +81,7 @@ class CountOps:
         `in_step`: programs that read parts of one piece of memory do so at about the same time.
         """
         self.tile, self.unroll, self.loaded, self.in_step = tile, unroll, loaded, in_step
-        self.delivered: dict[tuple[str, int], tuple[Any, Any]] = {}  # by buffer and sample: elements wanted, pieces
+        self.delivered: dict[tuple[str, int], Any] = {}  # by buffer and sample: the sectors that loads have fetched
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.taken = 1.0  # which part of the tiles takes the branches being written
@@ -116,11 +116,11 @@ class CountOps:
 
     def waste(self, offset: Expr, guard: Guard, itemsize: int) -> float:
         """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
-        return _worst(self.samples(offset, guard), itemsize)
+        return max([1.0, *(waste for _, waste in self.samples(offset, guard, itemsize))])
 
-    def samples(self, offset: Expr, guard: Guard) -> list[Any]:
-        """The elements that each of two sample tiles wants."""
-        found: list[Any] = []
+    def samples(self, offset: Expr, guard: Guard, itemsize: int) -> list[tuple[Any, float]]:
+        """The sectors that each of two sample tiles touches, and their bytes for each byte that it wants."""
+        found: list[tuple[Any, float]] = []
         for part in (0, 0.5):
             shapes = [*zip(self.tile.sizes, self.tile.blocks, (1, 64, 256, 64), strict=False)]
             places = (4 / 3 * part, part, part, part)  # of the grid no half, which is the start along most of its axes
@@ -132,29 +132,29 @@ class CountOps:
             at, inside = np.broadcast_arrays(
                 np.asarray(ix.evaluate(offset, coords, _look)), np.asarray(ix.holds(guard, coords, _look)).astype(bool)
             )
-            found.append(np.unique(at[inside]))
+            wanted = np.unique(at[inside])
+            sectors = np.unique(wanted * itemsize // SECTOR)
+            found.append((sectors, sectors.size * SECTOR / max(wanted.size * itemsize, SECTOR)))
         return found
 
-    def undelivered(self, buffer: Buffer, samples: Sequence[Any]) -> float:
-        """Bytes of the pieces that no load before has fetched for each byte that none has wanted."""
-        itemsize, worst, none = buffer.array.dtype.itemsize, 0.0, np.zeros(0, np.int64)
-        if not any(wanted.size for wanted in samples):
-            return 1.0
-        for part, wanted in enumerate(samples):
-            known, fetched = self.delivered.get((buffer.name, part), (none, none))
-            pieces = np.unique(wanted * itemsize // PIECE)
-            more, fetches = np.setdiff1d(wanted, known), np.setdiff1d(pieces, fetched)
-            self.delivered[buffer.name, part] = np.union1d(known, wanted), np.union1d(fetched, pieces)
-            worst = max(worst, fetches.size * PIECE / max(more.size * itemsize, PIECE))
-        return worst
+    def undelivered(self, buffer: Buffer, samples: Sequence[tuple[Any, float]]) -> float:
+        """Bytes of the pieces that no load before has fetched for each byte wanted that none has."""
+        worst = 0.0
+        for part, (sectors, waste) in enumerate(samples):
+            known = self.delivered.get((buffer.name, part), sectors[:0])
+            more, each = np.setdiff1d(sectors, known, assume_unique=True), PIECE // SECTOR
+            pieces = np.setdiff1d(more // each, known // each)
+            self.delivered[buffer.name, part] = np.concatenate([known, more])
+            worst = max(worst, waste * pieces.size * PIECE / max(more.size * SECTOR, PIECE))
+        return worst if any(sectors.size for sectors, _ in samples) else 1.0
 
     def bind(self, lookup: Lookup, value: Dims, dtype: np.dtype[Any]) -> None:
         pass
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        samples = self.samples(offset, guard)
-        waste = _worst(samples, buffer.array.dtype.itemsize)
+        samples = self.samples(offset, guard, buffer.array.dtype.itemsize)
+        waste = max([1.0, *(waste for _, waste in samples)])
         delivered = waste if self.in_step else self.undelivered(buffer, samples)
         self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=self.fresh(offset))
         return dims
@@ -284,16 +284,6 @@ class CountOps:
 
     def column_counts(self, tile: Tile) -> Dims:
         return frozenset((_LANE,))
-
-
-def _worst(samples: Sequence[Any], itemsize: int) -> float:
-    """Bytes of the sectors touched for each byte wanted, in the worst sample."""
-    worst = 1.0
-    for wanted in samples:
-        if wanted.size:
-            sectors = np.unique(wanted * itemsize // SECTOR).size
-            worst = max(worst, sectors * SECTOR / max(wanted.size * itemsize, SECTOR))
-    return worst
 
 
 class _Branch:

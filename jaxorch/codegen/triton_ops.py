@@ -162,11 +162,11 @@ class TritonOps(Writer):
 
     def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
         """The mask argument of a load or store that varies along `dims` (empty if none is needed)."""
-        tests: list[str] = []
-        if ROW in dims and not self.flat and self.frame.sizes[ROW] % self.frame.block_rows and not self.ends(guard, ROW):
-            tests.append("row_mask")
-        if COLUMN in dims and self.tile.sizes[COLUMN] % self.tile.block_columns and not self.ends(guard, COLUMN):
-            tests.append(f"{axes.names[COLUMN]}_mask")
+        overruns = (
+            (ROW, "row_mask", not self.flat and self.frame.sizes[ROW] % self.frame.block_rows),
+            (COLUMN, f"{axes.names[COLUMN]}_mask", self.tile.sizes[COLUMN] % self.tile.block_columns),
+        )
+        tests = [name for axis, name, over in overruns if over and axis in dims and not self.ends(guard, axis)]
         if guard:
             tests.append(self.condition(guard, axes))
         return f", mask={' & '.join(tests)}" if tests else ""

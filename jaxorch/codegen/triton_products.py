@@ -361,7 +361,8 @@ class TritonProducts(TritonOps):
         )
 
     def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
-        if not (value.dims | ix.dims_of(offset)) & {ROW, COLUMN, HEAD}:  # a row's reduction is a block even of one element
+        # a row's reduction is a block even of one element
+        if not (value.dims | ix.dims_of(offset)) & {ROW, COLUMN, HEAD}:
             value = self.spread(value)
         super().store(buffer, offset, Text(value.name, value.dims - {STEP}), guard)
 

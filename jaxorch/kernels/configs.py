@@ -14,12 +14,10 @@ from itertools import product
 from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.kernels.contract_configs import Blocks, gemm_blocks, online_blocks, power_of_two
 from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["Config", "configurations", "power_of_two", "whole"]
-
-
-_LINE = 128  # bytes of a cache line
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,7 +49,8 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
         case "gemm":
             blocks = (gemm_blocks(graph, kernel.core, frame) for frame in kernel.frames)
             each = [_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks)]
-            found = _interleave(each[::-1])  # heads first: a frame has some only where reads without them are narrow
+            # heads first: a frame has some only where reads without them are narrow
+            found = _interleave(each if kernel.unrolled else each[::-1])
             product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
                 found = _with_windows(found)
@@ -84,7 +83,7 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
     """
     loaded = [replace(c, num_stages=1) for c in found[:3]]
     itemsize = graph.array(product.operands[0].pieces[0].value).dtype.itemsize
-    few = product.domain[product.axes[-1]] * itemsize < _LINE
+    few = product.domain[product.axes[-1]] * itemsize < LINE
     return _interleave([loaded, found] if few else [found, loaded])
 
 
@@ -94,7 +93,8 @@ def _with_windows(found: Sequence[Config]) -> list[Config]:
     First come those that compute no more than 16 elements a thread.
     """
     return sorted(
-        (replace(c, num_stages=1) for c in found), key=lambda c: c.block_rows * c.block_keys > 16 * 32 * c.num_warps
+        (replace(c, num_stages=1) for c in found),
+        key=lambda c: c.block_rows * c.heads * c.block_keys > 16 * 32 * c.num_warps,
     )
 
 

@@ -23,6 +23,7 @@ _LEAST = 16  # rows or columns of the matrix unit's smallest tile
 # programs wanted before sums are split: two for each processor of a large GPU where memory is what binds, else one
 _FEW_ROWS_PROGRAMS = 256
 _PROGRAMS = 128
+_HEADS_SUMS = 64  # most elements of the sums of a tile with heads that a thread holds
 
 
 def power_of_two(n: int) -> int:
@@ -71,6 +72,8 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     shapes = _heads_shapes(*heads) if heads else ((*shape, 1) for shape in _gemm_shapes(rows, columns))
     for block_rows, block_columns, depth, warps, stages, held in shapes:
         block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
+        if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
+            continue
         size = _itemsize(graph, core)
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
         programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held))
@@ -130,6 +133,7 @@ def _heads_shapes(heads: int) -> Iterator[tuple[int, int, int, int, int, int]]:
         (32, 64, 8, 4, 8),
         (32, 64, 8, 3, 16),
         (128, 128, 8, 3, 4),
+        (64, 128, 8, 3, 4),
         (128, 128, 4, 4, 2),
         (32, 64, 4, 4, 4),
     ):

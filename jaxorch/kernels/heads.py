@@ -24,9 +24,12 @@ LINE = 128
 """Bytes of a cache line."""
 
 
-def heads_frame(graph: Graph, sides: tuple[Accesses, Accesses], frame: Frame) -> Frame | None:
-    """The frame with heads, given what the operands with the rows and with the columns read over (*domain, KEY, ..)."""
-    loads = [load for side in sides for load in side.loads]
+def heads_frame(graph: Graph, left: Accesses, right: Accesses, frame: Frame, *, beside: bool) -> Frame | None:
+    """The frame with heads, given what the operands with the rows and with the columns read over (*domain, KEY, ..).
+
+    `beside`: the left operand's tile is summed along its columns, too, which so are the contracted elements.
+    """
+    loads = [*left.loads, *right.loads]
     largest = max((graph.array(load.value).nbytes for load in loads), default=0)
     large = [load for load in loads if 2 * graph.array(load.value).nbytes >= largest]
     found = (_behind(_strides(graph, load), load, graph, frame.grid) for load in large)
@@ -34,8 +37,8 @@ def heads_frame(graph: Graph, sides: tuple[Accesses, Accesses], frame: Frame) ->
     if axis is None:
         return None
     key, grid = len(frame.domain), tuple(a for a in frame.grid if a != axis)
-    rows, columns = (any(_strides(graph, load).get(key) == 1 for load in side.loads) for side in sides)
-    return replace(frame, grid=grid, heads=(axis,), keys_along=(rows, columns))
+    along = [any(_strides(graph, load).get(key) == 1 for load in side.loads) for side in (left, right)]
+    return replace(frame, grid=grid, heads=(axis,), keys_along=(beside or along[0], along[1]))
 
 
 def _strides(graph: Graph, load: Load) -> dict[int, int]:
@@ -50,7 +53,7 @@ def _behind(strides: dict[int, int], load: Load, graph: Graph, grid: Sequence[in
     run, itemsize = 1, graph.array(load.value).dtype.itemsize
     for axis in sorted(strides, key=lambda a: abs(strides[a])):
         if axis in grid:
-            return axis if 1 < run and run * itemsize < LINE and strides[axis] > 0 else None
+            return axis if run > 1 and run * itemsize < LINE and strides[axis] > 0 else None
         if strides[axis] != run:
             return None
         run *= load.sizes[axis]

@@ -89,9 +89,10 @@ class Sides:
         row_dims, column_dims = (dims(side) & set(range(rank)) for side in (self.rows, self.columns))
         own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
         rows, columns = (tuple(sorted(axes)) for axes in own)
-        core, sides = self.core, (self.rows[0], self.columns[0])
+        core, left, right = self.core, self.rows[0], self.columns[0]
         if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and self.may_swap:
-            rows, columns, core, sides = columns, rows, replace(core, left=1 - core.left), sides[::-1]
+            rows, columns, left, right = columns, rows, right, left
+            core = replace(core, left=1 - core.left)
         grid = self._grid(graph, [a for a in range(rank) if a not in rows and a not in columns])
         frame = Frame(domain, grid, rows, columns)
         if core.softmax is not None and not columns:
@@ -105,9 +106,7 @@ class Sides:
         inputs = tuple(sorted({load.value for load in self.every.loads}))
         if core.softmax is not None or self.every.reductions:
             return Contracted(core, (frame,), inputs)
-        headed = heads_frame(graph, sides, frame)
-        # what is summed beside the product is summed along the columns of the left operand's tile
-        headed = headed and replace(headed, keys_along=(bool(core.beside) or headed.keys_along[0], headed.keys_along[1]))
+        headed = heads_frame(graph, left, right, frame, beside=bool(core.beside))
         return Contracted(core, (frame, headed) if headed else (frame,), inputs)
 
     def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
