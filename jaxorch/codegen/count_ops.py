@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jaxorch.codegen.emit import emit, launches
-from jaxorch.codegen.ops import Buffer, Product, Tile, first_block
+from jaxorch.codegen.ops import Buffer, Product, Tile, first_block, moves
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
@@ -156,7 +156,8 @@ class CountOps:
         samples = self.samples(offset, guard, buffer.array.dtype.itemsize)
         waste = max([1.0, *(waste for _, waste in samples)])
         delivered = waste if self.in_step else self.undelivered(buffer, samples)
-        self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=self.fresh(offset))
+        fresh, moving = self.fresh(offset), moves(offset, self.tile)
+        self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=fresh, moving=moving)
         return dims
 
     def fresh(self, offset: Expr) -> float:
@@ -186,6 +187,8 @@ class CountOps:
         delivered: float,
         copies: int = 1,
         fresh: float = 1.0,
+        *,
+        moving: bool = True,
     ) -> None:
         itemsize, share = buffer.array.dtype.itemsize, self.share(guard)
         size = buffer.array.nbytes * waste
@@ -195,7 +198,7 @@ class CountOps:
         self.counts.read[buffer.name] = min(before + moved, max(before, buffer.array.nbytes * delivered))
         key = (buffer.name, self.scopes)
         wanted = self.points(dims) * self.tile.repeats * share * copies * itemsize
-        passed = wanted * waste * fresh
+        passed = wanted * waste * fresh / (1 if moving else self.tile.points)
         self.counts.operations += _L1_BYTE * wanted * (1 - fresh)
         known = self.counts.passes.get(key, 0.0)
         self.counts.passes[key] = max(known, passed, min(known + passed, size))
@@ -256,6 +259,12 @@ class CountOps:
         self.scopes += 1
         yield
         self.taken, self.splits = outer
+
+    def over_points(self, count: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def operand(self, value: Dims, dtype: np.dtype[Any], *, of_windows: bool) -> Dims:
         return value
@@ -328,7 +337,7 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     loaded = kernel.core is not None and config.num_stages == 1
     tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid", block_heads=config.heads)
     ops = CountOps(tile, frame.unroll, loaded=loaded, in_step=kernel.core is None)
-    for launch in launches(config):
+    for launch in launches(kernel, config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again
     return ops.counts
