@@ -1,8 +1,8 @@
 """Chooses a configuration for each kernel: timed on the device where there is one, the first guess elsewhere.
 
 Input: a kernel.  Output: its source in the chosen configuration, with the time measured.  Invariant: a
-configuration that fails to compile or launch is a recorded fact and never chosen; results do not depend
-on the choice.
+configuration that fails to compile or launch, or gives other results than the rest, is a recorded fact and never
+chosen; results do not depend on the choice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array, Graph
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
+from jaxorch.orchestration.agree import agreeing
 from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
@@ -178,6 +179,11 @@ def _fastest(
             failures.append(f"{source.name} {source.config}: {error}")
     if not running:
         raise CompileError(f"no configuration launches: {failures[-1]}")
+    alike = agreeing([f for _, f in running], rotation.sets[0], donated)
+    for (source, _), right in zip(running, alike, strict=True):
+        if not right:
+            failures.append(f"{source.name} {source.config}: gives other results than the other configurations")
+    running = [r for r, right in zip(running, alike, strict=True) if right]
     timings = device_times([f for _, f in running], rotation.sets, donated=donated, repeats=7)
     medians = [t.median_us for t in timings]
     best = min(range(len(running)), key=lambda k: (medians[k], k))

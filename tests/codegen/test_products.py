@@ -320,7 +320,7 @@ def test_several_points_of_the_grid_a_program(sizes, equation, points):
     operands = [normal(rng, *(extents[c] for c in term), dtype=F32) for term in equation.split("->")[0].split(",")]
     want = 2 * np.einsum(equation, *wide(*operands))
     f = lambda x, y: 2 * jnp.einsum(equation, x, y)  # noqa: E731
-    made, kernel = gemm_of(f, *operands)
+    _, kernel = gemm_of(f, *operands)
     configs = [Config(0, 16, 16, 4, 2, 32)]
     if kernel.frames[0].sizes[0] % points == 0:
         configs.append(Config(0, 16, 16, 4, 2, 32, points=points))
