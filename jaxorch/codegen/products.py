@@ -7,6 +7,7 @@ two spans that it varies along, so that a tile of it is one block of memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.configs import Config, power_of_two
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core, Stored
 
@@ -54,24 +55,25 @@ _JOINED = 64
 
 def joins(kernel: Kernel, config: Config) -> bool:
     """Whether the last program to leave its part of a tile combines the parts, in the same launch."""
-    _, rows, columns = kernel.frames[config.frame].sizes
-    tile = min(rows, config.block_rows) * min(columns, config.block_columns)
+    _, rows, columns, *_ = kernel.frames[config.frame].sizes
+    tile = min(rows, config.block_rows) * min(columns, config.block_columns) * config.heads
     return config.splits > 1 and config.splits * tile <= _JOINED * 32 * config.num_warps
 
 
 def ticket_count(kernel: Kernel, config: Config) -> int:
     """How many counters a "joined" launch needs, one for each tile: its programs draw numbers from it."""
-    grid, rows, _ = kernel.frames[config.frame].sizes
-    return grid * -(-rows // config.block_rows) * kernel.column_blocks(config.frame, config.block_columns)
+    grid, rows, _, *heads = kernel.frames[config.frame].sizes
+    tiles = kernel.column_blocks(config.frame, config.block_columns) * math.prod(-(-n // config.heads) for n in heads)
+    return grid * -(-rows // config.block_rows) * tiles
 
 
 def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
     """What the first launch of a split kernel leaves for the second: sums and, of a softmax, peaks and totals."""
     assert kernel.core is not None
-    grid, rows, columns = kernel.frames[config.frame].sizes
+    grid, rows, columns, *heads = kernel.frames[config.frame].sizes
     node = graph.nodes[kernel.core.last]
     assert isinstance(node, Contract)
-    sums = Array((config.splits * grid, rows, columns), np.dtype(str(dict(node.params)["accumulate"])))
+    sums = Array((config.splits * grid, rows, *heads, columns), np.dtype(str(dict(node.params)["accumulate"])))
     row = Array((config.splits * grid, rows), FLOAT32)
     return (sums,) if kernel.core.softmax is None else (sums, row, row)
 
@@ -101,9 +103,9 @@ def early_outputs(kernel: Kernel) -> tuple[int, ...]:
 
 def combine_config(kernel: Kernel, config: Config) -> Config:
     """How the second launch of a split kernel is cut up: small tiles, since it does little but read."""
-    _, rows, columns = kernel.frames[config.frame].sizes
+    _, rows, columns, *_ = kernel.frames[config.frame].sizes
     wide = columns if kernel.schedule == "online" else min(columns, 128)
-    block_rows = max(min(power_of_two(rows), 256 // power_of_two(wide)), 2)
+    block_rows = max(min(power_of_two(rows), 256 // (power_of_two(wide) * config.heads)), 2)
     return replace(config, block_rows=block_rows, block_columns=power_of_two(wide), num_warps=4, num_stages=1)
 
 
@@ -117,7 +119,7 @@ class ProductBody[V](Body[V]):
         self.core: Core = kernel.core
         self.launch = launch
         self.splits = config.splits
-        self.points = config.points
+        self.points, self.heads = config.points, config.heads
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
@@ -158,8 +160,8 @@ class ProductBody[V](Body[V]):
         loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span in keys)
         walk = "grid" if columns in ("key", "column") else "tile"
         splits = self.splits if self.parted else 1
-        sizes = (self.grid * splits, size_r, size_c)
-        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits, self.points)
+        sizes, spans = (self.grid * splits, size_r, size_c, *self.frame.sizes[HEAD:]), (rows, columns)
+        return Tile(sizes, block_r, block_c, walk, spans, loops, repeats, splits, self.points, block_heads=self.heads)
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
@@ -195,6 +197,7 @@ class ProductBody[V](Body[V]):
             (frame.grid, split_grid),
             (frame.rows, at.get("row", Const(0))),
             (frame.columns, at.get("column", Const(0))),
+            (frame.heads, Dim(HEAD)),
         )
         for axes, place in flat:
             for a, e in zip(axes, coords_of(place, [frame.domain[a] for a in axes], tile.sizes), strict=True):
@@ -219,10 +222,10 @@ class ProductBody[V](Body[V]):
         """The dtype of a Contract's operands."""
         return self.graph.array(self.contract(number).operands[0].pieces[0].value).dtype
 
-    def product(self, number: int, summed: int, *, transposed: bool) -> Product:
+    def product(self, number: int, summed: int, *, transposed: bool, turned: bool = False) -> Product:
         params = dict(self.contract(number).params)
         accumulate = np.dtype(str(params["accumulate"]))
-        return Product(self.dtype(number), accumulate, str(params["precision"]), summed, transposed)
+        return Product(self.dtype(number), accumulate, str(params["precision"]), summed, transposed, turned)
 
     # Values
 
@@ -316,5 +319,6 @@ class ProductBody[V](Body[V]):
 
     def part_offset(self, tile: Tile, split: int) -> Expr:
         grid = ix.add(Dim(GRID), Const(split * self.grid))
-        place: tuple[Expr, ...] = (grid, Dim(ROW), Dim(COLUMN))
-        return simplify(ix.linearize(place, (1, *tile.sizes[1:])), tile.sizes)
+        _, rows, columns, *heads = tile.sizes
+        place = (grid, Dim(ROW), *(Dim(HEAD) for _ in heads), Dim(COLUMN))
+        return simplify(ix.linearize(place, (1, rows, *heads, columns)), tile.sizes)

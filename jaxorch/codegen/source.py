@@ -114,8 +114,9 @@ def _written(
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
     wide = max([*(() if kernel.core else counted), *(b.array.size for b in arguments)]) >= 2**31
-    grid, rows, width = frame.sizes
-    tile = Tile((grid * config.splits, rows, width), own.block_rows, own.block_columns, "grid", points=own.points)
+    grid, *rest = frame.sizes
+    sizes, blocks = (grid * config.splits, *rest), (own.block_rows, own.block_columns)
+    tile = Tile(sizes, *blocks, "grid", points=own.points, block_heads=own.heads)
     if launch == "combine":
         tile = replace(tile, sizes=frame.sizes)
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}

@@ -1,6 +1,6 @@
 """What the operands of contractions read, and what that makes of the outputs' axes: grid, rows or columns.
 
-Input: the accesses of each operand and of what follows.  Output: the frame, or the reason why there is none.
+Input: the accesses of each operand and of what follows.  Output: the frames, or the reason why there is none.
 Invariant: every axis of the outputs has one role, and each operand varies along rows or columns, not both.
 """
 
@@ -16,6 +16,7 @@ from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, operand_coords
 from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.heads import heads_frame
 from jaxorch.kernels.softmax import Softmax
 
 __all__ = ["LARGEST_INNER", "Contracted", "Core", "Sides", "Stored", "contract_of", "dims", "merge", "operand"]
@@ -85,7 +86,7 @@ class Contracted:
     """What a kernel around contractions is made of."""
 
     core: Core
-    frame: Frame
+    frames: tuple[Frame, ...]
     inputs: tuple[Value, ...]
 
 
@@ -111,9 +112,10 @@ class Sides:
         row_dims, column_dims = (dims(side) & set(range(rank)) for side in (self.rows, self.columns))
         own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
         rows, columns = (tuple(sorted(axes)) for axes in own)
-        core = self.core
+        core, left, right = self.core, self.rows[0], self.columns[0]
         if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and self.may_swap:
-            rows, columns, core = columns, rows, replace(core, left=1 - core.left)
+            rows, columns, left, right = columns, rows, right, left
+            core = replace(core, left=1 - core.left)
         grid = self._grid(graph, [a for a in range(rank) if a not in rows and a not in columns])
         frame = Frame(domain, grid, rows, columns)
         if core.softmax is not None and not columns:
@@ -125,7 +127,10 @@ class Sides:
         if dims((self.beside,)) & {*rows, *columns}:
             return "several places of one contraction"
         inputs = tuple(sorted({load.value for load in self.every.loads}))
-        return Contracted(core, frame, inputs)
+        if core.softmax is not None or self.every.reductions:
+            return Contracted(core, (frame,), inputs)
+        headed = heads_frame(graph, left, right, frame, beside=bool(core.beside))
+        return Contracted(core, (frame, headed) if headed else (frame,), inputs)
 
     def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
         """The grid's axes, the fastest last: those along which most bytes stay the same, for neighbours to share."""

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxorch.orchestration.plan import arguments
 from jaxorch.pipeline import optimized_graph
 from jaxorch.runtime.launch import check
 from tests.codegen.drive import whole_kernel
+from tests.codegen.test_heads import keys_and_values, queries
 from tests.codegen.test_stores import grown
 
 BF16 = jnp.bfloat16
@@ -29,11 +31,17 @@ def S(*shape, dtype=BF16):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def compiled(f, *specs, points=1):
-    """The whole program as one kernel in its first configuration of so many points, and what ptxas says."""
+def whole(f, *specs):
+    """The whole program as one kernel."""
     graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
     kernel = whole_kernel(graph)
     assert isinstance(kernel, Kernel), kernel
+    return graph, kernel
+
+
+def compiled(f, *specs, points=1):
+    """The whole program as one kernel in its first configuration of so many points, and what ptxas says."""
+    graph, kernel = whole(f, *specs)
     source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.points == points))
     limit = device("h200").shared_per_block
     return kernel, source, check(source, *arguments(graph, kernel), arch=90, shared_limit=limit)
@@ -88,6 +96,14 @@ PROGRAMS = {
         [S(16, 16, 16, 256, dtype=np.float32), S(4, 4, 256, 128, dtype=np.float32)],
         "wgmma",
     ),
+    "sums of heads": (keys_and_values, [S(8, 4096, 32, 48)], "mma"),
+    "products of heads": (queries, [S(8, 4096, 32, 48), S(8, 32, 16, 17, dtype=np.float32)], "mma"),
+    "odd heads of float32": (queries, [S(3, 1000, 7, 36, dtype=np.float32), S(3, 7, 12, 13, dtype=np.float32)], "mma"),
+    "groups of a product": (
+        lambda x, w: conv(x, w, feature_group_count=24),
+        [S(16, 32, 32, 384), S(1, 1, 16, 384)],
+        "mma",
+    ),
     "a stencil before": (stencil_and_product, [S(8, 64, 64, 512), S(3, 3, 1, 512), S(512, 128)], "wgmma"),
 }
 
@@ -98,6 +114,18 @@ def test_default_configurations(name):
     _, source, found = compiled(f, *specs)
     assert found.spill_bytes == 0, source.text
     assert re.search(r"wgmma\.mma_async" if unit == "wgmma" else r"\bmma\.sync|wgmma\.mma_async", found.ptx)
+
+
+def test_heads_in_a_tile_are_copied_in_whole_runs():
+    """What sums of heads read in their loop is on its way to shared memory steps ahead, 16 bytes a lane."""
+    graph, kernel = whole(keys_and_values, S(8, 4096, 32, 48))
+    config = replace(configurations(graph, kernel)[0], splits=1)
+    assert config.heads == 4
+    found = check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=1 << 18)
+    assert "ld.global" not in found.ptx
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global.*", found.ptx)
+    assert copies
+    assert all(", 0x10, " in copy for copy in copies)
 
 
 def test_a_stencil_before_a_product_is_laid_out_once():

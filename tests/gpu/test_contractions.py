@@ -7,6 +7,7 @@ import pytest
 
 import jaxorch
 from jaxorch import Options
+from tests.codegen.test_heads import keys_and_values, queries
 from tests.codegen.test_online import (
     BF16,
     F32,
@@ -134,6 +135,17 @@ PRODUCTS = {
     "epilogue": lambda x, w, g: jax.nn.gelu(x @ w) + w[:1],
     "transposed": lambda x, w, g: (w.T @ x.T).T,
 }
+
+
+@pytest.mark.parametrize("shape", [(2, 4096, 32, 48), (3, 1000, 7, 36)])
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_linear_attention_of_narrow_heads(shape, dtype):
+    x = normal(*shape, dtype=dtype)
+    q, k, v = np.split(x.astype(np.float64), 3, -1)
+    kv = np.einsum("bnhd,bnhe->bhde", np.maximum(k, 0), np.concatenate([v, np.ones((*shape[:3], 1))], -1))
+    o = np.einsum("bnhd,bhde->bnhe", np.maximum(q, 0), kv)
+    want = (o[..., :-1] / (o[..., -1:] + 1e-15)).reshape(*shape[:2], -1)
+    check(lambda x: queries(x, keys_and_values(x)), want, x, schedule="gemm", tolerance=0.02)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
