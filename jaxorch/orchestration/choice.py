@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from jaxorch.codegen.source import generate
+from jaxorch.codegen.source import Source, generate
 from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.trace import Trace
 from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
@@ -32,13 +32,17 @@ from jaxorch.orchestration.leftover import GAP_US, xla_time
 from jaxorch.orchestration.plan import KernelStep, LeftStep
 from jaxorch.orchestration.progress import Progress
 from jaxorch.orchestration.tune import Tuned, place, tune
+from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch
 
-__all__ = ["Rival", "Session", "Steps", "Way"]
+__all__ = ["Over", "Rival", "Session", "Steps", "Way"]
 
 type Steps = tuple[KernelStep | LeftStep, ...]
+
+type Over = tuple[tuple[int, int], ...]
+"""Inputs of a kernel that outputs overwrite, both by number."""
 
 _SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
 """Seconds, by effort, after which no further plan or choice is tried beside those that are there."""
@@ -71,6 +75,8 @@ class Session:
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
         self.failures: dict[str, None] = {}
+        # by a source's digest and what is overwritten: kernels that write over operands
+        self.overwriting: dict[tuple[str, Over], tuple[Source, Compiled | None]] = {}
 
     @property
     def live(self) -> bool:

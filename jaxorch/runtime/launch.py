@@ -48,6 +48,9 @@ def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, a
         parts = call(replace(source, combine=None), operands, source.scratch, arch=arch)
         return call(source.combine, [*operands, *parts], outputs, arch=arch)
     jax_triton = _jax_triton()
+    operands = list(operands)
+    for operand, output in source.aliases:  # one buffer has one shape
+        operands[operand] = operands[operand].reshape(outputs[output].shape)
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
     with warnings.catch_warnings():
         # The other way to write into an operand is a reference, which a caller's array would have to be from the start.
@@ -177,7 +180,7 @@ def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[
         ins = [np.array(a) if k in written else np.ascontiguousarray(a) for k, a in enumerate(arrays)]
         outs = [np.zeros(a.shape, a.dtype) for a in outputs]
         for k, output in written.items():
-            outs[output] = ins[k]
+            outs[output] = ins[k].reshape(outs[output].shape)
         run(source.text, source.name, (source.grid,), [*ins, *_unshared(source, outs)], constants={})
         return tuple(outs)
 
