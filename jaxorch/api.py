@@ -212,15 +212,14 @@ class _Donation:
         found = [numbers] if isinstance(numbers, int) else list(numbers or ())
         named = [names] if isinstance(names, str) else list(names or ())
         if names is None:
-            named = [parameters[n] for n in found if -len(parameters) <= n < len(parameters)]
+            named = [name for n, name in enumerate(parameters) if n in found]
         elif numbers is None:
             found = [parameters.index(name) for name in named if name in parameters]
         return cls(frozenset(found), frozenset(named))
 
     def leaves(self, args: Sequence[Any], static: Sequence[int], dynamic: Mapping[str, Any]) -> list[bool]:
         """For each array among the arguments, as `_trace` lists them, whether it is donated."""
-        given = {n % len(args) for n in self.numbers if -len(args) <= n < len(args)}
-        told = [(arg, i in given) for i, arg in enumerate(args) if i not in static]
+        told = [(arg, i in self.numbers) for i, arg in enumerate(args) if i not in static]
         told += [(dynamic[name], name in self.names) for name in sorted(dynamic)]
         return [is_given for arg, is_given in told for _ in jax.tree.leaves(arg)]
 

@@ -22,7 +22,7 @@ from jaxorch.codegen.overwrite import overwritable
 from jaxorch.codegen.source import generate
 from jaxorch.errors import CompileError
 from jaxorch.frontend.trace import Trace, needed
-from jaxorch.ir.graph import Contract, Graph, Input, Map, Node, Scatter, is_empty
+from jaxorch.ir.graph import Contract, Graph, Input, Map, has_own_memory, is_empty
 from jaxorch.ir.value import Value
 from jaxorch.kernels.kernel import aliases
 from jaxorch.orchestration.choice import Over, Session
@@ -30,7 +30,7 @@ from jaxorch.orchestration.header import header_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, arguments
 from jaxorch.runtime.launch import check
 
-__all__ = ["Ends", "donated", "ends_of", "may_be_overwritten", "overwriting", "shared"]
+__all__ = ["Ends", "donated", "ends_of", "overwriting", "shared"]
 
 type Ends = Mapping[int, int] | None
 """By number of a result, the operand whose memory it is to end in; None: nobody said, and any may that is as large."""
@@ -218,19 +218,9 @@ class _Flow:
         return returned or self.redoes(graph, value)
 
 
-def may_be_overwritten(graph: Graph, value: Value) -> bool:
-    """Whether a value made by a kernel has memory of its own: one written in place has it only if it began empty."""
-    node: Node = graph.nodes[value.node]
-    while isinstance(node, Scatter):
-        node = graph.nodes[node.base.node]
-        if is_empty(node):
-            return True
-    return not isinstance(graph.nodes[value.node], Scatter)
-
-
 def _is_its_own(graph: Graph, value: Value, maker: KernelStep | LeftStep) -> bool:
     if isinstance(maker, KernelStep):
-        return may_be_overwritten(graph, value)
+        return has_own_memory(graph, value)
     node = graph.nodes[value.node]
     product = any(isinstance(graph.nodes[n], Contract) for n in maker.left.nodes)
     return product and (isinstance(node, Contract) or (isinstance(node, Map) and node.op != "copy"))
