@@ -239,8 +239,8 @@ class _Site:
         # transformations keep the parameters of the call, and may change its operands
         donated = self.donated if self.donated and len(self.donated) == len(self.jaxpr.in_avals) else None
         target = replace(detect(self.platform, self.options), in_loop=self.in_loop, donated=donated)
-        # What is exported runs elsewhere, later: nothing timed here would hold there.
-        return replace(target, live=False) if self.exporting else target
+        # What is exported runs elsewhere, later: nothing timed here would hold there, nor what is donated.
+        return replace(target, live=False, donated=None) if self.exporting else target
 
     def unsupported(self) -> str | None:
         """Why this program cannot be planned here, if it cannot."""

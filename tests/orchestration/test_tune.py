@@ -263,7 +263,7 @@ def test_a_kernel_is_tuned_to_the_least_parts_within_the_noise(machine, store, m
     graph = program(lambda x, w: x @ w, np.zeros((16, 4096), jnp.bfloat16), np.zeros((4096, 256), jnp.bfloat16)).graph
     kernel = whole_kernel(graph)
     tried = [c.splits for c in configurations(graph, kernel)[: module.TRIES["default"]]]
-    assert len(set(tried)) > 2
+    assert len(set(tried)) > 1
     machine.microseconds = lambda config: 100.0 if config.splits == max(tried) else 100.0 + margin
     found = tuned((graph, kernel), store)
     assert found.source.config.splits == (min(tried) if margin < 2 else max(tried))
