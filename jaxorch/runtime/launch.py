@@ -91,6 +91,9 @@ def _launched(
 ) -> list[Any]:
     """The outputs of one launch; `shared`: which of them is which operand, written in place."""
     jax_triton = _jax_triton()
+    operands = list(operands)
+    for operand, output in shared.items():  # one buffer has one shape
+        operands[operand] = operands[operand].reshape(outputs[output].shape)
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
     with warnings.catch_warnings():
         # The other way to write into an operand is a reference, which a caller's array would have to be from the start.
@@ -245,7 +248,7 @@ def interpreted_call(
         ins = [np.array(a) if k in written else np.ascontiguousarray(a) for k, a in enumerate(arrays)]
         outs = [np.zeros(a.shape, a.dtype) for a in outputs]
         for k, output in written.items():
-            outs[output] = ins[k]
+            outs[output] = ins[k].reshape(outs[output].shape)
         inner = [np.zeros(source.tickets, np.int32), *(np.zeros(a.shape, a.dtype) for a in source.scratch)]
         passed = [*ins, *(inner if source.tickets else ()), *_unshared(source, outs)]
         run(source.text, source.name, (source.grid,), passed, constants={})

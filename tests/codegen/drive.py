@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,12 +185,14 @@ def interpreted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[D
     return {value: out for value, (out, _) in counted(graph, kernel, config, inputs).items()}
 
 
-def counted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) -> dict[Value, tuple[Data, Data]]:
-    """As `interpreted`, each output with how often each element was stored."""
-    source = generate(graph, kernel, config, interpret=True)
+def counted(
+    graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data], over: Mapping[int, int] | None = None
+) -> dict[Value, tuple[Data, Data]]:
+    """As `interpreted`, each output with how often each element was stored; `over`: inputs that outputs overwrite."""
+    source = generate(graph, kernel, config, interpret=True, over=over or {})
     arrays = [graph.array(o.value) for o in kernel.outputs]
     outs = [_poison(a) for a in arrays]
-    shared = dict(source.aliases)
+    shared = dict((source.combine or source).aliases)
     ins = [np.array(a) if k in shared else np.ascontiguousarray(a) for k, a in enumerate(inputs)]
     for k, output in shared.items():
         outs[output] = ins[k]
