@@ -33,11 +33,6 @@ class GemmBody[V](ProductBody[V]):
     """The walk of a "gemm" kernel."""
 
     def run(self) -> None:
-        with self.ops.over_points(self.points):
-            self.one_point()
-
-    def one_point(self) -> None:
-        """One point of the grid."""
         tile = self.plane("row", "column")
         value = Value(self.core.last)
         self.rows: list[V] = []
@@ -77,7 +72,7 @@ class GemmBody[V](ProductBody[V]):
         row = replace(a, block_rows=self.rows_at_once)
         carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
-        with self.over_keys(a, (), None):
+        with self.ops.loop(a, (), None):
             with self.scope(a):
                 for at, total in zip(self.core.beside, self.rows, strict=True):
                     self.add_row(a, at, total)

@@ -11,6 +11,7 @@ masked scores alone included: where every score is -inf the sum is 0, and the re
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,10 @@ class OnlineBody[V](ProductBody[V]):
             return peak, total, acc
         with self.scope(self.row):
             return self.call("mul", peak, self.ops.const(self.scale, FLOAT32)), total, acc
+
+    def over_keys(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
+        """The loop over the keys of `tile`, if there is more than one block of them."""
+        return self.ops.loop(tile, live, doubt) if tile.loops else nullcontext()
 
     @property
     def lowest(self) -> float:

@@ -8,8 +8,8 @@ two spans that it varies along, so that a tile of it is one block of memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -151,10 +151,6 @@ class ProductBody[V](Body[V]):
         splits = self.splits if self.parted else 1
         sizes, spans = (self.grid * splits, size_r, size_c, *self.frame.sizes[HEAD:]), (rows, columns)
         return Tile(sizes, block_r, block_c, walk, spans, loops, repeats, splits, self.points, block_heads=self.heads)
-
-    def over_keys(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
-        """The loop over the keys of `tile`, if there is more than one block of them."""
-        return self.ops.loop(tile, live, doubt) if tile.loops else nullcontext()
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:

@@ -54,10 +54,9 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
                 found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
             blocks = (gemm_blocks(graph, kernel.core, frame) for frame in kernel.frames)
-            plain, *headed = (_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks))
-            plain = _several_points(graph, kernel, plain)
+            each = [_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks)]
             # heads first: a frame has some only where reads without them are narrow
-            found = _interleave([plain, *headed] if kernel.unrolled else [*headed, plain])
+            found = _interleave(each if kernel.unrolled else each[::-1])
             product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
                 found = _with_windows(found)
@@ -86,13 +85,14 @@ def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence
 def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[Config]:
     """The same, and behind the first three what they are with several points of the grid a program.
 
-    Where a sum is one step there is no loop in which loads could be under way while others are used; over points there
-    is, and what neighbouring points read alike is loaded once.
+    Where one block holds the keys there is no loop in which loads could be under way while others are used; over points
+    there is, and what neighbouring points read alike, such as a bias, is loaded once. Not for kernels of one product:
+    of those whose results have 16 columns, Triton 3.6 made loops over points with wrong results.
     """
     assert kernel.core is not None
     grid, rows, *_ = kernel.frames[0].sizes
     reduced = sum(isinstance(graph.nodes[n], Reduce) for n in kernel.nodes)
-    if kernel.unrolled or reduced > (2 if kernel.core.softmax else 0):
+    if kernel.unrolled or reduced > 2:  # the peak and the total
         return found
     more: list[Config] = []
     for config in found[:3]:
