@@ -32,7 +32,7 @@ class Rival:
         name: which one.
         side: the version; None where it is missing.
         verdict: what the gate found.
-        missing: why there is no time of it: what kept it from being made, or that it failed the gate.
+        missing: in one line, why there is no time of it: what kept it from being made, or that it failed the gate.
     """
 
     name: str

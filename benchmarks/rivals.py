@@ -1,6 +1,5 @@
 """The peers of a case through the gate: built, held against the reference, or missing with the reason."""
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +43,8 @@ def _admitted(peer: Peer, expected: Expected, seconds: float) -> tuple[Rival, Bu
     except OutOfTime as err:
         return Rival(peer.name, missing=str(err)), None
     except Exception as err:  # noqa: BLE001 - told by the record, and the case goes on
-        return Rival(peer.name, missing=traceback.format_exception_only(err)[-1].strip()), None
+        said = (str(err).strip() or "no message").splitlines()[0]
+        return Rival(peer.name, missing=f"{type(err).__name__}: {said}"), None
     if not verdict.passed:
         return Rival(peer.name, side, verdict, f"wrong: {verdict.reason}"), None
     return Rival(peer.name, side, verdict), built

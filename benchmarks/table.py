@@ -53,7 +53,7 @@ def gaps(records: Iterable[Json]) -> list[str]:
     cases: dict[tuple[str, str], list[str]] = {}
     for record in records:
         for name, reason in missing(record).items():
-            cases.setdefault((name, reason.strip().splitlines()[-1]), []).append(record["case"])
+            cases.setdefault((name, reason), []).append(record["case"])
     return [f"{name} is missing for {', '.join(of)}: `{reason}`" for (name, reason), of in cases.items()]
 
 

@@ -53,7 +53,6 @@ SAME = {
     "rsqrt": torch.rsqrt,
     "shift_left": torch.bitwise_left_shift,
     "shift_right_arithmetic": torch.bitwise_right_shift,
-    "sign": torch.sign,
     "sin": torch.sin,
     "sinh": torch.sinh,
     "sqrt": torch.sqrt,
@@ -81,6 +80,11 @@ def _identity(eqn: core.JaxprEqn, *operands: torch.Tensor) -> list[torch.Tensor]
 @rule("div")
 def _div(eqn: core.JaxprEqn, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.div(x, y) if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+
+
+@rule("sign")
+def _sign(eqn: core.JaxprEqn, x: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.isnan(x), x, torch.sign(x)) if x.is_floating_point() else torch.sign(x)
 
 
 @rule("integer_pow")

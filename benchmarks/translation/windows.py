@@ -36,9 +36,23 @@ def _pool(eqn: core.JaxprEqn, name: str, x: torch.Tensor) -> torch.Tensor:
     sizes, strides, dilations = (
         ints(eqn.params[key]) for key in ("window_dimensions", "window_strides", "window_dilation")
     )
-    sides = [ints(side) for side in eqn.params["padding"]]
+    sides = tuple(ints(side) for side in eqn.params["padding"])
+    if x.ndim == 1:  # torch's pools of one axis know less
+        row = _pooled(name, x[None], (1, *sizes), (1, *strides), (1, *dilations), ((0, 0), *sides))
+        return row[0]
+    return _pooled(name, x, sizes, strides, dilations, sides)
+
+
+def _pooled(
+    name: str,
+    x: torch.Tensor,
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    sides: tuple[tuple[int, ...], ...],
+) -> torch.Tensor:
     inside = [k for k in range(x.ndim) if (sizes[k], strides[k], sides[k]) != (1, 1, (0, 0))]
-    while len(inside) < min(2, x.ndim):  # torch's pools of one axis know less
+    while len(inside) < 2:
         inside.append(next(k for k in reversed(range(x.ndim)) if k not in inside))
     inside.sort()
     if len(inside) not in MAX_POOLS:
