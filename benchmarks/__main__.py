@@ -18,7 +18,7 @@ from benchmarks import table
 from benchmarks.limit import OutOfTime, limit
 from benchmarks.models import MODELS
 from benchmarks.peers import PEERS
-from benchmarks.records import Record, Rival
+from benchmarks.records import PeerRecord, Record
 from benchmarks.runner import Settings, run_case
 from benchmarks.slices import Results, machine, resumed
 from benchmarks.suites import SUITES, bar, resolve
@@ -100,6 +100,7 @@ def _results(options: argparse.Namespace) -> Results:
 
 def _run(results: Results, names: Sequence[str], options: argparse.Namespace) -> int:
     """Run what is left of `names` until the time is over. Returns how many are left then."""
+    most = options.limit or (300 if options.peers else 90)
     settings = Settings(
         results.machine["seed"],
         options.repeats,
@@ -107,8 +108,8 @@ def _run(results: Results, names: Sequence[str], options: argparse.Namespace) ->
         options.size,
         tuple(options.peers),
         options.peer_limit,
+        peers_limit=most * 2 / 3,
     )
-    most = options.limit or (300 if options.peers else 90)
     end = time.monotonic() + options.minutes * 60
     for place, name in enumerate(results.left(names)):
         seconds = min(most, end - time.monotonic())
@@ -132,13 +133,13 @@ def _run(results: Results, names: Sequence[str], options: argparse.Namespace) ->
 def _word(record: Record) -> str:
     if record.failure:
         return f"failed: {record.failure.strip().splitlines()[-1]}"
-    peers = "".join(_peer(rival) for rival in record.peers)
+    peers = "".join(_peer(entry) for entry in record.peers)
     times = f"XLA {record.xla.timing.median_us:.1f} µs, jaxorch {record.ours.timing.median_us:.1f} µs"
     return f"{times}, ratio {record.ratio:.2f}, bar {record.bar:.2f}{peers}"
 
 
-def _peer(rival: Rival) -> str:
-    return f"\n  {rival.name}: {rival.missing or f'{rival.side.timing.median_us:.1f} µs'}"
+def _peer(entry: PeerRecord) -> str:
+    return f"\n  {entry.name}: {entry.missing or f'{entry.side.timing.median_us:.1f} µs'}"
 
 
 def _report(machine: table.Json, records: Sequence[table.Json], as_markdown: bool) -> int:

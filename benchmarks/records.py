@@ -25,7 +25,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
+class PeerRecord:
     """A peer's version (`benchmarks.peers`).
 
     Attributes:
@@ -82,7 +82,7 @@ class Record:
     moved_bytes: int | None = None
     xla: Side | None = None
     ours: Side | None = None
-    peers: tuple[Rival, ...] = ()
+    peers: tuple[PeerRecord, ...] = ()
     chosen: tuple[Chosen, ...] = ()
     verdict: Verdict | None = None
     warnings: tuple[str, ...] = ()

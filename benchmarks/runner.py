@@ -10,12 +10,12 @@ from typing import Literal
 import jax
 
 import jaxorch
+from benchmarks.admission import Expected, admitted, judged
 from benchmarks.inputs import drawer
 from benchmarks.models import MODELS
 from benchmarks.peers import Built, Case, compiled
 from benchmarks.records import Chosen, Record, Side
 from benchmarks.reference import float64_reference
-from benchmarks.rivals import Expected, admitted, judged
 from benchmarks.suites import KNOWN, bar
 from benchmarks.timing import argument_sets, floor_bytes, floor_us, queued_us
 from jaxorch.orchestration.measure import Timing, program_times
@@ -33,6 +33,7 @@ class Settings:
         size: of the networks, "full" or "tiny"; other cases have one size.
         peers: which kinds of `benchmarks.peers` are timed beside.
         peer_limit: seconds that one peer may take to be made and judged.
+        peers_limit: seconds that all peers of a case may take.
     """
 
     seed: int
@@ -41,6 +42,7 @@ class Settings:
     size: Literal["full", "tiny"] = "full"
     peers: tuple[str, ...] = ()
     peer_limit: float = 120
+    peers_limit: float = 200
 
 
 def run_case(name: str, settings: Settings) -> Record:
@@ -71,8 +73,8 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
     verdict = judged(ours, expected)
     if not verdict.passed:
         return sides | {"verdict": verdict, "failure": f"wrong: {verdict.reason}"}
-    rivals = admitted(case, settings.peers, expected, settings.peer_limit)
-    versions = [xla, ours, *(built for _, built in rivals if built)]
+    entries = admitted(case, settings.peers, expected, settings.peer_limit, settings.peers_limit)
+    versions = [xla, ours, *(built for _, built in entries if built)]
     clocks = _clocks(versions, case, lambda: argument_sets(draw, case.specs, timing_key), settings.repeats)
     xla_side, our_side, *others = [replace(_side(v), timing=t, queued_us=q) for v, (t, q) in zip(versions, clocks)]
     left = iter(others)
@@ -85,7 +87,7 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
         "moved_bytes": None if report is None else _moved(report),
         "xla": xla_side,
         "ours": our_side,
-        "peers": tuple(replace(rival, side=next(left)) if built else rival for rival, built in rivals),
+        "peers": tuple(replace(entry, side=next(left)) if built else entry for entry, built in entries),
         "chosen": () if report is None else _chosen(report),
         "verdict": verdict,
     }

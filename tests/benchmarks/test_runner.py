@@ -97,6 +97,21 @@ def test_peers_are_timed_behind_the_gate_or_missing_with_the_reason(small_case, 
     assert slow.missing == "not finished within 3 s"
 
 
+def test_peers_that_have_no_time_are_missing(small_case, monkeypatch):
+    def stays(x):
+        time.sleep(60)
+
+    stubs = [Stub("slow", stays), Stub("next", lambda x: jax.nn.gelu(x) * 2)]
+    monkeypatch.setitem(peers.PEERS, "stubs", lambda case: stubs)
+    found = small_case(peers=("stubs",), peers_limit=1.0)
+    assert found.failure == ""
+    assert [peer.missing for peer in found.peers] == [
+        "not finished within 1 s",
+        "not made: the time for peers was over",
+    ]
+    assert found.ours.timing.median_us > 0
+
+
 def interrupted(seconds):
     try:
         with limit(seconds):

@@ -1,5 +1,6 @@
 """The peers of a case through the gate: built, held against the reference, or missing with the reason."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from benchmarks.correctness import Verdict, judge, poison
 from benchmarks.inputs import Draw
 from benchmarks.limit import OutOfTime, limit
 from benchmarks.peers import PEERS, Built, Case, Peer
-from benchmarks.records import Rival, Side
+from benchmarks.records import PeerRecord, Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,21 @@ class Expected:
     xla: Sequence[jax.Array]
 
 
-def admitted(case: Case, kinds: Sequence[str], expected: Expected, seconds: float) -> list[tuple[Rival, Built | None]]:
-    """The peers of each of `kinds`, each with at most `seconds` to be built and judged; no `Built`: it is missing."""
-    return [_admitted(peer, expected, seconds) for kind in kinds for peer in PEERS[kind](case)]
+def admitted(
+    case: Case, kinds: Sequence[str], expected: Expected, each: float, together: float
+) -> list[tuple[PeerRecord, Built | None]]:
+    """The peers of each of `kinds`, built and judged; those without a `Built` are missing.
+
+    Args:
+        case: what they are versions of.
+        kinds: words of `benchmarks.peers.PEERS`.
+        expected: what they are held against.
+        each: seconds that one may take.
+        together: seconds that all may take, so that time is left for timing.
+    """
+    end = time.monotonic() + together
+    peers = [peer for kind in kinds for peer in PEERS[kind](case)]
+    return [_admitted(peer, expected, min(each, end - time.monotonic())) for peer in peers]
 
 
 def judged(built: Built, expected: Expected) -> Verdict:
@@ -34,17 +47,19 @@ def judged(built: Built, expected: Expected) -> Verdict:
     return judge(built.outputs(*arguments), expected.xla, expected.reference)
 
 
-def _admitted(peer: Peer, expected: Expected, seconds: float) -> tuple[Rival, Built | None]:
+def _admitted(peer: Peer, expected: Expected, seconds: float) -> tuple[PeerRecord, Built | None]:
+    if seconds <= 0:
+        return PeerRecord(peer.name, missing="not made: the time for peers was over"), None
     try:
         with limit(seconds):
             built = peer.build(expected.draw(expected.key))
             side = Side(built.compile_s, built.temp_bytes())
             verdict = judged(built, expected)
     except OutOfTime as err:
-        return Rival(peer.name, missing=str(err)), None
+        return PeerRecord(peer.name, missing=str(err)), None
     except Exception as err:  # noqa: BLE001 - told by the record, and the case goes on
         said = (str(err).strip() or "no message").splitlines()[0]
-        return Rival(peer.name, missing=f"{type(err).__name__}: {said}"), None
+        return PeerRecord(peer.name, missing=f"{type(err).__name__}: {said}"), None
     if not verdict.passed:
-        return Rival(peer.name, side, verdict, f"wrong: {verdict.reason}"), None
-    return Rival(peer.name, side, verdict), built
+        return PeerRecord(peer.name, side, verdict, f"wrong: {verdict.reason}"), None
+    return PeerRecord(peer.name, side, verdict), built
