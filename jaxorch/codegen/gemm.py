@@ -33,6 +33,11 @@ class GemmBody[V](ProductBody[V]):
     """The walk of a "gemm" kernel."""
 
     def run(self) -> None:
+        with self.ops.over_points(self.points):
+            self.one_point()
+
+    def one_point(self) -> None:
+        """One point of the grid."""
         tile = self.plane("row", "column")
         value = Value(self.core.last)
         self.rows: list[V] = []
@@ -43,10 +48,14 @@ class GemmBody[V](ProductBody[V]):
             if self.needed():
                 self.reduce_all(reread=True)
             self.bound[value] = self.accumulated(tile)
-        if self.launch == "partial":
-            self.store_part(0, tile, self.bound[value])
-        else:
+        if not self.parted:
             self.store_outputs()
+            return
+        self.store_part(0, tile, self.bound[value])
+        if self.launch == "joined":
+            with self.joining():
+                self.bound[value] = self.combined(self.plane("row", "column"))
+                self.store_outputs()
 
     def combined(self, tile: Tile) -> V:
         """The sum of all parts, in their order."""
@@ -66,7 +75,7 @@ class GemmBody[V](ProductBody[V]):
         row = replace(a, block_rows=self.rows_at_once)
         carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
-        with self.ops.loop(a, (), None):
+        with self.over_keys(a, (), None):
             with self.scope(a):
                 for at, total in zip(self.core.beside, self.rows, strict=True):
                     self.add_row(a, at, total)
