@@ -1,15 +1,15 @@
 """The peers of a case through the gate: built, held against the reference, or missing with the reason."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 
 from benchmarks.correctness import Verdict, judge, poison
 from benchmarks.inputs import Draw
 from benchmarks.limit import OutOfTime, limit
-from benchmarks.peers import PEERS, Built, Case, Peer
+from benchmarks.peers import PEERS, ArgumentSets, Built, Case, Peer
 from benchmarks.records import PeerRecord, Side
 
 
@@ -40,6 +40,25 @@ def admitted(
     return [_admitted(peer, expected, min(each, end - time.monotonic())) for peer in peers]
 
 
+def ready(
+    entries: Sequence[tuple[PeerRecord, Built | None]], sets: ArgumentSets
+) -> list[tuple[PeerRecord, Callable[..., object] | None]]:
+    """What is timed of each peer; one that cannot be called on these argument sets is missing from now on."""
+    return [(entry, None) if built is None else _ready(entry, built, sets) for entry, built in entries]
+
+
+def _ready(entry: PeerRecord, built: Built, sets: ArgumentSets) -> tuple[PeerRecord, Callable[..., object] | None]:
+    try:
+        return entry, built.timed(sets)
+    except Exception as err:  # noqa: BLE001 - told by the record, and the others are timed
+        return replace(entry, missing=_told(err)), None
+
+
+def _told(err: Exception) -> str:
+    said = (str(err).strip() or "no message").splitlines()[0]
+    return f"{type(err).__name__}: {said}"
+
+
 def judged(built: Built, expected: Expected) -> Verdict:
     """What the gate finds of a version."""
     arguments = expected.draw(expected.key)
@@ -58,8 +77,7 @@ def _admitted(peer: Peer, expected: Expected, seconds: float) -> tuple[PeerRecor
     except OutOfTime as err:
         return PeerRecord(peer.name, missing=str(err)), None
     except Exception as err:  # noqa: BLE001 - told by the record, and the case goes on
-        said = (str(err).strip() or "no message").splitlines()[0]
-        return PeerRecord(peer.name, missing=f"{type(err).__name__}: {said}"), None
+        return PeerRecord(peer.name, missing=_told(err)), None
     if not verdict.passed:
         return PeerRecord(peer.name, side, verdict, f"wrong: {verdict.reason}"), None
     return PeerRecord(peer.name, side, verdict), built

@@ -3,14 +3,13 @@
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
 
 import jaxorch
-from benchmarks.admission import Expected, admitted, judged
+from benchmarks.admission import Expected, admitted, judged, ready
 from benchmarks.inputs import drawer
 from benchmarks.models import MODELS
 from benchmarks.peers import Built, Case, compiled
@@ -73,11 +72,15 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
     verdict = judged(ours, expected)
     if not verdict.passed:
         return sides | {"verdict": verdict, "failure": f"wrong: {verdict.reason}"}
-    entries = admitted(case, settings.peers, expected, settings.peer_limit, settings.peers_limit)
-    versions = [xla, ours, *(built for _, built in entries if built)]
-    clocks = _clocks(versions, case, lambda: argument_sets(draw, case.specs, timing_key), settings.repeats)
-    xla_side, our_side, *others = [replace(_side(v), timing=t, queued_us=q) for v, (t, q) in zip(versions, clocks)]
-    left = iter(others)
+    admits = admitted(case, settings.peers, expected, settings.peer_limit, settings.peers_limit)
+    sets = argument_sets(draw, case.specs, timing_key)
+    peers = ready(admits, sets)
+    calls = [xla.timed(sets), ours.timed(sets), *(call for _, call in peers if call)]
+    timings = program_times(calls, sets, donated=case.donated, repeats=settings.repeats)
+    # Donated arguments are gone by now.
+    again = argument_sets(draw, case.specs, timing_key) if case.donated else sets
+    clocks = list(zip(timings, queued_us(calls, again, case.donated, settings.repeats), strict=True))
+    xla_side, our_side = (_clocked(side, clocks.pop(0)) for side in sides.values())
     outputs = jax.tree.leaves(jax.eval_shape(case.function, *case.specs))
     report = jaxorch.explain(optimized, *case.specs) if our_side.timing.source != "clock" else None
     return {
@@ -87,7 +90,9 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
         "moved_bytes": None if report is None else _moved(report),
         "xla": xla_side,
         "ours": our_side,
-        "peers": tuple(replace(entry, side=next(left)) if built else entry for entry, built in entries),
+        "peers": tuple(
+            replace(peer, side=_clocked(peer.side, clocks.pop(0))) if call else peer for peer, call in peers
+        ),
         "chosen": () if report is None else _chosen(report),
         "verdict": verdict,
     }
@@ -97,19 +102,8 @@ def _side(built: Built) -> Side:
     return Side(built.compile_s, built.temp_bytes())
 
 
-def _clocks(
-    versions: Sequence[Built],
-    case: Case,
-    sets: Callable[[], list[tuple[jax.Array, ...]]],
-    repeats: int,
-) -> list[tuple[Timing, float]]:
-    """Device time of each version, all interleaved, and its wall clock by the queue."""
-    drawn = sets()
-    calls = [version.timed(drawn) for version in versions]
-    timings = program_times(calls, drawn, donated=case.donated, repeats=repeats)
-    # Donated arguments are gone from `drawn` by now.
-    queued = queued_us(calls, sets() if case.donated else drawn, case.donated, repeats)
-    return list(zip(timings, queued, strict=True))
+def _clocked(side: Side, clock: tuple[Timing, float]) -> Side:
+    return replace(side, timing=clock[0], queued_us=clock[1])
 
 
 def _moved(report: Report) -> int | None:

@@ -6,10 +6,10 @@ program that is built, passes the gate and is timed beside the others, or is mis
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.peers.peer import Built, Case, Peer
+from benchmarks.peers.peer import ArgumentSets, Built, Case, Peer
 from benchmarks.peers.torch_compile import torch_peers
 from benchmarks.peers.xla import compiled, flagged
 
-__all__ = ["PEERS", "Built", "Case", "Peer", "compiled"]
+__all__ = ["PEERS", "ArgumentSets", "Built", "Case", "Peer", "compiled"]
 
 PEERS: dict[str, Callable[[Case], Sequence[Peer]]] = {"xla": flagged, "torch": torch_peers}

@@ -130,9 +130,9 @@ def _later(run: Callable[..., object], tensors: Tensors) -> Callable[[], object]
 def _captured(run: Callable[..., object], sets: Sequence[Tensors]) -> list[Callable[[], object]]:
     # One pool: the graphs run one after the other, and none needs what another leaves.
     pool, replays = torch.cuda.graph_pool_handle(), []
+    run(*sets[0])  # nothing is left to be set up while a graph is captured
+    torch.cuda.synchronize()
     for tensors in sets:
-        run(*tensors)
-        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # JAX's threads may allocate meanwhile, which is no business of this graph's.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,22 @@ def test_peers_are_timed_behind_the_gate_or_missing_with_the_reason(small_case, 
     assert wrong.side.timing is None
     assert failing.missing == "ValueError: cannot be had"
     assert slow.missing == "not finished within 3 s"
+
+
+def test_a_peer_that_cannot_be_called_is_missing_and_the_others_are_timed(small_case, monkeypatch):
+    class NoGraph(Stub):
+        def build(self, arguments):
+            def timed(sets):
+                raise RuntimeError("not captured\nmore")
+
+            return replace(super().build(arguments), timed=timed)
+
+    right = Stub("right", lambda x: jax.nn.gelu(x) * 2)
+    monkeypatch.setitem(peers.PEERS, "stubs", lambda case: [NoGraph("no graph", right._function), right])
+    found = small_case(peers=("stubs",))
+    assert [peer.missing for peer in found.peers] == ["RuntimeError: not captured", ""]
+    assert found.peers[0].side.timing is None
+    assert found.peers[1].side.timing.samples == found.ours.timing.samples == 2
 
 
 def test_peers_that_have_no_time_are_missing(small_case, monkeypatch):
