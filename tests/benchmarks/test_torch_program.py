@@ -73,6 +73,13 @@ class TestWithTorch:
         assert copies[0].args[:2] == (argument, put)
         assert put.args[0] is argument
 
+    def test_what_was_read_of_a_donated_argument_is_not_overwritten(self):
+        case = Case(lambda x: (x * 2, x[1], x.T), (SPEC,), (0,))
+        given = arguments()[:1]
+        found = torch_peers(case)[0].build(given).outputs(*given)
+        for got, want in zip(found, case.function(*given), strict=True):
+            np.testing.assert_array_equal(got, want)
+
     def test_arrays_go_over_without_a_copy(self):
         given = arguments()
         shared = self.program.borrowed(given, ())
