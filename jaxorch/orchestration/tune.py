@@ -124,7 +124,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _record(config: Config) -> list[int]:
     fields = list(astuple(config))
-    return fields[:-1] if config.points == 1 else fields  # as it was before there was the last one
+    while fields[-1] == 1 and len(fields) > 7:  # as it was before there were these
+        fields.pop()
+    return fields
 
 
 def _number(value: object) -> float | None:

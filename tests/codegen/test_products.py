@@ -306,22 +306,3 @@ def test_many_elements_of_parts_are_left_to_a_second_launch():
     assert (joined.tickets, joined.combine) == (2, None)
     assert apart.tickets == 0
     assert apart.combine is not None
-
-
-@settings(max_examples=8)
-@given(
-    st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 30)),
-    st.sampled_from(["bmk,bkn->bmn", "bmk,kn->bmn", "mbk,bkn->mbn", "bmk,bnk->bnm", "mk,bkn->bmn"]),
-    st.sampled_from([2, 4]),
-)
-def test_several_points_of_the_grid_a_program(sizes, equation, points):
-    extents = dict(zip("mkn", sizes, strict=True)) | {"b": 8}
-    rng = np.random.default_rng(sum(sizes))
-    operands = [normal(rng, *(extents[c] for c in term), dtype=F32) for term in equation.split("->")[0].split(",")]
-    want = 2 * np.einsum(equation, *wide(*operands))
-    f = lambda x, y: 2 * jnp.einsum(equation, x, y)  # noqa: E731
-    _, kernel = gemm_of(f, *operands)
-    configs = [Config(0, 16, 16, 4, 2, 32)]
-    if kernel.frames[0].sizes[0] % points == 0:
-        configs.append(Config(0, 16, 16, 4, 2, 32, points=points))
-    check(f, want, *operands, tolerance=1e-5, configs=configs)
