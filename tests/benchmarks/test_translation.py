@@ -203,7 +203,11 @@ def test_convolutions(data):
             x, w, strides, sides, spacing, dilation, dimension_numbers=(lhs, rhs, out), feature_group_count=groups
         )
 
-    check(function, image, weight)
+    # Held against float64: XLA's float32 convolutions on a CPU read beyond the image where padding is negative.
+    [found] = translated(function, image, weight)
+    with jax.enable_x64(True):
+        expected = np.asarray(function(np.asarray(image, np.float64), np.asarray(weight, np.float64)))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-4)
 
 
 def test_convolutions_without_a_translation():
