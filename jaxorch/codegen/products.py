@@ -21,14 +21,14 @@ from jaxorch.codegen.values import Coords, buffers
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Contract, Graph, Map, Reduce
 from jaxorch.ir.graph import Const as IrConst
-from jaxorch.ir.index import Const, Dim, Expr, Guard
-from jaxorch.ir.simplify import coords_of, simplify
+from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
+from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
-from jaxorch.kernels.sides import Core
+from jaxorch.kernels.sides import Core, Stored
 
 __all__ = [
     "FLOAT32",
@@ -36,6 +36,7 @@ __all__ = [
     "ProductBody",
     "Span",
     "combine_config",
+    "early_outputs",
     "joins",
     "launch_buffers",
     "scratch_arrays",
@@ -87,7 +88,17 @@ def launch_buffers(
     scratch = tuple(Buffer(f"part{k}", a) for k, a in enumerate(scratch_arrays(graph, kernel, config)))
     if launch == "joined":
         return (*ins, Buffer("tickets", Array((ticket_count(kernel, config),), np.dtype(np.int32)))), (*scratch, *outs)
-    return (ins, scratch) if launch == "partial" else ((*ins, *scratch), outs)
+    early = early_outputs(kernel)
+    if launch == "partial":
+        return ins, (*scratch, *(outs[k] for k in early))
+    return (*ins, *scratch), tuple(out for k, out in enumerate(outs) if k not in early)
+
+
+def early_outputs(kernel: Kernel) -> tuple[int, ...]:
+    """The outputs, by number, that are stored from operands: of two launches by the first."""
+    assert kernel.core is not None
+    stored = {s.value for s in kernel.core.stored}
+    return tuple(k for k, output in enumerate(kernel.outputs) if output.value in stored)
 
 
 def combine_config(kernel: Kernel, config: Config) -> Config:
@@ -218,6 +229,18 @@ class ProductBody[V](Body[V]):
 
     # Values
 
+    def view(self, view: View, coords: Coords, guard: Guard) -> V:
+        """As of any kernel; what is selected for an operand is not selected again to be stored."""
+        if not self.core.stored:
+            return super().view(view, coords, guard)
+        pieces = tuple(pieces_at(view, coords, self.sizes))
+        key = (pieces, guard)
+        cache = self.cached(key, frozenset())
+        if key not in cache:
+            found = super().view(view, coords, guard)
+            cache[key] = found
+        return cache[key]
+
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         if value in self.bound:
             return self.bound[value]
@@ -227,6 +250,9 @@ class ProductBody[V](Body[V]):
         """An operand of a Contract over the current scope; 0 past the last contracted element if `zeroed`."""
         view, coords = self.contract(number).operands[operand], self.operand_at(self.contract(number), at, axis, tile)
         value, zero = self.view(view, coords, ()), self.ops.const(0, self.dtype(number))
+        for stored in self.core.stored:
+            if (stored.contract, stored.operand) == (number, operand):
+                self.store_operand(stored, tile)
         masked = self.masked(view, coords, tile) if zeroed else frozenset((ROW, COLUMN))
         for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
             if span in ("key", "inner") and place not in masked:
@@ -258,10 +284,23 @@ class ProductBody[V](Body[V]):
     # Stores
 
     def store_outputs(self) -> None:
-        """The outputs, over (rows, columns)."""
-        tile = self.plane("row", "column")
+        """The outputs over (rows, columns)."""
+        tile, early = self.plane("row", "column"), early_outputs(self.kernel)
         with self.scope(tile):
-            self.store(range(len(self.kernel.outputs)))
+            self.store([k for k in range(len(self.kernel.outputs)) if k not in early])
+
+    def store_operand(self, stored: Stored, tile: Tile) -> None:
+        """Stores an output from an operand's tile; along axes that it does not vary along, the first point does."""
+        space, array = self.space(tile), self.graph.array(stored.value)
+        coords = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in stored.at)
+        varied = frozenset[int]().union(*(ix.dims_of(e) for e in stored.at))
+        repeated = [e for axis, e in enumerate(space) if axis not in varied]
+        if "key" not in tile.spans and self.parted:  # which every share of the keys reads
+            repeated.append(ix.floordiv(Dim(GRID), self.grid))
+        guard = simplify_guard(tuple(Bound(e, 0, 1) for e in repeated), tile.sizes)
+        assert guard is not None
+        buffer = self.outs[[o.value for o in self.kernel.outputs].index(stored.value)]
+        self.ops.store(buffer, self.offset(coords, array.shape), self.value(stored.value, coords, ()), guard)
 
     @contextmanager
     def joining(self) -> Generator[None]:

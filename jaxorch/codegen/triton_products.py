@@ -6,7 +6,7 @@ value that a loop changes has the pseudo-axis STEP among its axes, so that nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -408,6 +408,29 @@ class TritonProducts(TritonOps):
         if not (value.dims | ix.dims_of(offset)) & {ROW, COLUMN, HEAD}:
             value = self.spread(value)
         super().store(buffer, offset, Text(value.name, value.dims - {STEP}), guard)
+
+    def target(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard) -> tuple[str, str]:
+        """Of the programs that do the same in this scope one stores: they take turns in a loop, else the first does."""
+        pointer, mask = super().target(buffer, offset, value, guard)
+        tests = [self.turn(f"{span}_block", blocks) for span, blocks in self.repeats if blocks > 1]
+        if not tests:
+            return pointer, mask
+        return pointer, f"{mask} & {' & '.join(tests)}" if mask else f", mask={' & '.join(tests)}"
+
+    @property
+    def repeats(self) -> Iterator[tuple[str, int]]:
+        """The spans that the scope does not have, and over how many programs they are spread."""
+        for span, blocks in (("row", self.row_blocks), ("column", self.column_blocks)):
+            if span not in self.tile.spans:
+                yield span, blocks
+
+    def turn(self, block: str, blocks: int) -> str:
+        """Whether it is the program's turn to store what it has in common with those of other blocks."""
+        if not self.tile.loops:
+            return f"({block} == 0)"
+        axis = min(self.tile.loops)
+        size = self.tile.block_columns if axis == COLUMN else self.tile.block_rows
+        return f"({self.tile.spans[axis - 1]}_start // {size} % {blocks} == {block})"
 
 
 def _atoms(expr: Expr, sizes: tuple[int, ...]) -> list[Expr]:

@@ -54,9 +54,9 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
                 found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
             blocks = (gemm_blocks(graph, kernel.core, frame) for frame in kernel.frames)
-            each = [_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks)]
+            plain, *headed = (_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks))
             # heads first: a frame has some only where reads without them are narrow
-            found = _interleave(each if kernel.unrolled else each[::-1])
+            found = _interleave([plain, *headed] if kernel.unrolled else [*headed, plain])
             product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
                 found = _with_windows(found)

@@ -19,10 +19,23 @@ from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.heads import heads_frame
 from jaxorch.kernels.softmax import Softmax
 
-__all__ = ["LARGEST_INNER", "Contracted", "Core", "Sides", "contract_of", "dims", "merge", "operand"]
+__all__ = ["LARGEST_INNER", "Contracted", "Core", "Sides", "Stored", "contract_of", "dims", "merge", "operand"]
 
 LARGEST_INNER = 256
 """The most elements along an axis that an online tile holds whole: inner products, and columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An output that is stored from the tile of operand number `operand` of a Contract, whose points are at `at` in it.
+
+    Each is a sum of axes, so that nothing is looked up in `at`.
+    """
+
+    value: Value
+    contract: int
+    operand: int
+    at: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +45,8 @@ class Core:
     last: the Contract that the tile of rows and columns accumulates; `at` its coordinates, `key` the products that each
     of its elements sums, `left` its operand that varies along the rows.  `beside`: other coordinates at which it is
     wanted, the same for all columns, as the denominators that a product of a column of ones gives.  `sums`: reductions
-    of rows over the contracted elements that what follows the product wants, as a norm's factor.
+    of rows over the contracted elements that what follows the product wants, as a norm's factor.  `stored`: the outputs
+    that no product is needed for.
     """
 
     last: int
@@ -42,6 +56,7 @@ class Core:
     softmax: Softmax | None = None
     beside: tuple[tuple[Expr, ...], ...] = ()
     sums: tuple[Reduction, ...] = ()
+    stored: tuple[Stored, ...] = ()
 
     def renamed(self, new: Callable[[Value], Value]) -> Core:
         """The core with its nodes and values renamed."""
@@ -49,13 +64,21 @@ class Core:
         def look(lookup: Lookup) -> Lookup:
             return replace(lookup, value=new(lookup.value))
 
-        at = tuple(ix.map_lookups(e, look) for e in self.at)
-        softmax = self.softmax and self.softmax.renamed(new, look)
-        beside = tuple(tuple(ix.map_lookups(e, look) for e in place) for place in self.beside)
-        sums = tuple(
-            Reduction(new(Value(r.node)).node, tuple(ix.map_lookups(e, look) for e in r.coords)) for r in self.sums
+        def moved(place: tuple[Expr, ...]) -> tuple[Expr, ...]:
+            return tuple(ix.map_lookups(e, look) for e in place)
+
+        def number(node: int) -> int:
+            return new(Value(node)).node
+
+        return replace(
+            self,
+            last=number(self.last),
+            at=moved(self.at),
+            softmax=self.softmax and self.softmax.renamed(new, look),
+            beside=tuple(map(moved, self.beside)),
+            sums=tuple(Reduction(number(r.node), moved(r.coords)) for r in self.sums),
+            stored=tuple(replace(s, value=new(s.value), contract=number(s.contract)) for s in self.stored),
         )
-        return replace(self, last=new(Value(self.last)).node, at=at, softmax=softmax, beside=beside, sums=sums)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ def _kernel(plan: Plan, step: KernelStep, moved: int) -> KernelLine:
         config=_config(step.source),
         code=step.source.text,
         in_place=_in_place(graph, kernel),
+        overwrites=len((step.source.combine or step.source).aliases) - len(aliases(graph, kernel)),
     )
 
 

@@ -22,6 +22,7 @@ from jaxorch.pipeline import optimized_graph
 from jaxorch.runtime.launch import check
 from tests.codegen.drive import whole_kernel
 from tests.codegen.test_heads import keys_and_values, queries
+from tests.codegen.test_stores import grown
 
 BF16 = jnp.bfloat16
 
@@ -80,6 +81,8 @@ PROGRAMS = {
         "mma",
     ),
     "decode": (attention, [S(16, 1, 32, 128), *[S(16, 4096, 8, 128)] * 2], "mma"),
+    "caches that grow": (grown, [S(16, 8, 4, 1, 128), *[S(16, 8, 1, 128)] * 2, *[S(16, 8, 4095, 128)] * 2], "mma"),
+    "a residual sum": (lambda x, r, w: (x + r, (x + r) @ w), [S(4096, 1024), S(4096, 1024), S(1024, 256)], "wgmma"),
     "windows": (conv, [S(16, 56, 56, 128), S(3, 3, 128, 128)], "wgmma"),
     "windows in float32": (conv, [S(16, 56, 56, 64, dtype=np.float32), S(3, 3, 64, 64, dtype=np.float32)], "wgmma"),
     "windows of few features": (conv, [S(16, 56, 56, 3), S(7, 7, 3, 64)], "wgmma"),
@@ -132,6 +135,17 @@ def test_a_stencil_before_a_product_is_laid_out_once():
     assert found.ptx.count("bar.sync") < 9
 
 
+def test_what_is_stored_is_still_copied_ahead():
+    """Loads whose elements are multiplied and stored go through shared memory as those that are multiplied alone."""
+    f, specs, _ = PROGRAMS["caches that grow"]
+    kernel, _, both = compiled(f, *specs)
+    _, _, alone = compiled(lambda *a: f(*a)[0], *specs)
+    assert len(kernel.core.stored) == 2
+    copies = [found.ptx.count("cp.async.c") for found in (both, alone)]
+    assert copies[0] == copies[1] > 0
+    assert both.shared_bytes == alone.shared_bytes
+
+
 def test_long_keys_of_few_queries_are_split():
     _, source, _ = compiled(*PROGRAMS["decode"][:1], *PROGRAMS["decode"][1])
     assert source.combine is None
@@ -156,6 +170,7 @@ PLANS = {
     "moe": (["gemm"], 1),
     "swin_patch_merging": (["gemm"], 1),
     "gemm_8192": ([], 1),
+    "kv_concat": (["online"], 1.6),
 }
 
 
