@@ -61,7 +61,7 @@ class TritonOps(Writer):
         rest = "program"
         many = self.frame.sizes[GRID] > 1
         if self.column_blocks > 1:
-            alone = self.row_blocks == 1 and not many
+            alone = self.row_blocks == self.head_blocks == 1 and not many
             self.put(f"column_block = {rest}" if alone else f"column_block = {rest} % {self.column_blocks}")
             rest = f"{rest} // {self.column_blocks}"
         if self.head_blocks > 1:

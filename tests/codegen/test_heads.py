@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -105,6 +105,7 @@ LAYOUTS = {
     st.sampled_from([2, 4]),
     st.sampled_from([1, 2]),
 )
+@example("heads last in the result", (17, 36, 3, 2, 2), 2, 1)  # blocks of columns and of heads alone
 def test_operands_of_any_layout(layout, sizes, held, splits):
     equation, extents = LAYOUTS[layout], dict(zip("mnhde", sizes, strict=True))
     rng = np.random.default_rng(sum(sizes))
