@@ -1,0 +1,122 @@
+"""Convolutions that read upsampled images, alone or joined with others along their features.
+
+    conv(up(x), w)  =  interleave(conv(x, w'))                        (`phases`)
+    conv(concat(up(x), y), w)  =  conv(up(x), w_x) + conv(y, w_y)
+
+Input: a trace.  Output: the trace with such convolutions of stride 1 replaced, where few enough multiplications are
+left; or the same.  Invariant: a result has the shape and the dtype that it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxorch.frontend.derive.phases import axes_of, convolve, joined, part, products
+from jaxorch.frontend.derive.sources import Sources
+from jaxorch.frontend.staging import staged
+from jaxorch.frontend.trace import Equation, Replacement, Trace, spliced
+
+__all__ = ["convolve_before_upsampling"]
+
+_jax: Any = jax  # what is used of it carries few types
+_lax: Any = lax
+
+_MOST_LEFT = 0.8
+"""The part of a convolution's multiplications that may be left: interleaving its phases costs something, too."""
+
+_FLOATS = frozenset(("float16", "bfloat16", "float32", "float64"))  # whose sums keep what the weights were worth
+
+
+def convolve_before_upsampling(trace: Trace) -> Trace:
+    """The trace with convolutions of upsampled images as convolutions of the images before."""
+    places = [k for k, equation in enumerate(trace.equations) if _is_plain(trace, equation)]
+    if not places:
+        return trace
+    sources = Sources(trace)
+    found = {k: made for k in places if (made := _replacement(trace, trace.equations[k], sources)) is not None}
+    return spliced(trace, found) if found else trace
+
+
+def _is_plain(trace: Trace, equation: Equation) -> bool:
+    """Whether it is a convolution without strides, dilation and groups, of floats, that reads what another makes."""
+    if equation.primitive != "conv_general_dilated" or equation.inputs[0] not in trace.makers:
+        return False
+    params, avals = equation.params, [trace.avals[v] for v in (*equation.inputs, *equation.outputs)]
+    steps = (*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"])
+    groups = params["feature_group_count"], params["batch_group_count"]
+    plain = all(aval.dtype.name in _FLOATS and 0 not in aval.shape for aval in avals)
+    return plain and {*steps, *groups} == {1}
+
+
+# What is computed instead
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some features of what a convolution reads: an image before it is upsampled along the window's axes."""
+
+    variable: int
+    factors: tuple[int, ...]
+    start: int
+    features: int
+
+
+def _replacement(trace: Trace, equation: Equation, sources: Sources) -> Replacement | None:
+    parts = list(_parts(trace, equation, sources))
+    if all(max(part.factors) == 1 for part in parts):
+        return None
+    variables = (equation.inputs[1], *(part.variable for part in parts))
+    avals, (out,) = [trace.avals[v] for v in variables], equation.outputs
+    types = (_jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+    made = staged(partial(_sum, equation.params, parts), *types)
+    (result,), wanted = made.out_avals, trace.avals[out]
+    same = (result.shape, result.dtype) == (wanted.shape, wanted.dtype)  # not so for float64 where that is turned off
+    return (made, variables) if same else None
+
+
+def _parts(trace: Trace, equation: Equation, sources: Sources) -> Iterator[_Part]:
+    """What the convolution reads, in order; upsampled where that leaves few enough multiplications."""
+    image, weights = equation.inputs
+    params = equation.params
+    batch, feature, *window = params["dimension_numbers"].lhs_spec
+    start = 0
+    for variable in _joined(trace, image, int(feature)):
+        source, features = sources.repeated(variable), int(trace.avals[variable].shape[feature])
+        factors = tuple(source.factors[a] for a in window)
+        moves = source.factors[batch] == source.factors[feature] == 1
+        axes = axes_of(params, trace.avals[source.variable].shape, trace.avals[weights].shape, factors)
+        pays = moves and products(axes) <= _MOST_LEFT
+        yield _Part(source.variable, factors, start, features) if pays else _Part(
+            variable, (1,) * len(window), start, features
+        )
+        start += features
+
+
+def _joined(trace: Trace, variable: int, axis: int) -> Iterator[int]:
+    """The variables that lie one after the other along an axis of this one; itself if it joins none."""
+    equation = trace.equations[trace.makers[variable]] if variable in trace.makers else None
+    if equation is None or equation.primitive != "concatenate" or equation.params["dimension"] != axis:
+        yield variable
+        return
+    for own in equation.inputs:
+        yield from _joined(trace, own, axis)
+
+
+def _sum(params: Mapping[str, Any], parts: Sequence[_Part], weights: Any, *images: Any) -> Any:
+    """The convolution as a sum of one for each way in which images are upsampled."""
+    numbers = params["dimension_numbers"]
+    total: Any = None
+    for factors in dict.fromkeys(part.factors for part in parts):
+        members = [(own, image) for own, image in zip(parts, images, strict=True) if own.factors == factors]
+        image = joined([image for _, image in members], int(numbers.lhs_spec[1]))
+        axis = int(numbers.rhs_spec[1])
+        own = joined([part(weights, {axis: (p.start, p.features)}) for p, _ in members], axis)
+        made = convolve(image, own, factors, params)
+        total = made if total is None else _lax.add(total, made)
+    return total
