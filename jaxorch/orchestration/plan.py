@@ -20,11 +20,19 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import Left
 from jaxorch.runtime.compile import Compiled
 
-__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run", "written_operands"]
+__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "Version", "arguments", "run", "written_operands"]
 
 _lax: Any = jax.lax  # `empty` carries few types
 
 type Launch = Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A graph of a program, with the trace that it was lifted from, of which XLA runs its parts."""
+
+    trace: Trace
+    graph: Graph
 
 
 @dataclass(frozen=True, slots=True)
