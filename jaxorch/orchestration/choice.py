@@ -17,7 +17,7 @@ from typing import Any
 from jaxorch.codegen.source import generate
 from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.trace import Trace
-from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
+from jaxorch.ir.graph import Const, Contract, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.kernels.kernel import Kernel

@@ -241,6 +241,12 @@ def _check_boundary(graph: Graph, written: Sequence[int]) -> None:
 # The guard
 
 
+def _name(plan: Plan, trace: Trace) -> str:
+    """What tells a plan from others of the program: the kernels, and the trace if that is not the program's own."""
+    derived = [] if plan.trace is trace else [digest(plan.trace)]
+    return "; ".join([*derived, *_digests(plan.steps)])
+
+
 def _judge(
     trace: Trace,
     plans: Sequence[Plan],
@@ -256,9 +262,7 @@ def _judge(
     operands = [n.array for n in graph.nodes if isinstance(n, Input)]
     if any(unsupported_reason(a.dtype) for a in operands):
         return Verdict(None, None, "not timed: an operand is no plain array")
-    derived = [[digest(plan.trace)] if plan.trace is not trace else [] for plan in plans]
-    kernels = ["; ".join([*d, *(s.source.digest for s in plan.kernels)]) for d, plan in zip(derived, plans, strict=True)]
-    key = f"{place(session.device)}-{digest(trace, [*kernels, *inside])}"
+    key = f"{place(session.device)}-{digest(trace, [*(_name(plan, trace) for plan in plans), *inside])}"
     known = session.store.get("verdict", key)
     if known is not None:
         return Verdict(float(known["planned"]), float(known["xla"]), fastest=int(known["fastest"]))

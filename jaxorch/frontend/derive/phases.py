@@ -87,11 +87,12 @@ def axes_of(
 ) -> list[Axis]:
     """The window's axes in a convolution of stride 1 over an image of this shape, upsampled along them by `factors`."""
     numbers = params["dimension_numbers"]
-    sizes = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], params["padding"], factors, strict=True)
-    return [
-        Axis(image[a], factor, weights[b], int(low), factor * image[a] + int(low) + int(high) - weights[b] + 1)
-        for a, b, (low, high), factor in sizes
-    ]
+    axes: list[Axis] = []
+    for k, ((low, high), factor) in enumerate(zip(params["padding"], factors, strict=True)):
+        elements, window = image[int(numbers.lhs_spec[2 + k])], weights[int(numbers.rhs_spec[2 + k])]
+        length = factor * elements + int(low) + int(high) - window + 1
+        axes.append(Axis(elements, factor, window, int(low), length))
+    return axes
 
 
 def products(axes: Sequence[Axis]) -> float:

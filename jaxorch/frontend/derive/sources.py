@@ -42,7 +42,7 @@ class Sources:
         self.tables: dict[int, Table | None] = {}
 
     def repeated(self, variable: int) -> Repeated:
-        """The smallest array of which the variable is a repetition; that is the variable itself if there is no other."""
+        """The smallest array of which the variable is a repetition; the variable itself if there is no other."""
         value = self.values[variable]
         shape = self.graph.array(value).shape
         found, view = Repeated(variable, (1,) * len(shape)), identity(value, shape)

@@ -19,6 +19,8 @@ from jax import lax
 
 from jaxorch.frontend.derive.phases import axes_of, convolve, joined, part, products
 from jaxorch.frontend.derive.sources import Sources
+from jaxorch.frontend.indexing import INDEXED
+from jaxorch.frontend.movement import VIEWS
 from jaxorch.frontend.staging import staged
 from jaxorch.frontend.trace import Equation, Replacement, Trace, spliced
 
@@ -30,7 +32,9 @@ _lax: Any = lax
 _MOST_LEFT = 0.8
 """The part of a convolution's multiplications that may be left: interleaving its phases costs something, too."""
 
-_FLOATS = frozenset(("float16", "bfloat16", "float32", "float64"))  # whose sums keep what the weights were worth
+_FLOATS = frozenset(("bfloat16", "float32", "float64"))  # in float16 a sum may be too large that is none in the end
+
+_MOVES = frozenset((*VIEWS, *INDEXED))
 
 
 def convolve_before_upsampling(trace: Trace) -> Trace:
@@ -44,14 +48,17 @@ def convolve_before_upsampling(trace: Trace) -> Trace:
 
 
 def _is_plain(trace: Trace, equation: Equation) -> bool:
-    """Whether it is a convolution without strides, dilation and groups, of floats, that reads what another makes."""
-    if equation.primitive != "conv_general_dilated" or equation.inputs[0] not in trace.makers:
+    """Whether it is a convolution without strides, dilation and groups, of floats, that reads what was moved."""
+    if equation.primitive != "conv_general_dilated":
         return False
     params, avals = equation.params, [trace.avals[v] for v in (*equation.inputs, *equation.outputs)]
     steps = (*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"])
     groups = params["feature_group_count"], params["batch_group_count"]
-    plain = all(aval.dtype.name in _FLOATS and 0 not in aval.shape for aval in avals)
-    return plain and {*steps, *groups} == {1}
+    if {*steps, *groups} != {1} or any(aval.dtype.name not in _FLOATS or 0 in aval.shape for aval in avals):
+        return False
+    wide = all(_jax.dtypes.canonicalize_dtype(aval.dtype) == aval.dtype for aval in avals)
+    parts = _joined(trace, equation.inputs[0], int(params["dimension_numbers"].lhs_spec[1]))
+    return wide and any(trace.equations[trace.makers[v]].primitive in _MOVES for v in parts if v in trace.makers)
 
 
 # What is computed instead
@@ -69,32 +76,28 @@ class _Part:
 
 def _replacement(trace: Trace, equation: Equation, sources: Sources) -> Replacement | None:
     parts = list(_parts(trace, equation, sources))
-    if all(max(part.factors) == 1 for part in parts):
+    if all(max(p.factors) == 1 for p in parts):
         return None
-    variables = (equation.inputs[1], *(part.variable for part in parts))
-    avals, (out,) = [trace.avals[v] for v in variables], equation.outputs
-    types = (_jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
-    made = staged(partial(_sum, equation.params, parts), *types)
-    (result,), wanted = made.out_avals, trace.avals[out]
-    same = (result.shape, result.dtype) == (wanted.shape, wanted.dtype)  # not so for float64 where that is turned off
-    return (made, variables) if same else None
+    variables = (equation.inputs[1], *(p.variable for p in parts))
+    types = (_jax.ShapeDtypeStruct(trace.avals[v].shape, trace.avals[v].dtype) for v in variables)
+    return staged(partial(_sum, equation.params, parts), *types), variables
 
 
 def _parts(trace: Trace, equation: Equation, sources: Sources) -> Iterator[_Part]:
     """What the convolution reads, in order; upsampled where that leaves few enough multiplications."""
     image, weights = equation.inputs
-    params = equation.params
-    batch, feature, *window = params["dimension_numbers"].lhs_spec
+    shape: tuple[int, ...] = trace.avals[weights].shape
+    batch, feature, *window = map(int, equation.params["dimension_numbers"].lhs_spec)
     start = 0
-    for variable in _joined(trace, image, int(feature)):
+    for variable in _joined(trace, image, feature):
         source, features = sources.repeated(variable), int(trace.avals[variable].shape[feature])
         factors = tuple(source.factors[a] for a in window)
-        moves = source.factors[batch] == source.factors[feature] == 1
-        axes = axes_of(params, trace.avals[source.variable].shape, trace.avals[weights].shape, factors)
-        pays = moves and products(axes) <= _MOST_LEFT
-        yield _Part(source.variable, factors, start, features) if pays else _Part(
-            variable, (1,) * len(window), start, features
-        )
+        small: tuple[int, ...] = trace.avals[source.variable].shape
+        along = source.factors[batch] == source.factors[feature] == 1
+        if along and products(axes_of(equation.params, small, shape, factors)) <= _MOST_LEFT:
+            yield _Part(source.variable, factors, start, features)
+        else:
+            yield _Part(variable, (1,) * len(window), start, features)
         start += features
 
 
@@ -112,8 +115,8 @@ def _sum(params: Mapping[str, Any], parts: Sequence[_Part], weights: Any, *image
     """The convolution as a sum of one for each way in which images are upsampled."""
     numbers = params["dimension_numbers"]
     total: Any = None
-    for factors in dict.fromkeys(part.factors for part in parts):
-        members = [(own, image) for own, image in zip(parts, images, strict=True) if own.factors == factors]
+    for factors in dict.fromkeys(p.factors for p in parts):
+        members = [(p, image) for p, image in zip(parts, images, strict=True) if p.factors == factors]
         image = joined([image for _, image in members], int(numbers.lhs_spec[1]))
         axis = int(numbers.rhs_spec[1])
         own = joined([part(weights, {axis: (p.start, p.features)}) for p, _ in members], axis)
