@@ -144,11 +144,13 @@ def _added(weights: Any, kinds: Sequence[Taps], place: int, feature: int) -> Any
     """The weights of each kind, one kind after the other along the features of the result."""
     if all(len(taps) == 1 for kind in kinds for taps in kind) and len(kinds) == 1:
         return weights
-    made: list[Any] = []
-    for kind in kinds:
-        read = ([part(weights, {place: (t, 1)}) for t in taps] for taps in kind)
-        made.append(joined([reduce(_lax.add, each) for each in read], place))
-    return joined(made, feature)
+    most = max(len(taps) for kind in kinds for taps in kind)
+    zero = _lax.full([1 if a == place else n for a, n in enumerate(weights.shape)], 0, weights.dtype)
+    terms: list[Any] = []
+    for j in range(most):  # whole arrays are added: a tap and what to add to it are two reads, wherever they lie
+        read = ([part(weights, {place: (taps[j], 1)}) if j < len(taps) else zero for taps in kind] for kind in kinds)
+        terms.append(joined([joined(each, place) for each in read], feature))
+    return reduce(_lax.add, terms)
 
 
 def joined(arrays: Sequence[Any], axis: int) -> Any:

@@ -34,12 +34,12 @@ _MOST_LEFT = 0.8
 
 _FLOATS = frozenset(("bfloat16", "float32", "float64"))  # in float16 a sum may be too large that is none in the end
 
-_MOVES = frozenset((*VIEWS, *INDEXED))
+_REPEATS = frozenset((*VIEWS, *INDEXED)) - {"concatenate", "pad"}  # may have a part in repeating elements of one array
 
 
 def convolve_before_upsampling(trace: Trace) -> Trace:
     """The trace with convolutions of upsampled images as convolutions of the images before."""
-    places = [k for k, equation in enumerate(trace.equations) if _is_plain(trace, equation)]
+    places = [k for k, equation in enumerate(trace.equations) if _may_apply(trace, equation)]
     if not places:
         return trace
     sources = Sources(trace)
@@ -47,8 +47,8 @@ def convolve_before_upsampling(trace: Trace) -> Trace:
     return spliced(trace, found) if found else trace
 
 
-def _is_plain(trace: Trace, equation: Equation) -> bool:
-    """Whether it is a convolution without strides, dilation and groups, of floats, that reads what was moved."""
+def _may_apply(trace: Trace, equation: Equation) -> bool:
+    """Whether it is one without strides, dilation and groups, of floats, and may read what is upsampled."""
     if equation.primitive != "conv_general_dilated":
         return False
     params, avals = equation.params, [trace.avals[v] for v in (*equation.inputs, *equation.outputs)]
@@ -57,8 +57,21 @@ def _is_plain(trace: Trace, equation: Equation) -> bool:
     if {*steps, *groups} != {1} or any(aval.dtype.name not in _FLOATS or 0 in aval.shape for aval in avals):
         return False
     wide = all(_jax.dtypes.canonicalize_dtype(aval.dtype) == aval.dtype for aval in avals)
-    parts = _joined(trace, equation.inputs[0], int(params["dimension_numbers"].lhs_spec[1]))
-    return wide and any(trace.equations[trace.makers[v]].primitive in _MOVES for v in parts if v in trace.makers)
+    numbers = params["dimension_numbers"]
+    parts = list(_joined(trace, equation.inputs[0], int(numbers.lhs_spec[1])))
+    slides = any(avals[1].shape[a] > 1 for a in numbers.rhs_spec[2:])
+    # a product over single elements is one of matrices, whose kernel reads joined images where they are
+    return wide and (slides or len(parts) == 1) and any(_may_repeat(trace, v) for v in parts)
+
+
+def _may_repeat(trace: Trace, variable: int) -> bool:
+    """Whether a variable is moved, and on the way gets more elements: what the lifted graph is asked about."""
+    size = trace.avals[variable].size
+    while variable in trace.makers and (equation := trace.equations[trace.makers[variable]]).primitive in _REPEATS:
+        variable = equation.inputs[0]
+        if trace.avals[variable].size < size:
+            return True
+    return False
 
 
 # What is computed instead
