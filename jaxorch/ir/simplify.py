@@ -224,7 +224,7 @@ def _normal_select(guard: Guard, then: Expr, otherwise: Expr, sizes: Sizes) -> _
 
 
 def _indicator(guard: Guard, sizes: Sizes) -> _Linear | None:
-    """1 where the guard holds, else 0, if that is linear: one bound that tells the two values of an expression apart."""
+    """1 where the guard holds, else 0, if that is linear: one bound that tells an expression's two values apart."""
     if len(guard) != 1:
         return None
     (b,), (lo, hi) = guard, range_of(guard[0].expr, sizes)

@@ -238,6 +238,11 @@ UNTOUCHED = {
         lambda x, w: conv(up(x), w),
         [jax.ShapeDtypeStruct((2, 1, 1, 4), F32), weights(4)],
     ),
+    "single elements of joined images": (
+        lambda x, s, w: conv(jnp.concatenate([up(x), s], -1), w),
+        [X, SKIP, weights(7, 1)],
+    ),
+    "a long window": (lambda x, w: conv(up(x), w), [X, weights(4, 17)]),
     "float16": (
         lambda x, w: conv(up(x), w),
         [jax.ShapeDtypeStruct((2, 8, 9, 4), np.float16), weights(4, dtype=np.float16)],

@@ -181,6 +181,13 @@ def test_a_plan_of_library_calls_alone_is_another_program(monkeypatch):
     close(found.run(*arrays), [f(*arrays)])
 
 
+def test_plans_without_kernels_differ_by_their_trace():
+    traces = derived(joined, *LARGE)
+    session = Session(INTERPRET, H200, lambda _: ())
+    made = [(choice.Way(Version(trace, lift(trace)), session), ()) for trace in traces]
+    assert planner._distinct([*made, *made]) == made
+
+
 def test_versions_are_stored_and_found_again(tmp_path):
     options = Options(effort="fast", device="h200", cache_dir=str(tmp_path))
     first, second = (pipeline.planned(jax.make_jaxpr(joined)(*LARGE), options, H200) for _ in range(2))

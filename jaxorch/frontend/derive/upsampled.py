@@ -32,6 +32,9 @@ _lax: Any = lax
 _MOST_LEFT = 0.8
 """The part of a convolution's multiplications that may be left: interleaving its phases costs something, too."""
 
+_LONGEST = 16
+"""Places of a window along an axis: of longer ones (gradients of weights) the sums would be too many slices."""
+
 _FLOATS = frozenset(("bfloat16", "float32", "float64"))  # in float16 a sum may be too large that is none in the end
 
 _REPEATS = frozenset((*VIEWS, *INDEXED)) - {"concatenate", "pad"}  # may have a part in repeating elements of one array
@@ -59,9 +62,10 @@ def _may_apply(trace: Trace, equation: Equation) -> bool:
     wide = all(_jax.dtypes.canonicalize_dtype(aval.dtype) == aval.dtype for aval in avals)
     numbers = params["dimension_numbers"]
     parts = list(_joined(trace, equation.inputs[0], int(numbers.lhs_spec[1])))
-    slides = any(avals[1].shape[a] > 1 for a in numbers.rhs_spec[2:])
+    longest = max((int(avals[1].shape[a]) for a in numbers.rhs_spec[2:]), default=1)
     # a product over single elements is one of matrices, whose kernel reads joined images where they are
-    return wide and (slides or len(parts) == 1) and any(_may_repeat(trace, v) for v in parts)
+    fits = longest <= _LONGEST and (longest > 1 or len(parts) == 1)
+    return wide and fits and any(_may_repeat(trace, v) for v in parts)
 
 
 def _may_repeat(trace: Trace, variable: int) -> bool:
