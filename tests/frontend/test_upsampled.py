@@ -50,10 +50,6 @@ def values(trace, arrays):
     return [np.asarray(r) for r in run(*arrays)]
 
 
-def primitives(trace):
-    return [e.primitive for e in trace.equations]
-
-
 # What it computes
 
 
@@ -211,6 +207,16 @@ def test_one_convolution_with_the_features_of_all_phases():
     assert second == [(2, 16, 18, 3), (3, 3, 3, 5), (2, 16, 18, 5)]
 
 
+def test_an_empty_image_among_those_joined_is_no_part():
+    def f(x, w):
+        return conv(jnp.concatenate([up(x), jnp.zeros((2, 16, 18, 0), F32)], -1), w)
+
+    arrays = [np.arange(np.prod(s.shape), dtype=F32).reshape(s.shape) % 5 for s in (X, weights(4))]
+    trace, other = derived(f, *arrays)
+    assert other is not trace
+    np.testing.assert_array_equal(values(other, arrays)[0], values(trace, arrays)[0])
+
+
 def test_all_forms_of_upsampling_are_found():
     for form in UPSAMPLINGS.values():
         trace, other = derived(lambda x, w, form=form: conv(form(x, (1, 2), (2, 2)), w), X, weights(4))
@@ -241,6 +247,10 @@ UNTOUCHED = {
     "single elements of joined images": (
         lambda x, s, w: conv(jnp.concatenate([up(x), s], -1), w),
         [X, SKIP, weights(7, 1)],
+    ),
+    "no window": (
+        lambda x, w: lax.conv_general_dilated(x.repeat(2, 0), w, (), (), dimension_numbers=("NC", "IO", "NC")),
+        [jax.ShapeDtypeStruct((2, 4), F32), jax.ShapeDtypeStruct((4, 5), F32)],
     ),
     "a long window": (lambda x, w: conv(up(x), w), [X, weights(4, 17)]),
     "float16": (

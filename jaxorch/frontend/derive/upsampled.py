@@ -93,7 +93,7 @@ class _Part:
 
 def _replacement(trace: Trace, equation: Equation, sources: Sources) -> Replacement | None:
     parts = list(_parts(trace, equation, sources))
-    if all(max(p.factors) == 1 for p in parts):
+    if not any(factor > 1 for p in parts for factor in p.factors):
         return None
     variables = (equation.inputs[1], *(p.variable for p in parts))
     types = (_jax.ShapeDtypeStruct(trace.avals[v].shape, trace.avals[v].dtype) for v in variables)
@@ -125,7 +125,8 @@ def _joined(trace: Trace, variable: int, axis: int) -> Iterator[int]:
         yield variable
         return
     for own in equation.inputs:
-        yield from _joined(trace, own, axis)
+        if trace.avals[own].size:
+            yield from _joined(trace, own, axis)
 
 
 def _sum(params: Mapping[str, Any], parts: Sequence[_Part], weights: Any, *images: Any) -> Any:
