@@ -82,7 +82,7 @@ def normed(x):
 def planned(folder):
     session = session_in(folder)
     large = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
-    return plan_program(flatten(jax.make_jaxpr(normed)(large)), session), session
+    return plan_program(flatten(jax.make_jaxpr(normed)(large)), session, None), session
 
 
 @pytest.mark.parametrize(("xla", "kernels"), [(1e-3, 0), (1e4, 1), (None, 1)])

@@ -75,7 +75,7 @@ def session_in(folder, **options):
 
 
 def planned(session):
-    return plan_program(flatten(jax.make_jaxpr(two_kernels)(*SPECS)), session)
+    return plan_program(flatten(jax.make_jaxpr(two_kernels)(*SPECS)), session, None)
 
 
 def interrupt():

@@ -172,7 +172,7 @@ def test_a_plan_of_library_calls_alone_is_another_program(monkeypatch):
     trace, other = derived(f, *arrays)
     session = Session(INTERPRET, H200, lambda _: (Version(other, lift(other)),))
     monkeypatch.setattr(choice, "enumerate_candidates", lambda graph: replace(enumerate_candidates(graph), fused=()))
-    found = planner.plan_program(trace, session)
+    found = planner.plan_program(trace, session, None)
     assert found.kept
     assert not found.plan.kernels
     lowered = jax.jit(found.run).lower(*arrays).as_text()
