@@ -204,7 +204,7 @@ SQUARE = jax.ShapeDtypeStruct((2048, 2048), jnp.float32)
 
 def test_an_activation_is_written_over_the_librarys_convolution(h200):
     planned, plain = (compile_case("upsample_concat_conv", h200, optimised=o) for o in (True, False))
-    assert [line.overwrites for line in planned.report.kernels] == [0, 1]
+    assert [line.overwrites for line in planned.report.kernels] == [1]
     assert planned.memory.temp_size_in_bytes <= plain.memory.temp_size_in_bytes
     assert not planned.copies(0)
 
