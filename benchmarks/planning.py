@@ -30,7 +30,7 @@ from benchmarks.blocks import Transformer, values
 from jaxorch.frontend.trace import flatten
 from jaxorch.orchestration.blp import solve
 from jaxorch.orchestration.choice import Session, Way
-from jaxorch.pipeline import graphs
+from jaxorch.pipeline import versions
 from jaxorch.target import Target
 
 DEVICE = "h200"
@@ -68,10 +68,10 @@ def planned(name: str, function: Callable[..., Any], specs: Sequence[Any], folde
     trace = flatten(jax.make_jaxpr(function)(*specs))
     traced = time.perf_counter()
     options = jaxorch.Options(device=DEVICE, effort="fast", cache_dir=folder)
-    found = graphs(trace, options)
+    found = versions(trace, options)
     rewritten = time.perf_counter()
-    session = Session(options, Target("cuda", DEVICE, live=False), partial(graphs, options=options))
-    ways = [Way(trace, graph, session) for graph in found]
+    session = Session(options, Target("cuda", DEVICE, live=False), partial(versions, options=options))
+    ways = [Way(version, session) for version in found]
     end = time.perf_counter()
     best = min(ways, key=lambda way: way.cost)
     chosen = [best.choice.options[k] for k in best.choice.solution.chosen]
@@ -79,7 +79,7 @@ def planned(name: str, function: Callable[..., Any], specs: Sequence[Any], folde
     return Planned(
         name,
         len(trace.equations),
-        sum(len(graph.nodes) for graph in found),
+        sum(len(version.graph.nodes) for version in found),
         sum(len(way.choice.candidates) for way in ways),
         len({option.structure for option in kernels}),
         len(kernels),

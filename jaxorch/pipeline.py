@@ -15,6 +15,7 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from jaxorch.errors import CompileError, JaxorchWarning
+from jaxorch.frontend.derive.upsampled import convolve_before_upsampling
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.trace import Trace, flatten
 from jaxorch.ir.graph import Graph
@@ -22,7 +23,7 @@ from jaxorch.ir.verify import verify
 from jaxorch.options import Options
 from jaxorch.orchestration.choice import Session
 from jaxorch.orchestration.overwrite import ends_of
-from jaxorch.orchestration.plan import Plan
+from jaxorch.orchestration.plan import Plan, Version
 from jaxorch.orchestration.planner import as_traced, plan_program
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
@@ -43,9 +44,24 @@ from jaxorch.passes.virtualize import virtualize
 from jaxorch.report import Report, describe, nothing_planned
 from jaxorch.target import Target, timing_device
 
-__all__ = ["BEGINNINGS", "PASSES", "VARIANTS", "Program", "build", "graphs", "optimized_graph", "planned"]
+__all__ = [
+    "BEGINNINGS",
+    "DERIVATIONS",
+    "PASSES",
+    "VARIANTS",
+    "Program",
+    "build",
+    "graphs",
+    "optimized_graph",
+    "planned",
+    "versions",
+]
 
 type Pass = Callable[[Graph, Options], Graph]
+
+# What may be done to the trace before it is lifted, where it pays: each gives another trace of the same meaning, whose
+# parts XLA may run too, or the same.
+DERIVATIONS: tuple[Callable[[Trace], Trace], ...] = (convolve_before_upsampling,)
 
 # Every pass, in order.
 PASSES: tuple[Pass, ...] = (
@@ -112,6 +128,13 @@ def graphs(trace: Trace, options: Options) -> tuple[Graph, ...]:
     return (graph, *different, *(_optimized(other, options) for other in begun if other is not lifted))
 
 
+def versions(trace: Trace, options: Options) -> tuple[Version, ...]:
+    """The graphs of the trace, and then those of the traces derived from it."""
+    derived = [apply(trace) for apply in DERIVATIONS]
+    traces = (trace, *(other for other in derived if other is not trace))
+    return tuple(Version(own, graph) for own in traces for graph in graphs(own, options))
+
+
 def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Program:
     """Plans a program for a target.
 
@@ -121,7 +144,7 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
     trace = flatten(jaxpr)
     if target.platform == "cpu" and options.backend != "interpret":
         return Program(partial(as_traced, trace), nothing_planned("compiled by XLA for the CPU"))
-    session = Session(options, target, partial(graphs, options=options))
+    session = Session(options, target, partial(versions, options=options))
     with timing_device(target), session.progress:
         found = plan_program(trace, session, ends_of(trace, target.donated))
     if found.failures and options.fallback == "error":
@@ -135,5 +158,5 @@ def planned(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Pl
     """The plan of a program alone, for tools."""
     with timing_device(target):
         trace = flatten(jaxpr)
-        session = Session(options, target, partial(graphs, options=options))
+        session = Session(options, target, partial(versions, options=options))
         return plan_program(trace, session, ends_of(trace, target.donated)).plan

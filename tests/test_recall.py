@@ -113,7 +113,7 @@ def change(record, path, value):
     [
         (("made",), []),
         (("made",), None),
-        (("made", 0, "graph"), 99),
+        (("made", 0, "version"), 99),
         (("made", 0, "steps", 0), {}),
         (("made", 0, "solution"), {"chosen": []}),
         (("made", 0, "baselines"), 7),
@@ -127,7 +127,7 @@ def test_a_record_that_does_not_fit_is_made_again(tmp_path, path, value):
         change(record, path, value)
         store.put(KIND, file.stem, record)
     assert explained(tmp_path).to_json() == first.to_json()
-    assert all(record["made"] and record["made"][0]["graph"] != 99 for record in map(read, plans(tmp_path)))
+    assert all(record["made"] and record["made"][0]["version"] != 99 for record in map(read, plans(tmp_path)))
 
 
 def test_a_kernel_whose_source_has_changed_is_chosen_again(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,7 +18,18 @@ from jax.extend import source_info_util
 
 from jaxorch.frontend.loops import carry_form
 
-__all__ = ["Equation", "Regions", "Trace", "digest", "flatten", "missing", "needed", "replay"]
+__all__ = [
+    "Equation",
+    "Regions",
+    "Replacement",
+    "Trace",
+    "digest",
+    "flatten",
+    "missing",
+    "needed",
+    "replay",
+    "spliced",
+]
 
 _jax: Any = jax  # what is used of it carries few types
 _source: Any = source_info_util
@@ -73,10 +84,14 @@ class Trace:
 
 
 class _Flattener:
-    def __init__(self) -> None:
-        self.avals: list[Any] = []
+    def __init__(self, avals: Iterable[Any] = (), literals: Mapping[int, Any] | None = None) -> None:
+        self.avals: list[Any] = [*avals]
         self.equations: list[Equation] = []
-        self.literals: dict[int, Any] = {}
+        self.literals: dict[int, Any] = {**(literals or {})}
+
+    def trace(self, inputs: Sequence[int], outputs: Sequence[int]) -> Trace:
+        makers = {v: k for k, equation in enumerate(self.equations) for v in equation.outputs}
+        return Trace(tuple(self.equations), tuple(inputs), tuple(outputs), tuple(self.avals), self.literals, makers)
 
     def fresh(self, aval: Any) -> int:
         self.avals.append(aval)
@@ -165,9 +180,34 @@ def flatten(jaxpr: jex_core.ClosedJaxpr) -> Trace:
     flattener = _Flattener()
     inputs = tuple(flattener.fresh(v.aval) for v in jaxpr.jaxpr.invars)
     consts = [flattener.literal(c, v.aval) for c, v in zip(jaxpr.consts, jaxpr.jaxpr.constvars, strict=True)]
-    outputs = tuple(flattener.run(jaxpr.jaxpr, inputs, consts))
-    makers = {v: k for k, equation in enumerate(flattener.equations) for v in equation.outputs}
-    return Trace(tuple(flattener.equations), inputs, outputs, tuple(flattener.avals), flattener.literals, makers)
+    return flattener.trace(inputs, flattener.run(jaxpr.jaxpr, inputs, consts))
+
+
+type Replacement = tuple[jex_core.ClosedJaxpr, Sequence[int]]
+"""What is computed instead of an equation, and the variables that it is computed from."""
+
+
+def spliced(trace: Trace, replacements: Mapping[int, Replacement]) -> Trace:
+    """The trace with some equations replaced: variables keep their numbers, but for the results of these.
+
+    New equations have the source line of the one in whose place they stand.
+    """
+    flattener = _Flattener(trace.avals, trace.literals)
+    renamed: dict[int, int] = {}
+    for k, equation in enumerate(trace.equations):
+        if k not in replacements:
+            inputs = tuple(renamed.get(v, v) for v in equation.inputs)
+            flattener.equations.append(replace(equation, inputs=inputs))
+            continue
+        jaxpr, operands = replacements[k]
+        first, info = len(flattener.equations), equation.jaxpr_eqn.source_info
+        results = flattener.inline(jaxpr, [renamed.get(v, v) for v in operands])
+        renamed.update(zip(equation.outputs, results, strict=True))
+        flattener.equations[first:] = [
+            replace(made, jaxpr_eqn=made.jaxpr_eqn.replace(source_info=info), source=equation.source)
+            for made in flattener.equations[first:]
+        ]
+    return flattener.trace(trace.inputs, [renamed.get(v, v) for v in trace.outputs])
 
 
 def digest(trace: Trace, more: Iterable[str] = ()) -> str:

@@ -210,6 +210,10 @@ def _normal_select(guard: Guard, then: Expr, otherwise: Expr, sizes: Sizes) -> _
         return b
     if b == _normal(substitute(then, _pinned(_complement(simple, sizes), sizes)), sizes):
         return _normal(then, sizes)  # select(x != c, a, a[x := c]) = a
+    indicator = _indicator(simple, sizes) if a[0] == b[0] else None
+    if indicator is not None:  # select(x == 1, b + c, b) = b + c*x, with x either 0 or 1
+        step = a[1] - b[1]
+        return _plus(b, ({atom: step * k for atom, k in indicator[0].items()}, step * indicator[1]))
     # select(g, a+c, b+c) = select(g, a, b) + c
     common = {atom: k for atom, k in a[0].items() if b[0].get(atom) == k}
     const = min(a[1], b[1])
@@ -217,6 +221,18 @@ def _normal_select(guard: Guard, then: Expr, otherwise: Expr, sizes: Sizes) -> _
     rest_b = _rebuild({atom: k for atom, k in b[0].items() if atom not in common}, b[1] - const)
     atom = Select(simple, rest_a, rest_b)
     return {**common, atom: common.get(atom, 0) + 1}, const
+
+
+def _indicator(guard: Guard, sizes: Sizes) -> _Linear | None:
+    """1 where the guard holds, else 0, if that is linear: one bound that tells an expression's two values apart."""
+    if len(guard) != 1:
+        return None
+    (b,), (lo, hi) = guard, range_of(guard[0].expr, sizes)
+    if hi != lo + 1:
+        return None
+    terms, const = _normal(b.expr, sizes)
+    holds_above = b.low == hi
+    return (terms, const - lo) if holds_above else ({atom: -k for atom, k in terms.items()}, hi - const)
 
 
 def _pinned(guard: Guard, sizes: Sizes) -> Sequence[Expr]:

@@ -18,7 +18,7 @@ from jaxorch.codegen.overwrite import overwritable
 from jaxorch.codegen.source import Source, generate
 from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.trace import Trace
-from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
+from jaxorch.ir.graph import Const, Contract, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.kernels.kernel import Kernel
@@ -31,7 +31,7 @@ from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.header import header_of, names_of
 from jaxorch.orchestration.leftover import GAP_US, xla_time
 from jaxorch.orchestration.peak import peak
-from jaxorch.orchestration.plan import KernelStep, LeftStep
+from jaxorch.orchestration.plan import KernelStep, LeftStep, Version
 from jaxorch.orchestration.progress import Progress
 from jaxorch.orchestration.tune import Tuned, place, tune
 from jaxorch.runtime.compile import Compiled
@@ -59,9 +59,9 @@ _CONTESTED_US = 2.0
 class Session:
     """What the plans of a program and of the bodies in it have in common."""
 
-    def __init__(self, options: Options, target: Target, graphs: Callable[[Trace], Sequence[Graph]]) -> None:
-        """`graphs` gives the graphs of a trace, all of one meaning, the one to prefer first."""
-        self.options, self.target, self.graphs = options, target, graphs
+    def __init__(self, options: Options, target: Target, versions: Callable[[Trace], Sequence[Version]]) -> None:
+        """`versions` gives the graphs of a trace, all of one meaning, the one to prefer, of the trace itself, first."""
+        self.options, self.target, self.versions = options, target, versions
         self.device: Device = device(target.device)
         if target.live:
             self.device = replace(self.device, arch=local_arch())
@@ -139,10 +139,11 @@ class Rival:
 class Way:
     """One of a program's graphs: its candidates and the cheapest choice among them."""
 
-    def __init__(self, trace: Trace, graph: Graph, session: Session) -> None:
-        self.trace, self.graph, self.session = trace, graph, session
-        self.found: Enumeration = enumerate_candidates(graph)
-        self.structures = Structures(graph)
+    def __init__(self, version: Version, session: Session) -> None:
+        self.version, self.session = version, session
+        self.trace, self.graph = version.trace, version.graph
+        self.found: Enumeration = enumerate_candidates(self.graph)
+        self.structures = Structures(self.graph)
         self.contested = {n for fused in self.found.fused for n in fused.kernel.nodes}
         self.choice = self.choose()
 

@@ -21,7 +21,7 @@ from jaxorch.orchestration.candidates import Left
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import Tickets
 
-__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run", "written_operands"]
+__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "Version", "arguments", "run", "written_operands"]
 
 _lax: Any = jax.lax  # `empty` carries few types
 
@@ -32,6 +32,14 @@ class Launch(Protocol):
     def __call__(
         self, source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, tickets: Tickets
     ) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A graph of a program, with the trace that it was lifted from, of which XLA runs its parts."""
+
+    trace: Trace
+    graph: Graph
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """From graphs to a plan: candidates, the choice, tuned kernels, planned bodies, and the guard's verdict.
 
-Input: a trace, and graphs that all compute what it does.  Output: a `Planned` program.  Invariant: what runs is the
+Input: a trace, and versions that all compute what it does.  Output: a `Planned` program.  Invariant: what runs is the
 fastest of the plans and the program as traced, where they were timed, and else the plan of the least estimate.
 """
 
@@ -24,7 +24,7 @@ from jaxorch.orchestration import blp
 from jaxorch.orchestration.choice import Rival, Session, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.overwrite import Ends, donated, overwriting
-from jaxorch.orchestration.plan import KernelStep, Plan, run, written_operands
+from jaxorch.orchestration.plan import KernelStep, Plan, Version, run, written_operands
 from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.recall import Made, recall, remember
 from jaxorch.orchestration.tune import place
@@ -81,43 +81,55 @@ def plan_program(trace: Trace, session: Session, ends: Ends) -> Planned:
         UnsupportedError: it would update the state of a loop that is not its own.
         PlanError: none of its graphs has a choice of kernels.
     """
-    graphs = session.graphs(trace)
-    made = recall(trace, graphs, session)
+    versions = session.versions(trace)
+    made = recall(trace, versions, session)
     if made is None:
-        made = [_made(way, steps) for way, steps in _tried(_ways(trace, graphs, session), session)]
-        remember(trace, graphs, made, session)
-    regions, carries, bodies = _bodies(trace, graphs[0], session)
-    written = written_operands(graphs[0], carries)
+        made = [_made(way, steps) for way, steps in _tried(_ways(versions, session), session)]
+        remember(trace, versions, made, session)
+    graph = versions[0].graph
+    regions, carries, bodies = _bodies(trace, graph, session)
+    written = written_operands(graph, carries)
     if session.target.in_loop:
-        _check_boundary(graphs[0], written)
-    found = [overwriting(Plan(trace, m.graph, m.steps, regions), ends, session) for m in made]
+        _check_boundary(graph, written)
+    found = [overwriting(_plan(m, regions, trace), ends, session) for m in made]
     plans = [plan for plan, _ in found]
-    written = donated(graphs[0], written, [operand for _, given in found for operand in given], ends)
+    written = donated(graph, written, [operand for _, given in found for operand in given], ends)
     runs = [partial(_run_plan, plan, session.launch()) for plan in plans]
     inside = [step.source.digest for _, body in bodies for step in body.kernels]
-    verdict = _judge(plans, runs, inside, written, session)
+    verdict = _judge(trace, plans, runs, inside, written, session)
     best, plan = made[verdict.fastest], plans[verdict.fastest]
-    kept = bool(plan.kernels or plan.regions) and verdict.keeps_plan
+    kept = _is_new(plan, trace) and verdict.keeps_plan
     chosen = runs[verdict.fastest] if kept else partial(as_traced, trace)
     failures = tuple(session.failures)
     return Planned(chosen, plan, best.solution, best.baselines, best.rival, verdict, kept, failures, bodies)
 
 
 def _made(way: Way, steps: Steps) -> Made:
-    return Made(way.graph, steps, way.choice.solution, way.choice.baselines(), way.rival(), way.found.firsts)
+    return Made(way.version, steps, way.choice.solution, way.choice.baselines(), way.rival(), way.found.firsts)
 
 
-def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Way]:
-    """A way for each graph that has a choice of kernels; those that have none are dropped.
+def _plan(made: Made, regions: Regions, trace: Trace) -> Plan:
+    """The plan of what was made; `regions` are by the equations of the program's own trace."""
+    own, graph = made.version.trace, made.version.graph
+    return Plan(own, graph, made.steps, _renumbered(regions, trace, own))
+
+
+def _is_new(plan: Plan, trace: Trace) -> bool:
+    """Whether a plan is another program than the trace replayed."""
+    return bool(plan.kernels or plan.regions) or plan.trace is not trace
+
+
+def _ways(versions: Sequence[Version], session: Session) -> list[Way]:
+    """A way for each version that has a choice of kernels; those that have none are dropped.
 
     Raises:
         PlanError: none has one.
     """
     found: list[Way] = []
     errors: list[PlanError] = []
-    for graph in graphs:
+    for version in versions:
         try:
-            found.append(Way(trace, graph, session))
+            found.append(Way(version, session))
         except PlanError as error:
             errors.append(error)
     if not found:
@@ -149,11 +161,16 @@ def _tried(ways: Sequence[Way], session: Session) -> list[tuple[Way, Steps]]:
 
 
 def _distinct(made: Sequence[tuple[Way, Steps]]) -> list[tuple[Way, Steps]]:
-    """Those that come to other kernels than all before them."""
-    found: dict[tuple[str, ...], tuple[Way, Steps]] = {}
+    """Those that come to other kernels than all before them, or leave parts of another trace to XLA."""
+    found: list[tuple[Way, Steps]] = []
     for way, steps in made:
-        found.setdefault(tuple(s.source.digest for s in steps if isinstance(s, KernelStep)), (way, steps))
-    return list(found.values())
+        if not any(way.trace is w.trace and _digests(steps) == _digests(s) for w, s in found):
+            found.append((way, steps))
+    return found
+
+
+def _digests(steps: Steps) -> list[str]:
+    return [s.source.digest for s in steps if isinstance(s, KernelStep)]
 
 
 def _worth_it(ways: Sequence[Way], session: Session) -> list[Way]:
@@ -193,6 +210,12 @@ def _bodies(
     return regions, carries, tuple(bodies)
 
 
+def _renumbered(regions: Regions, trace: Trace, derived: Trace) -> Regions:
+    """The regions by the number that their equation has in a trace derived from this one."""
+    first = {k: trace.equations[k].outputs[:1] for k in regions}
+    return {derived.makers[variable]: regions[k] for k, outputs in first.items() for variable in outputs}
+
+
 def _plan_body(jaxpr: jex_core.ClosedJaxpr, state: int | None, session: Session) -> Planned:
     trace = flatten(jaxpr)
     return plan_program(trace, session, None if state is None else {k: state + k for k in range(len(trace.outputs))})
@@ -222,7 +245,14 @@ def _check_boundary(graph: Graph, written: Sequence[int]) -> None:
 # The guard
 
 
+def _name(plan: Plan, trace: Trace) -> str:
+    """What tells a plan from others of the program: the kernels, and the trace if that is not the program's own."""
+    derived = [] if plan.trace is trace else [digest(plan.trace)]
+    return "; ".join([*derived, *_digests(plan.steps)])
+
+
 def _judge(
+    trace: Trace,
     plans: Sequence[Plan],
     runs: Sequence[Callable[..., Any]],
     inside: Sequence[str],
@@ -230,14 +260,13 @@ def _judge(
     session: Session,
 ) -> Verdict:
     """The plans against each other and the program as traced; the verdict is stored."""
-    trace, graph = plans[0].trace, plans[0].graph
-    if not any(plan.kernels or plan.regions for plan in plans):
+    graph = plans[0].graph
+    if not any(_is_new(plan, trace) for plan in plans):
         return Verdict(None, None, "no kernel was chosen")
     operands = [n.array for n in graph.nodes if isinstance(n, Input)]
     if any(unsupported_reason(a.dtype) for a in operands):
         return Verdict(None, None, "not timed: an operand is no plain array")
-    kernels = ["; ".join(step.source.digest for step in plan.kernels) for plan in plans]
-    key = f"{place(session.device)}-{digest(trace, [*kernels, *inside])}"
+    key = f"{place(session.device)}-{digest(trace, [*(_name(plan, trace) for plan in plans), *inside])}"
     known = session.store.get("verdict", key)
     if known is not None:
         return Verdict(float(known["planned"]), float(known["xla"]), fastest=int(known["fastest"]))

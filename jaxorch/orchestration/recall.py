@@ -1,6 +1,6 @@
 """Choices on disk: what was chosen for a program, so that another process needs neither search, compile nor time.
 
-Input: a trace, its graphs, and what was made of them.  Output: the same again, from the store.  Invariant: a record
+Input: a trace, its versions, and what was made of them.  Output: the same again, from the store.  Invariant: a record
 holds for the program, the device, the options, the versions and the code of jaxorch that made it; every kernel that is
 made from it has the source that was chosen, or the record is as good as absent.
 """
@@ -18,7 +18,6 @@ from typing import Any
 from jaxorch.codegen.source import Source, generate
 from jaxorch.errors import JaxorchError
 from jaxorch.frontend.trace import Trace, digest
-from jaxorch.ir.graph import Graph
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, build
@@ -26,7 +25,7 @@ from jaxorch.kernels.structure import Structure, Structures, carry_over
 from jaxorch.orchestration.blp import Solution
 from jaxorch.orchestration.candidates import Left
 from jaxorch.orchestration.choice import Rival, Session, Steps
-from jaxorch.orchestration.plan import KernelStep, LeftStep, arguments
+from jaxorch.orchestration.plan import KernelStep, LeftStep, Version, arguments
 from jaxorch.orchestration.tune import place
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import check
@@ -39,9 +38,9 @@ KIND = "plan"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A graph with the steps chosen for it; `firsts`: by structure of the kernels, the one that was built first."""
+    """A version with the steps chosen for it; `firsts`: by structure of the kernels, the one that was built first."""
 
-    graph: Graph
+    version: Version
     steps: Steps
     solution: Solution
     baselines: Mapping[str, float]
@@ -49,27 +48,31 @@ class Made:
     firsts: Mapping[str, Kernel]
 
 
-def remember(trace: Trace, graphs: Sequence[Graph], made: Sequence[Made], session: Session) -> None:
-    """Stores what was made of a program's graphs, unless kernels were to be timed and could not be."""
+def remember(trace: Trace, versions: Sequence[Version], made: Sequence[Made], session: Session) -> None:
+    """Stores what was made of a program's versions, unless kernels were to be timed and could not be."""
     untimed = session.live and any(isinstance(s, KernelStep) and s.measured is None for m in made for s in m.steps)
     if not _may_keep(session) or session.interrupted or untimed:
         return
-    record = {"made": [_record(m, graphs.index(m.graph)) for m in made], "failures": list(session.failures)}
+    record = {"made": [_record(m, _number(versions, m.version)) for m in made], "failures": list(session.failures)}
     session.store.put(KIND, _key(trace, session, session.live), record)
 
 
-def recall(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Made] | None:
-    """What was made of the graphs by another session, if it is known; what was timed, wherever, comes first."""
+def _number(versions: Sequence[Version], version: Version) -> int:
+    return next(k for k, other in enumerate(versions) if other is version)
+
+
+def recall(trace: Trace, versions: Sequence[Version], session: Session) -> list[Made] | None:
+    """What was made of the versions by another session, if it is known; what was timed, wherever, comes first."""
     for timed in dict.fromkeys((True, session.live)) if _may_keep(session) else ():
         record = session.store.get(KIND, _key(trace, session, timed))
-        if record is not None and (made := _read(record, graphs, session)) is not None:
+        if record is not None and (made := _read(record, versions, session)) is not None:
             return made
     return None
 
 
-def _read(record: Mapping[str, Any], graphs: Sequence[Graph], session: Session) -> list[Made] | None:
+def _read(record: Mapping[str, Any], versions: Sequence[Version], session: Session) -> list[Made] | None:
     try:
-        made = [_Reading(graphs[int(m["graph"])], session).made(m) for m in record["made"]]
+        made = [_Reading(versions[int(m["version"])], session).made(m) for m in record["made"]]
         failures = [str(failure) for failure in record["failures"]]
     except (JaxorchError, KeyError, IndexError, TypeError, ValueError):
         return None  # of another form, or no longer so: it is made again
@@ -101,8 +104,8 @@ def _code() -> str:
 # Writing
 
 
-def _record(made: Made, graph: int) -> dict[str, Any]:
-    structures = Structures(made.graph)
+def _record(made: Made, version: int) -> dict[str, Any]:
+    structures = Structures(made.version.graph)
     kernels: dict[str, dict[str, Any]] = {}
     steps: list[dict[str, Any]] = []
     for step in made.steps:
@@ -116,7 +119,7 @@ def _record(made: Made, graph: int) -> dict[str, Any]:
         steps.append({"kernel": structure, "nodes": list(step.kernel.nodes), "outputs": _names(_stored(step.kernel))})
     rival = made.rival and asdict(made.rival)
     chosen = {"solution": asdict(made.solution), "baselines": dict(made.baselines), "rival": rival}
-    return {"graph": graph, "kernels": kernels, "steps": steps, **chosen}
+    return {"version": version, "kernels": kernels, "steps": steps, **chosen}
 
 
 def _kernel_record(step: KernelStep, first: Kernel) -> dict[str, Any]:
@@ -160,18 +163,18 @@ class _Known:
 
 
 class _Reading:
-    """Makes steps of a graph from its record. Whatever does not fit raises."""
+    """Makes steps of a version from its record. Whatever does not fit raises."""
 
-    def __init__(self, graph: Graph, session: Session) -> None:
-        self.graph, self.session = graph, session
-        self.structures = Structures(graph)
+    def __init__(self, version: Version, session: Session) -> None:
+        self.version, self.graph, self.session = version, version.graph, session
+        self.structures = Structures(version.graph)
 
     def made(self, record: Mapping[str, Any]) -> Made:
         known = {structure: self.known(kernel) for structure, kernel in record["kernels"].items()}
         steps = tuple(self.steps(record["steps"], known))
         fields: dict[str, Any] = {**record["solution"], "chosen": tuple(record["solution"]["chosen"])}
         firsts = {structure: k.kernel for structure, k in known.items()}
-        return Made(self.graph, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), firsts)
+        return Made(self.version, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), firsts)
 
     def known(self, record: Mapping[str, Any]) -> _Known:
         device = self.session.device

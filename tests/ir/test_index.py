@@ -220,6 +220,21 @@ IDENTITIES = {
     ),
     "select(x == c, c, x) = x": ((5, 5), Select((Bound(x, 2, 3),), Const(2), x), x),
     "select(x != c, x, c) = x": ((5, 5), Select((Bound(x, 1, 5),), x, Const(0)), x),
+    "select(x == 1, b + c, b) = b + c*x if x < 2": (
+        (2, 5),
+        Select((Bound(x, 1, 2),), Add(y, Const(7)), Add(y, Const(3))),
+        Add(Add(Mul(x, 4), y), Const(3)),
+    ),
+    "select(x == 0, b + c, b) = b + c - c*x if x < 2": (
+        (2, 5),
+        Select((Bound(x, 0, 1),), Add(y, Const(7)), Add(y, Const(3))),
+        Add(Add(Mul(x, -4), y), Const(7)),
+    ),
+    "select(x % 2 == 1, c, 0) = c*(x % 2)": (
+        (9, 5),
+        Select((Bound(Mod(x, 2), 1, 2),), Const(6), Const(0)),
+        Mul(Mod(x, 2), 6),
+    ),
     "select(x == 0, x, 1) = x if x < 2": ((2, 5), Select((Bound(x, 0, 1),), x, Const(1)), x),
     "select(g, a + c, b + c) = select(g, a, b) + c": (
         (5, 5, 5),

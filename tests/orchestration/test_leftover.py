@@ -13,6 +13,7 @@ from jaxorch.orchestration import choice, leftover
 from jaxorch.orchestration.candidates import enumerate_candidates
 from jaxorch.orchestration.devices import device
 from jaxorch.orchestration.measure import Timing
+from jaxorch.orchestration.plan import Version
 from jaxorch.orchestration.planner import plan_program
 from jaxorch.pipeline import optimized_graph
 from tests.orchestration.test_tuning import Machine, session_in
@@ -81,7 +82,7 @@ def normed(x):
 def planned(folder):
     session = session_in(folder)
     large = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
-    return plan_program(flatten(jax.make_jaxpr(normed)(large)), session), session
+    return plan_program(flatten(jax.make_jaxpr(normed)(large)), session, None), session
 
 
 @pytest.mark.parametrize(("xla", "kernels"), [(1e-3, 0), (1e4, 1), (None, 1)])
@@ -120,7 +121,7 @@ def test_the_cheapest_of_the_choices_met_is_taken(monkeypatch, tmp_path, kernels
 def test_memory_counts_among_the_choices_met(monkeypatch, tmp_path):
     Machine(monkeypatch)
     trace = flatten(jax.make_jaxpr(network)(*SPECS))
-    way = choice.Way(trace, optimized_graph(trace, Options()), session_in(tmp_path, memory_weight=3.0))
+    way = choice.Way(Version(trace, optimized_graph(trace, Options())), session_in(tmp_path, memory_weight=3.0))
     larger = replace(way.choice, solution=replace(way.choice.solution, peak=way.choice.solution.peak + 2_000_000))
     assert way.known_cost(way.choice) == pytest.approx(way.cost + 3e-6 * way.choice.solution.peak)
     assert way.known_cost(larger) == pytest.approx(way.known_cost(way.choice) + 6.0)

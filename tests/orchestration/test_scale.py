@@ -9,6 +9,7 @@ from jaxorch.options import Options
 from jaxorch.orchestration import blp, candidates
 from jaxorch.orchestration.candidates import Fused
 from jaxorch.orchestration.choice import Session, Way
+from jaxorch.orchestration.plan import Version
 from jaxorch.pipeline import optimized_graph
 from jaxorch.target import Target
 
@@ -17,7 +18,7 @@ def way_of(function, specs):
     trace = flatten(jax.make_jaxpr(function)(*specs))
     options = Options(device="h200", effort="fast")
     session = Session(options, Target("cuda", "h200", live=False), lambda trace: ())
-    return Way(trace, optimized_graph(trace, options), session)
+    return Way(Version(trace, optimized_graph(trace, options)), session)
 
 
 def kernels_of(way):

@@ -69,13 +69,13 @@ def machine(monkeypatch):
 def session_in(folder, **options):
     target = Target("cuda", "h200", live=True)
     chosen = Options(**options)
-    made = choice.Session(chosen, target, partial(pipeline.graphs, options=chosen))
+    made = choice.Session(chosen, target, partial(pipeline.versions, options=chosen))
     made.store = Store(folder)
     return made
 
 
 def planned(session):
-    return plan_program(flatten(jax.make_jaxpr(two_kernels)(*SPECS)), session)
+    return plan_program(flatten(jax.make_jaxpr(two_kernels)(*SPECS)), session, None)
 
 
 def interrupt():
@@ -165,7 +165,7 @@ def test_two_that_tune_at_once_come_to_the_same(machine, tmp_path, kernels_win):
 def test_what_was_timed_serves_where_no_device_is(machine, tmp_path, kernels_win):
     found = planned(session_in(tmp_path))
     options = Options(device="h200")
-    elsewhere = choice.Session(options, Target("cuda", "h200", live=False), partial(pipeline.graphs, options=options))
+    elsewhere = choice.Session(options, Target("cuda", "h200", live=False), partial(pipeline.versions, options=options))
     elsewhere.store = Store(tmp_path)
     again = planned(elsewhere)
     assert [step.measured for step in again.kernels] == [step.measured for step in found.kernels]

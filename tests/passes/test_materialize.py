@@ -18,7 +18,7 @@ from jaxorch.kernels.configs import configurations
 from jaxorch.orchestration import choice, planner
 from jaxorch.passes.derive import materialize as module
 from jaxorch.passes.derive.materialize import MOST_COPIES, materialize
-from jaxorch.pipeline import graphs, optimized_graph, planned
+from jaxorch.pipeline import graphs, optimized_graph, planned, versions
 from jaxorch.target import Target
 from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array
 
@@ -214,9 +214,9 @@ def test_a_graph_that_comes_to_the_same_kernels_makes_no_plan_of_its_own():
     def ways(name):
         f, specs = COPIED[name][:2]
         target = Target("cuda", "h200", False)
-        session = choice.Session(Options(effort="fast", device="h200"), target, lambda t: graphs(t, Options()))
+        session = choice.Session(Options(effort="fast", device="h200"), target, lambda t: versions(t, Options()))
         trace = flatten(jax.make_jaxpr(f)(*specs))
-        made = [choice.Way(trace, graph, session) for graph in graphs(trace, Options())]
+        made = [choice.Way(version, session) for version in versions(trace, Options())]
         return [(way, way.steps()) for way in made]
 
     same, other = ways("a map of it repeated"), ways("two readers")
