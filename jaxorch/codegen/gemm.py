@@ -43,10 +43,14 @@ class GemmBody[V](ProductBody[V]):
             if self.needed():
                 self.reduce_all(reread=True)
             self.bound[value] = self.accumulated(tile)
-        if self.launch == "partial":
-            self.store_part(0, tile, self.bound[value])
-        else:
+        if not self.parted:
             self.store_outputs()
+            return
+        self.store_part(0, tile, self.bound[value])
+        if self.launch == "joined":
+            with self.joining():
+                self.bound[value] = self.combined(self.plane("row", "column"))
+                self.store_outputs()
 
     def combined(self, tile: Tile) -> V:
         """The sum of all parts, in their order."""
@@ -59,8 +63,10 @@ class GemmBody[V](ProductBody[V]):
 
     def accumulated(self, tile: Tile) -> V:
         blocks = [-(-size // block) for size, block in map(self.extent, ("row", "column"))]
-        a, b = self.plane("row", "key", blocks[1]), self.plane("key", "column", blocks[0])
-        product = self.product(self.core.last, self.core.key, transposed=False)
+        turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
+        a = self.plane("key", "row", blocks[1]) if turned else self.plane("row", "key", blocks[1])
+        b = self.plane("column", "key", blocks[0]) if transposed else self.plane("key", "column", blocks[0])
+        product = self.product(self.core.last, self.core.key, transposed=transposed, turned=turned)
         key, left = len(self.frame.domain), self.core.left
         acc = self.ops.carry(tile, 0, product.accumulate)
         row = replace(a, block_rows=self.rows_at_once)
@@ -144,7 +150,7 @@ class GemmBody[V](ProductBody[V]):
         return 1 if self.frame.sizes[ROW] == 1 else self.config.block_rows
 
     def scope_of(self, columns: int, walk: Literal["grid", "tile", "loop"]) -> Tile:
-        grid, rows, _ = self.plane("row", "one").sizes
+        grid, rows, *_ = self.plane("row", "one").sizes
         block = power_of_two(columns)
         if walk == "loop":
             block = min(block, max(_WHOLE_ROW // self.rows_at_once, 16))

@@ -1,7 +1,7 @@
 """The NumPy handler: runs a kernel's body on arrays, all programs at once.
 
 It is the oracle for indexing and fission: blocks are as large as the domain, so what it computes does
-not depend on the tile.  Values are arrays that broadcast over (grid, rows, columns), in compute dtype.
+not depend on the tile.  Values are arrays that broadcast over (grid, rows, columns), then heads, in compute dtype.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ class NumpyOps:
 
     def coords(self) -> list[Data]:
         assert self.tile is not None
-        shapes = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
-        return [np.arange(n).reshape(s) for n, s in zip(self.tile.sizes, shapes, strict=True)]
+        return list(np.ogrid[tuple(slice(n) for n in self.tile.sizes)])
 
     def holds(self, guard: Guard) -> Data:
         truth = np.asarray(ix.holds(guard, self.coords(), self.look)).astype(bool)
@@ -146,14 +145,23 @@ class NumpyOps:
         del live, doubt  # the one block holds everything
         return nullcontext()
 
+    def over_points(self, count: int) -> AbstractContextManager[None]:
+        assert count == 1, "all programs are one here"
+        return nullcontext()
+
+    def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
+        raise AssertionError("all programs are one here")
+
     def operand(self, value: Data, dtype: np.dtype[Any], *, of_windows: bool) -> Data:
         assert self.tile is not None
         return np.broadcast_to(value.astype(dtype), self.tile.sizes)
 
     def dot(self, left: Data, right: Data, acc: Data | None, product: Product) -> Data:
         held = compute_dtype(product.accumulate)
-        a, b = left.astype(held), right.astype(held)
-        result = np.matmul(a, b.swapaxes(1, 2) if product.transposed else b)
+        a = _matrices(left.astype(held), transposed=product.turned)
+        b = _matrices(right.astype(held), transposed=product.transposed)
+        result = np.matmul(a, b)
+        result = np.moveaxis(result, 1, 3) if result.ndim > 3 else result
         return result if acc is None else acc + result
 
     def fold(self, op: str, value: Data, dtype: np.dtype[Any]) -> Data:
@@ -170,6 +178,12 @@ class NumpyOps:
 
     def column_counts(self, tile: Tile) -> Data:
         return np.ones((1, 1, tile.sizes[2]), np.float32)
+
+
+def _matrices(tiles: Data, *, transposed: bool) -> Data:
+    """The matrices of (grid, rows, columns), or of (grid, rows, columns, heads)."""
+    found = np.moveaxis(tiles, 3, 1) if tiles.ndim > 3 else tiles
+    return found.swapaxes(-1, -2) if transposed else found
 
 
 class _Branch:
@@ -209,7 +223,7 @@ def run(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) ->
     arrays = {b.name: np.array(a) if b in outs else np.ascontiguousarray(a) for b, a in given}
     arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in outs if b not in ins}
     ops = NumpyOps(arrays)
-    for launch in launches(config):
+    for launch in launches(kernel, config):
         written = launch_buffers(graph, kernel, config, launch)[1]
         arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in written if launch == "partial"}
         ops = NumpyOps(arrays)

@@ -13,10 +13,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array
-from jaxorch.ir.index import Expr, Guard, Lookup
+from jaxorch.ir.index import Dim, Expr, Guard, Lookup
+from jaxorch.ir.simplify import simplify
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
-__all__ = ["Buffer", "Ops", "Product", "ProductOps", "Tile", "ahead", "first_block"]
+__all__ = ["Buffer", "Ops", "Product", "ProductOps", "Tile", "ahead", "first_block", "moves"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,18 @@ class Buffer:
 class Tile:
     """A scope: the extents (grid, rows, columns) of index expressions, the tile's blocks, and how columns are walked.
 
+    A tile with heads has their extent after those three, and they lie between its rows and its columns.
+
     walk: "grid" (each program has one block of columns), "tile" (one block has all columns) or "loop" (block by block).
     A kernel around contractions has several scopes whose rows and columns are different things: `spans` names them,
     `loops` says which of the axes (ROW, COLUMN) a loop runs along, and `repeats` how many programs do the same here,
     and `splits` among how many the blocks of a loop are shared out: the grid is that many times the kernel's, and its
     point (s, g) takes the s-th part.
+    A program does `points` neighbouring points of the grid in a loop of its own.
     Of several loops over one row, `reread` says whether a later one reads it again; None where there is but one.
     """
 
-    sizes: tuple[int, int, int]
+    sizes: tuple[int, ...]
     block_rows: int
     block_columns: int
     walk: Literal["grid", "tile", "loop"]
@@ -47,7 +53,24 @@ class Tile:
     loops: frozenset[int] = frozenset()
     repeats: int = 1
     splits: int = 1
+    points: int = 1
     reread: bool | None = None
+    block_heads: int = 1
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The block along each axis of `sizes`."""
+        return (1, self.block_rows, self.block_columns, self.block_heads)[: len(self.sizes)]
+
+
+def moves(expr: Expr, tile: Tile) -> bool:
+    """Whether an index expression differs between the points of the grid that one program does."""
+    if tile.points == 1 or GRID not in ix.dims_of(expr):
+        return False
+    (grid, rows, columns), point = tile.sizes, 3
+    coords = (ix.add(ix.mul(Dim(GRID), tile.points), Dim(point)), Dim(ROW), Dim(COLUMN))
+    found = simplify(ix.substitute(expr, coords), (grid // tile.points, rows, columns, tile.points))
+    return point in ix.dims_of(found)
 
 
 def ahead(tile: Tile) -> Tile:
@@ -59,8 +82,8 @@ def ahead(tile: Tile) -> Tile:
 class Product:
     """What a matrix product does: its operands' dtype, that of its sums, and how float32 operands are rounded.
 
-    summed: products that an element sums in all steps of the loop together.  transposed: the right operand's rows are
-    the result's columns.
+    summed: products that an element sums in all steps of the loop together.  turned, transposed: the left operand's
+    columns are the result's rows, the right operand's rows its columns.
     """
 
     dtype: np.dtype[Any]
@@ -68,18 +91,19 @@ class Product:
     precision: str
     summed: int
     transposed: bool
+    turned: bool = False
 
 
 def first_block(tile: Tile) -> Tile:
     """The first block of a looped scope as a scope of its own, for handlers that walk block by block."""
-    grid, rows, columns = tile.sizes
+    grid, rows, columns, *_ = tile.sizes
     return Tile((grid, rows, min(columns, tile.block_columns)), tile.block_rows, tile.block_columns, "tile")
 
 
 class Ops[V](Protocol):
     """Values V are tiles; dtypes are logical (lax) dtypes, held in their compute dtype.
 
-    Index expressions are over the axes (GRID, ROW, COLUMN) of `kernels.frame`, within the current scope's sizes.
+    Index expressions are over the axes (GRID, ROW, COLUMN, HEAD) of `kernels.frame`, within the current scope's sizes.
     """
 
     def scope(self, tile: Tile) -> AbstractContextManager[None]:
@@ -157,8 +181,22 @@ class ProductOps[V](Ops[V], Protocol):
         """
         ...
 
+    def over_points(self, count: int) -> AbstractContextManager[None]:
+        """A loop over `count` neighbouring points of the grid, each a program's share; it holds no other loop."""
+        ...
+
+    def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
+        """What only the last of the programs that share out `tile` does, when all have stored their parts.
+
+        `tickets`: a counter for each tile, 0 before the launch and after it.
+        """
+        ...
+
     def dot(self, left: V, right: V, acc: V | None, product: Product) -> V:
-        """`left` @ `right` of operands, or @ `right` transposed, plus `acc`; held in the dtype of accumulation."""
+        """`left` @ `right` of operands, each as it lies or transposed, plus `acc`, for each of the tile's heads.
+
+        Held in the dtype of accumulation.
+        """
         ...
 
     def operand(self, value: V, dtype: np.dtype[Any], *, of_windows: bool) -> V:

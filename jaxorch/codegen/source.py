@@ -13,9 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxorch.codegen.body import Body
-from jaxorch.codegen.emit import emit, grid_size
+from jaxorch.codegen.emit import emit, grid_size, launches
 from jaxorch.codegen.ops import Buffer, Tile
-from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays
+from jaxorch.codegen.products import (
+    Launch,
+    combine_config,
+    early_outputs,
+    launch_buffers,
+    scratch_arrays,
+    ticket_count,
+)
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
 from jaxorch.codegen.values import buffers
@@ -39,7 +46,10 @@ class Source:
 
     `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
     `aliases` are (input, output) pairs that are one buffer: such an output is not passed.
-    A kernel of two launches writes arrays of `scratch` instead of the outputs; `combine` reads the inputs and these.
+    A kernel of two launches writes arrays of `scratch`, and the `early` outputs, which are stored from operands;
+    `combine` reads the inputs and the scratch, and writes the other outputs.
+    One of a single launch that needs `scratch` takes after the inputs an int32 array of at least `tickets` zeros, which
+    it leaves as it was, and writes the arrays of `scratch` before the outputs.
     """
 
     name: str
@@ -49,7 +59,9 @@ class Source:
     digest: str
     aliases: tuple[tuple[int, int], ...] = ()
     scratch: tuple[Array, ...] = ()
+    early: tuple[int, ...] = ()
     combine: Source | None = None
+    tickets: int = 0
 
 
 def generate(
@@ -65,12 +77,20 @@ def generate(
 
     `over`: inputs that outputs overwrite, beside those that are written in place in any case.
     """
-    if config.splits == 1:
-        return _launch(graph, kernel, config, "whole", header, interpret, over)
+    match launches(kernel, config):
+        case ("joined",):
+            source = _launch(graph, kernel, config, "joined", header, interpret, over)
+            tickets = ticket_count(kernel, config)
+            return replace(source, scratch=scratch_arrays(graph, kernel, config), tickets=tickets)
+        case ("whole",):
+            return _launch(graph, kernel, config, "whole", header, interpret, over)
+        case _:
+            pass
     first = _launch(graph, kernel, config, "partial", header, interpret, _NOTHING)
     second = _launch(graph, kernel, config, "combine", header, interpret, over)
     digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
-    return replace(first, digest=digest, scratch=scratch_arrays(graph, kernel, config), combine=second)
+    scratch = scratch_arrays(graph, kernel, config)
+    return replace(first, digest=digest, scratch=scratch, early=early_outputs(kernel), combine=second)
 
 
 def _launch(
@@ -113,8 +133,9 @@ def _written(
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
     wide = max([*(() if kernel.core else counted), *(b.array.size for b in arguments)]) >= 2**31
-    grid, rows, width = frame.sizes
-    tile = Tile((grid * config.splits, rows, width), own.block_rows, own.block_columns, "grid")
+    grid, *rest = frame.sizes
+    sizes, blocks = (grid * config.splits, *rest), (own.block_rows, own.block_columns)
+    tile = Tile(sizes, *blocks, "grid", points=own.points, block_heads=own.heads)
     if launch == "combine":
         tile = replace(tile, sizes=frame.sizes)
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}

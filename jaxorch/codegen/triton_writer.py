@@ -13,7 +13,7 @@ from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Select
 from jaxorch.ir.simplify import linear_terms
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
 __all__ = ["Axes", "Block", "Text", "Writer"]
 
@@ -25,8 +25,8 @@ type Sizes = tuple[int, ...]
 class Axes:
     """The coordinates in the current tile: names of (grid, row, column), their extents, how row and column come about.
 
-    A tile's row is `row_start` + `row_lane`, the same for columns: scalar starts and lanes counted from 0.  In a loop
-    over blocks a handler may name more coordinates: the step's and the lane's.
+    A tile's row is `row_start` + `row_lane`, the same for columns and heads: scalar starts and lanes counted from 0.
+    Kernels around contractions name more coordinates after those three: the head, in loops the step's and the lane's.
     """
 
     names: Names
@@ -35,11 +35,14 @@ class Axes:
     row_lane: str
     column_start: str
     column_lane: str
+    head_start: str = ""
+    head_lane: str = ""
 
     @property
     def starts(self) -> Names:
         """The first coordinates of the tile, as scalars."""
-        return self.names[GRID], self.row_start or "0", self.column_start or "0", *self.names[3:]
+        tile = (self.row_start or "0", self.column_start or "0", self.head_start or "0")
+        return self.names[GRID], *tile, *self.names[HEAD + 1 :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,14 @@ class Writer:
         if block.kind == "loop" and dims is not None and not self.varies(dims):
             block = self.before_loop  # it does not vary in the loop
         block.lines.append(line)
+
+    def dims(self, expr: Expr) -> frozenset[int]:
+        """The axes that an index expression varies along."""
+        return ix.dims_of(expr)
+
+    def guard_dims(self, guard: Guard) -> frozenset[int]:
+        """The axes that a guard varies along."""
+        return frozenset[int]().union(*(self.dims(b.expr) for b in guard))
 
     def varies(self, dims: frozenset[int]) -> bool:
         """Whether what varies along `dims` changes from one step of the loop being written to the next."""
@@ -139,6 +150,8 @@ class Writer:
                     parts = (axes.column_start, axes.column_lane)
                 case Dim(axis) if axis == ROW:
                     parts = (axes.row_start, axes.row_lane)
+                case Dim(axis) if axis == HEAD:
+                    parts = (axes.head_start, axes.head_lane)
                 case _:
                     varies = ix.dims_of(atom) - self.scalars
                     whole = self.term(atom, 1, axes, axes.names)
@@ -180,7 +193,7 @@ class Writer:
                 expr = f"tl.where({self.condition(guard, axes, start=start)}, {sides[0]}, {sides[1]})"
             case _:  # a Lookup is bound before it is used, under its own name
                 raise AssertionError(atom)
-        dims = ix.dims_of(atom)
+        dims = self.dims(atom)
         home = self.before_loop if self.blocks[-1].kind == "loop" and not self.varies(dims) else self.blocks[-1]
         text = self.name(expr, dims, "i")
         home.names[atom, names, axes.sizes] = text.name

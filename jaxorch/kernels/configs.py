@@ -6,26 +6,30 @@ Invariant: every configuration gives the same results; only speed differs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.kernels.contract_configs import Blocks, gemm_blocks, online_blocks, power_of_two
 from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["Config", "configurations", "power_of_two", "whole"]
 
 
-_LINE = 128  # bytes of a cache line
+_FULL = 256  # programs that keep a large GPU busy
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Config:
     """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops.
 
-    Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes.
+    Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes; points:
+    how many neighbouring points of the grid a program does one after the other; heads: how many of a frame's heads a
+    tile holds.
     """
 
     frame: int
@@ -35,6 +39,9 @@ class Config:
     num_stages: int = 1
     block_keys: int = 0
     splits: int = 1
+    # what 1 is left out of: digests of generated sources hold the repr
+    points: int = field(default=1, repr=False)
+    heads: int = field(default=1, repr=False)
 
 
 def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
@@ -46,14 +53,18 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
             if kernel.unrolled:  # as below: what is the same for all rows is loaded where it is used
                 found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
-            found = _unsplit_in_place(graph, kernel, gemm_blocks(graph, kernel.core, kernel.frames[0]))
+            blocks = (gemm_blocks(graph, kernel.core, frame) for frame in kernel.frames)
+            plain, *headed = (_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks))
+            # heads first: a frame has some only where reads without them are narrow
+            found = _interleave([plain, *headed] if kernel.unrolled else [*headed, plain])
             product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
                 found = _with_windows(found)
             elif isinstance(product, Contract) and product.convolves:
                 found = _loaded_or_copied(graph, product, found)
         case "online":
-            found = _unsplit_in_place(graph, kernel, online_blocks(graph, kernel.core, kernel.frames[0]))
+            found = _unsplit_in_place(graph, kernel, 0, online_blocks(graph, kernel.core, kernel.frames[0]))
+            found = _several_points(graph, kernel, found)
         case "rows-looped":
             longest = _longest(graph, kernel)
             found = _interleave(_first_twice([_looped(k, longest) for k in range(len(kernel.frames))]))
@@ -65,10 +76,32 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _unsplit_in_place(graph: Graph, kernel: Kernel, blocks: Sequence[Blocks]) -> list[Config]:
+def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
     """Configurations of these blocks; one launch writes in place, so its sums are not split over two."""
-    found = [Config(0, *each) for each in blocks]
+    found = [Config(frame, *each, heads=heads) for *each, heads in blocks]
     return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
+
+
+def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[Config]:
+    """The same, and behind the first three what they are with several points of the grid a program.
+
+    Where one block holds the keys there is no loop in which loads could be under way while others are used; over points
+    there is, and what neighbouring points read alike, such as a bias, is loaded once. Not for kernels of one product:
+    of those whose results have 16 columns, Triton 3.6 made loops over points with wrong results.
+    """
+    assert kernel.core is not None
+    grid, rows, *_ = kernel.frames[0].sizes
+    reduced = sum(isinstance(graph.nodes[n], Reduce) for n in kernel.nodes)
+    if kernel.unrolled or reduced > 2:  # the peak and the total
+        return found
+    more: list[Config] = []
+    for config in found[:3]:
+        if config.splits > 1 or kernel.core.key > config.block_keys or config.num_stages == 1:
+            continue
+        blocks = -(-rows // config.block_rows) * kernel.column_blocks(0, config.block_columns)
+        counts = [p for p in (8, 4) if grid % p == 0 and grid // p * blocks >= _FULL]
+        more += (replace(config, points=p) for p in counts)
+    return [*found[:3], *more, *found[3:]]
 
 
 def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> list[Config]:
@@ -79,7 +112,7 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
     """
     loaded = [replace(c, num_stages=1) for c in found[:3]]
     itemsize = graph.array(product.operands[0].pieces[0].value).dtype.itemsize
-    few = product.domain[product.axes[-1]] * itemsize < _LINE
+    few = product.domain[product.axes[-1]] * itemsize < LINE
     return _interleave([loaded, found] if few else [found, loaded])
 
 
@@ -89,14 +122,16 @@ def _with_windows(found: Sequence[Config]) -> list[Config]:
     First come those that compute no more than 16 elements a thread.
     """
     return sorted(
-        (replace(c, num_stages=1) for c in found), key=lambda c: c.block_rows * c.block_keys > 16 * 32 * c.num_warps
+        (replace(c, num_stages=1) for c in found),
+        key=lambda c: c.block_rows * c.heads * c.block_keys > 16 * 32 * c.num_warps,
     )
 
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:
     """The configuration whose one tile is the whole domain: what the NumPy handler runs."""
-    _, rows, columns = kernel.frames[frame].sizes
-    return Config(frame, max(rows, 1), max(columns, 1), 1, block_keys=kernel.core.key if kernel.core else 0)
+    _, rows, columns, *heads = kernel.frames[frame].sizes
+    keys = kernel.core.key if kernel.core else 0
+    return Config(frame, max(rows, 1), max(columns, 1), 1, block_keys=keys, heads=math.prod(heads))
 
 
 def _longest(graph: Graph, kernel: Kernel) -> int:

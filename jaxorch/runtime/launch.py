@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import islice
 from typing import Any
 
@@ -28,7 +28,9 @@ from jaxorch.runtime.source import LOCK, jit_from_source
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Request, compile_all
 
-__all__ = ["call", "check", "check_all", "interpreted_call"]
+__all__ = ["Tickets", "call", "check", "check_all", "interpreted_call"]
+
+_lax: Any = jax.lax  # `full` carries few types
 
 _TRITON_TYPES = {
     "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -38,18 +40,59 @@ _TRITON_TYPES = {
 }  # fmt: skip
 
 
-def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, arch: int | None = None) -> list[Any]:
+class Tickets:
+    """The counters of a program's launches: one array of zeros in traced code, which goes from one launch to the next.
+
+    Every launch leaves zeros, so the program fills the array once; two launches never use it at a time, since each
+    takes what the one before has returned.
+    """
+
+    def __init__(self, count: int, array: Any = None):
+        """`array`: the counters, if they are there already."""
+        self._count = count
+        self.array = array
+
+    def take(self) -> Any:
+        """The counters as the last launch has left them."""
+        return _lax.full((self._count,), 0, np.int32) if self.array is None else self.array
+
+
+def call(
+    source: Source,
+    operands: Sequence[Any],
+    outputs: Sequence[Array],
+    *,
+    arch: int | None = None,
+    tickets: Tickets | None = None,
+) -> list[Any]:
     """Launches a kernel (both of its launches) on the GPU inside traced code; `arch`: its capability if not here.
+
+    `tickets`: those of the program, if the kernel is not alone.
 
     Raises:
         LaunchError: jax-triton is not installed.
     """
     if source.combine is not None:
-        parts = call(replace(source, combine=None), operands, source.scratch, arch=arch)
-        return call(source.combine, [*operands, *parts], outputs, arch=arch)
+        return _in_two(partial(call, arch=arch), source, operands, outputs)
+    if not source.tickets:
+        return _launched(source, operands, outputs, dict(source.aliases), arch)
+    tickets = tickets or Tickets(source.tickets)
+    counters = tickets.take()
+    written = [*source.scratch, *outputs, Array(counters.shape, counters.dtype)]
+    # the results that are operands too are behind those of scratch
+    shared = {operand: len(source.scratch) + output for operand, output in source.aliases}
+    shared[len(operands)] = len(written) - 1
+    *results, tickets.array = _launched(source, [*operands, counters], written, shared, arch)
+    return results[len(source.scratch) :]
+
+
+def _launched(
+    source: Source, operands: Sequence[Any], outputs: Sequence[Array], shared: Mapping[int, int], arch: int | None
+) -> list[Any]:
+    """The outputs of one launch; `shared`: which of them is which operand, written in place."""
     jax_triton = _jax_triton()
     operands = list(operands)
-    for operand, output in source.aliases:  # one buffer has one shape
+    for operand, output in shared.items():  # one buffer has one shape
         operands[operand] = operands[operand].reshape(outputs[output].shape)
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
     with warnings.catch_warnings():
@@ -64,7 +107,7 @@ def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, a
             num_warps=source.config.num_warps,
             num_stages=source.config.num_stages,
             compute_capability=arch,
-            input_output_aliases=dict(source.aliases) or None,
+            input_output_aliases=dict(shared) or None,
         )
     return list(results)
 
@@ -128,15 +171,38 @@ def _raised(answer: Compiled | CompileError) -> Compiled:
 
 def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], arch: int) -> list[Request]:
     """What to compile for a kernel: each of its launches."""
-    written = source.scratch if source.combine is not None else outputs
-    passed = [*inputs, *_unshared(source, written)]
+    early, late = _early_and_late(source, outputs)
+    written = [*source.scratch, *early] if source.combine is not None else _unshared(source, outputs)
+    counters = [Array((source.tickets,), np.dtype(np.int32))] if source.tickets else []
+    passed = [*inputs, *counters, *(source.scratch if source.tickets else ()), *written]
     signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
     config = source.config
     named = {"arch": arch, "num_warps": config.num_warps, "num_stages": config.num_stages}
     first: Request = ((source.text, source.name, signature, {}), named)
     if source.combine is None:
         return [first]
-    return [first, *_requests(source.combine, [*inputs, *source.scratch], outputs, arch)]
+    return [first, *_requests(source.combine, [*inputs, *source.scratch], late, arch)]
+
+
+def _early_and_late[T](source: Source, outputs: Sequence[T]) -> tuple[list[T], list[T]]:
+    """The outputs that the first of two launches stores, and the others."""
+    late = [output for k, output in enumerate(outputs) if k not in source.early]
+    return [outputs[k] for k in source.early], late
+
+
+def _in_two(
+    launch: Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]],
+    source: Source,
+    operands: Sequence[Any],
+    outputs: Sequence[Array],
+) -> list[Any]:
+    """The outputs of a kernel of two launches, each by `launch`."""
+    assert source.combine is not None
+    early, late = _early_and_late(source, outputs)
+    parts = launch(replace(source, combine=None), operands, [*source.scratch, *early])
+    stored = iter(parts[len(source.scratch) :])
+    others = iter(launch(source.combine, [*operands, *parts[: len(source.scratch)]], late))
+    return [next(stored if k in source.early else others) for k in range(len(outputs))]
 
 
 def _fitting(source: Source, launches: Sequence[Compiled], shared_limit: int) -> Compiled:
@@ -169,11 +235,13 @@ def _parameters(source: Source) -> list[str]:
     return [name.strip() for name in head.split(",")]
 
 
-def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[Array]) -> list[Any]:
-    """Runs a kernel through Triton's interpreter, as a host callback inside traced code."""
+def interpreted_call(
+    source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, tickets: Tickets | None = None
+) -> list[Any]:
+    """Runs a kernel through Triton's interpreter, as a host callback inside traced code, with counters of its own."""
+    del tickets
     if source.combine is not None:
-        parts = interpreted_call(replace(source, combine=None), operands, source.scratch)
-        return interpreted_call(source.combine, [*operands, *parts], outputs)
+        return _in_two(interpreted_call, source, operands, outputs)
 
     def host(*arrays: Any) -> tuple[np.ndarray[Any, Any], ...]:
         written = dict(source.aliases)
@@ -181,7 +249,9 @@ def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[
         outs = [np.zeros(a.shape, a.dtype) for a in outputs]
         for k, output in written.items():
             outs[output] = ins[k].reshape(outs[output].shape)
-        run(source.text, source.name, (source.grid,), [*ins, *_unshared(source, outs)], constants={})
+        inner = [np.zeros(source.tickets, np.int32), *(np.zeros(a.shape, a.dtype) for a in source.scratch)]
+        passed = [*ins, *(inner if source.tickets else ()), *_unshared(source, outs)]
+        run(source.text, source.name, (source.grid,), passed, constants={})
         return tuple(outs)
 
     types = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs)

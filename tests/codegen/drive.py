@@ -196,13 +196,25 @@ def counted(
     ins = [np.array(a) if k in shared else np.ascontiguousarray(a) for k, a in enumerate(inputs)]
     for k, output in shared.items():
         outs[output] = ins[k]
+    late = [out for k, out in enumerate(outs) if k not in (*shared.values(), *source.early)]
+    passed, counts = [], ()
     if source.combine is not None:
         parts = [_poison(a) for a in source.scratch]
-        for part, count in zip(parts, _launch(source, [*ins, *parts])[len(ins) :], strict=True):
+        passed = [*ins, *parts, *(outs[k] for k in source.early)]
+        counts = _launch(source, passed)
+        for part, count in zip(parts, counts[len(ins) :], strict=False):
             assert (count == 1).all(), f"scratch of {part.shape} is stored {np.unique(count)} times:\n{source.text}"
+        passed, counts = passed[len(ins) + len(parts) :], counts[len(ins) + len(parts) :]
         ins, source = [*ins, *parts], source.combine
-    passed = [*ins, *(out for k, out in enumerate(outs) if k not in shared.values())]
-    counts = _launch(source, passed)
+    tickets, inner = np.zeros(source.tickets, np.int32), list[Data]()
+    if source.tickets:
+        inner = [_poison(a) for a in source.scratch]
+        ins = [*ins, tickets, *inner]
+    counts = (*counts, *_launch(source, [*ins, *late]))
+    passed = [*passed, *ins, *late]
+    assert not tickets.any(), f"tickets are left:\n{source.text}"
+    for part, count in zip(passed, counts, strict=True):
+        assert not any(part is p for p in inner) or (count == 1).all(), f"scratch is stored {np.unique(count)} times"
     found: dict[Value, tuple[Data, Data]] = {}
     for output, out in zip(kernel.outputs, outs, strict=True):
         (count,) = (c for array, c in zip(passed, counts, strict=True) if array is out)
