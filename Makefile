@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= 2
+BENCH ?= spine --peers xla torch
 
 # Without a driver JAX would log at length that the CUDA plugin, installed for lowering, cannot start.
 ifeq ($(wildcard /dev/nvidia0 /proc/driver/nvidia/version),)
@@ -47,8 +48,8 @@ format: venv ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv ## Benchmarks on this machine's device
-	$(BIN)/python -m benchmarks
+bench: venv ## Benchmarks on this machine's device, of what BENCH says (docs/benchmarks.md)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 report: venv ## The tables and the picture of the results that are kept
 	$(BIN)/python -m benchmarks.report --write

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.baselines import Baselines, Json, baselines
 from benchmarks.suites import GOALS_US, PARTS, bar, reaches
-from benchmarks.table import Json
+from benchmarks.table import moved
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,12 +23,16 @@ OTHERS = "others"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One version of a case: its median time and the quartiles in µs, and its temporary memory in bytes."""
+    """One version of a case: its median time and the quartiles in µs, its temporary memory in bytes, its kernels.
+
+    `kernels` is how many one call launches; None where they were not counted.
+    """
 
     us: float
     low_us: float
     high_us: float
     temp_bytes: int | None
+    kernels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ class Row:
         floor_us: the least time that its bytes can take.
         xla: the version of `jax.jit`; None where the case failed.
         ours: the version of jaxorch; None where the case failed.
+        against: the fastest versions of the others; None where the case failed.
+        moved: the bytes that jaxorch's kernels move over those of the floor; None where they were not counted.
+        record: the record that all this is of.
         failure: the last line of what went wrong; empty where nothing did.
     """
 
@@ -54,12 +62,30 @@ class Row:
     floor_us: float | None = None
     xla: Sample | None = None
     ours: Sample | None = None
+    against: Baselines | None = None
+    moved: float | None = None
+    record: Json | None = None
     failure: str = ""
 
     @property
     def ratio(self) -> float | None:
-        """XLA's time over jaxorch's."""
+        """The time of plain `jax.jit` over jaxorch's."""
         return None if self.ours is None else self.xla.us / self.ours.us
+
+    @property
+    def to_xla(self) -> float | None:
+        """The time of XLA with its best flags over jaxorch's."""
+        return self._over(self.against and self.against.xla)
+
+    @property
+    def to_torch(self) -> float | None:
+        """The time of torch.compile over jaxorch's."""
+        return self._over(self.against and self.against.torch)
+
+    @property
+    def to_best(self) -> float | None:
+        """The time of the fastest baseline over jaxorch's; None where plain `jax.jit` is the only one."""
+        return self._over(self.against and self.against.best)
 
     @property
     def met(self) -> bool | None:
@@ -84,6 +110,9 @@ class Row:
         if self.ours is None or not (self.ours.temp_bytes and self.xla.temp_bytes):
             return None
         return self.ours.temp_bytes / self.xla.temp_bytes
+
+    def _over(self, us: float | None) -> float | None:
+        return None if us is None or self.ours is None else us / self.ours.us
 
 
 def kept() -> list[Path]:
@@ -132,14 +161,22 @@ def _listed() -> Iterator[tuple[str, str]]:
 
 def _row(suite: str, machine: Json, record: Json) -> Row:
     case, device = record["case"], machine["device"].removeprefix("NVIDIA ").split()[0]
-    row = Row(case, suite, device, bar(case))
+    row = Row(case, suite, device, bar(case), record=record)
     if record["failure"]:
         return replace(row, failure=record["failure"].strip().splitlines()[-1])
     xla, ours = (_sample(record[side]) for side in ("xla", "ours"))
-    clocked = record["ours"]["timing"]["source"] == "clock"
-    return replace(row, clocked=clocked, floor_us=record["floor_us"], xla=xla, ours=ours)
+    return replace(
+        row,
+        clocked=record["ours"]["timing"]["source"] == "clock",
+        floor_us=record["floor_us"],
+        xla=xla,
+        ours=ours,
+        against=baselines(record),
+        moved=moved(record),
+    )
 
 
 def _sample(side: Json) -> Sample:
     timing = side["timing"]
-    return Sample(timing["median_us"], timing["low_us"], timing["high_us"], side["temp_bytes"])
+    kernels = len(timing.get("kernels", ())) or None
+    return Sample(timing["median_us"], timing["low_us"], timing["high_us"], side["temp_bytes"], kernels)

@@ -13,6 +13,9 @@ from benchmarks.suites import FLOOR_GOALS, NO_LOSS
 
 INK, FAINT, GRID = "#1f2933", "#66727f", "#e3e7eb"
 WON, EQUAL, LOST = "#2b6cb0", "#9aa5b1", "#d1571f"
+PEERS = "#b7791f"
+
+LEGEND = "◆ the fastest baseline: jax.jit, XLA with other flags, or torch.compile"
 
 WIDTH, TOP, BOTTOM, LINE, HEAD = 1000, 92, 40, 17, 34
 NAMES, SPEEDS, DISTANCES, SPEEDS_WIDTH, DISTANCES_WIDTH = 232, 244, 645, 325, 315
@@ -43,14 +46,16 @@ def axis(left: int, width: int, values: Sequence[float]) -> Axis:
 
 
 def draw(found: Sequence[Row]) -> str:
-    """The picture: suite by suite, the largest speed-up first; left the speed-ups, right both versions' distances."""
-    speeds = axis(SPEEDS, SPEEDS_WIDTH, [ratio for r in found for ratio in (r.ratio, r.bar) if ratio])
+    """The picture: suite by suite, the largest speed-up first; left the speed-ups, right the versions' distances."""
+    speeds = axis(SPEEDS, SPEEDS_WIDTH, [ratio for r in found for ratio in (r.ratio, r.bar, r.to_best) if ratio])
     floors = axis(DISTANCES, DISTANCES_WIDTH, [us / r.floor_us for r in found if r.floor_us for us in _times(r)])
     suites, usual = by_suite(found), usual_device(found)
     bottom = TOP + HEAD * len(suites) + LINE * len(found)
     root = _root(bottom + BOTTOM, usual)
     _scale(root, speeds, bottom, "×", "Speed-up over jax.jit, geometric means by suite; | is aimed at")
     _scale(root, floors, bottom, "", "Device time over the memory floor: ○ jax.jit, ● jaxorch")
+    if any(row.to_best for row in found):
+        _text(root, WIDTH - 24, 30, LEGEND, text_anchor="end", fill=PEERS)
     y = TOP
     for suite, rows in suites.items():
         _suite(root, y, suite, rows)
@@ -63,7 +68,7 @@ def draw(found: Sequence[Row]) -> str:
 
 
 def _times(row: Row) -> tuple[float, ...]:
-    return () if row.ours is None else (row.xla.us, row.ours.us)
+    return () if row.ours is None else (row.xla.us, row.against.best or row.xla.us, row.ours.us)
 
 
 def _root(height: int, device: str) -> Xml.Element:
@@ -86,10 +91,10 @@ def _scale(root: Xml.Element, scale: Axis, bottom: int, unit: str, title: str) -
 
 
 def _suite(root: Xml.Element, y: int, suite: str, rows: Sequence[Row]) -> None:
-    mean = geometric_mean(row.ratio for row in rows if row.ratio)
+    mean, best = (geometric_mean(v for v in values if v) for values in zip(*((r.ratio, r.to_best) for r in rows)))
     _text(root, 24, y + HEAD - 9, suite, font_weight=600, font_size=13)
     if mean is not None:
-        said = f"mean {mean:.2f}×"
+        said = f"{mean:.2f}×, ◆ {best:.2f}×" if best else f"mean {mean:.2f}×"
         _text(root, NAMES, y + HEAD - 9, said, text_anchor="end", fill=FAINT, font_size=11)
 
 
@@ -111,9 +116,13 @@ def _bar(group: Xml.Element, y: float, row: Row, speeds: Axis) -> None:
     _put(group, "rect", x=min(one, end), y=y - 5.5, width=round(abs(end - one), 1), height=11, rx=1.5, fill=color)
     if row.bar != NO_LOSS:
         _line(group, goal, y - 7, goal, y + 7, INK, 1.6)
+    marks = [end, goal]
+    if row.to_best:
+        marks.append(speeds.at(row.to_best))
+        _diamond(group, marks[-1], y)
     # Beside whatever reaches farthest on the bar's side.
     right = row.ratio >= NO_LOSS
-    x = max(end, goal, one) + 5 if right else min(end, goal) - 5
+    x = max(*marks, one) + 5 if right else min(marks) - 5
     _text(group, x, y + 4, f"{row.ratio:.2f}×", text_anchor="start" if right else "end", fill=said, font_size=11)
 
 
@@ -125,20 +134,30 @@ def _colors(ratio: float) -> tuple[str, str]:
 
 
 def _dots(group: Xml.Element, y: float, row: Row, floors: Axis) -> None:
-    theirs, ours = (floors.at(us / row.floor_us) for us in _times(row))
+    theirs, best, ours = (floors.at(us / row.floor_us) for us in _times(row))
     _line(group, theirs, y, ours, y, EQUAL, 1.5)
     _put(group, "circle", cx=theirs, cy=y, r=4, fill="#ffffff", stroke=FAINT, stroke_width=1.5)
+    if row.to_best:
+        _diamond(group, best, y)
     _put(group, "circle", cx=ours, cy=y, r=4.5, fill=WON)
     if row.case in FLOOR_GOALS:
         goal = floors.at(FLOOR_GOALS[row.case])
         _line(group, goal, y - 7, goal, y + 7, INK, 1.6)
 
 
+def _diamond(group: Xml.Element, x: float, y: float) -> None:
+    corners = ((x, y - 4.5), (x + 4.5, y), (x, y + 4.5), (x - 4.5, y))
+    points = " ".join(f"{a:g},{b:g}" for a, b in corners)
+    _put(group, "polygon", points=points, fill=PEERS, stroke="#ffffff", stroke_width=0.8)
+
+
 def _said(row: Row) -> str:
     if row.ratio is None:
         return f"{row.case}: {row.failure}"
     floor = "" if row.floor_us is None else f", floor {row.floor_us:.1f}"
-    return f"{row.case}, {row.device}: jax.jit {row.xla.us:.1f} µs, jaxorch {row.ours.us:.1f} µs{floor}"
+    others = [("best XLA", row.against.xla), ("torch.compile", row.against.torch)]
+    peers = "".join(f", {name} {us:.1f} µs" for name, us in others if us is not None)
+    return f"{row.case}, {row.device}: jax.jit {row.xla.us:.1f} µs{peers}, jaxorch {row.ours.us:.1f} µs{floor}"
 
 
 def _text(parent: Xml.Element, x: float, y: float, text: str, **attributes: object) -> None:

@@ -6,21 +6,29 @@ and the table in README.md anew.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import plot
+from benchmarks.baselines import Json
 from benchmarks.measured import Row, by_suite, geometric_mean, kept, label, load, rows, usual_device
-from benchmarks.suites import BARS, FLOOR_GOALS
-from benchmarks.table import MET, Json, grid, title
+from benchmarks.suites import BARS, FLOOR_GOALS, NO_LOSS
+from benchmarks.table import MET, filled, gaps, grid, number, title
 
 ROOT = Path(__file__).parents[1]
 
 CASES = (
     *("case", "device", "XLA µs", "jaxorch µs", "ratio", "spread", "bar", "met"),
-    *("floor µs", "time / floor", "XLA MB", "jaxorch MB"),
+    *("best XLA µs", "torch µs", "to best", "floor µs", "time / floor", "moved / floor"),
+    *("kernels", "XLA MB", "jaxorch MB"),
 )
-MEANS = ("of", "cases", "failed", "bars met", "ratio", "lowest", "highest", "memory", "memory of")
+MEANS = (
+    *("of", "cases", "failed", "bars met", "ratio", "lowest", "highest"),
+    *("to best XLA", "to torch", "to best", "below 1", "memory", "memory of", "time / floor"),
+)
+OPTIONAL = frozenset({"best XLA µs", "torch µs", "to best", "moved / floor", "to best XLA", "to torch", "below 1"})
+"""Columns that are there where a case has something in them."""
+
 README = ("case", "`jax.jit`, µs", "jaxorch, µs", "speed-up", "aimed at", "`jax.jit`, MB", "jaxorch, MB")
 BEGIN, END = "<!-- python -m benchmarks.report --write -->", "<!-- to here -->"
 
@@ -31,7 +39,17 @@ a goal.
 - *floor*: arguments read once and results written once at the device's copy rate, and 2 µs for a launch. What is \
 written in place is left out with the argument it overwrites, though the case may have to read it (the caches of \
 decoding). *time / floor*: jaxorch's distance from it, with the distance aimed at in brackets where there is one.
-- *MB*: temporary memory of the executable."""
+- *kernels*: what one call launches, jaxorch's / XLA's. *MB*: temporary memory of the executable."""
+
+PEERS_LEGEND = """\
+- *best XLA*: XLA with those of the flags in `benchmarks/peers/flags.py` that are fastest for the case, named where \
+they are not the usual ones. *torch*: torch.compile of the same program (`benchmarks/translation/`), the faster of \
+its default and max-autotune, in CUDA graphs. *to best*: the time of the fastest of all these over jaxorch's. All are \
+behind the same gate, and timed interleaved with the others."""
+
+MOVED_LEGEND = """\
+- *moved / floor*: the bytes that the plan's kernels read and write, by jaxorch's count, over those of the floor; \
+where kernels are the whole program."""
 
 
 def results(runs: Sequence[Json]) -> str:
@@ -46,14 +64,14 @@ def results(runs: Sequence[Json]) -> str:
         "\n".join(made),
         "![Speed-up of every case over jax.jit, and its distance from the memory floor](speedups.svg)",
         "## Means",
-        "Geometric means of *ratio* and of *memory*, jaxorch's temporary memory over XLA's, the latter of the cases in "
-        "which both have some.",
+        _about_means(found),
         means(found),
         "## Cases",
-        LEGEND,
+        _legend(found),
     ]
     for suite, members in by_suite(found).items():
-        parts += [f"### {suite}", grid(CASES, map(_cells, members)), *_failures(members)]
+        table = grid(*filled(CASES, map(_cells, members), OPTIONAL))
+        parts += [f"### {suite}", table, *_failures(members)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -63,7 +81,7 @@ def means(found: Sequence[Row]) -> str:
     devices = dict.fromkeys(row.device for row in found)
     if len(devices) > 1:
         groups |= {f"all on {device}": tuple(r for r in found if r.device == device) for device in devices}
-    return grid(MEANS, (_mean(name, members) for name, members in groups.items()))
+    return grid(*filled(MEANS, (_mean(name, members) for name, members in groups.items()), OPTIONAL))
 
 
 def readme(found: Sequence[Row]) -> str:
@@ -105,7 +123,7 @@ def _write(runs: Sequence[Json], found: Sequence[Row]) -> None:
 
 def _cells(row: Row) -> tuple[str, ...]:
     if row.ours is None:
-        return (row.case, row.device, "–", "–", "failed", "–", row.goal, MET[row.met], *"––––")
+        return (row.case, row.device, "–", "–", "failed", "–", row.goal, MET[row.met], *"–––––––––")
     return (
         row.case,
         row.device,
@@ -115,8 +133,13 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.ours.low_us:.1f}–{row.ours.high_us:.1f}",
         row.goal,
         MET[row.met],
-        _number("{:.1f}", row.floor_us),
+        _best_xla(row),
+        number("{:.1f}", row.against.torch),
+        number("{:.2f}", row.to_best),
+        number("{:.1f}", row.floor_us),
         _distance(row),
+        number("{:.2f}", row.moved),
+        " / ".join(number("{}", side.kernels) for side in (row.ours, row.xla)),
         *(_megabytes(side.temp_bytes, _fine) for side in (row.xla, row.ours)),
     )
 
@@ -128,33 +151,65 @@ def _short(row: Row, name: str) -> tuple[str, ...]:
     return (name, *times, *(_megabytes(side.temp_bytes, "{:.0f}".format) for side in (row.xla, row.ours)))
 
 
+def _about_means(found: Sequence[Row]) -> str:
+    text = (
+        "Geometric means of *ratio*, of *memory*, jaxorch's temporary memory over XLA's, of the cases in which both "
+        "have some, and of *time / floor*."
+    )
+    if any(row.to_best for row in found):
+        text += (
+            " *to best XLA*, *to torch*, *to best*: of the ratios to these baselines, of the cases that have them; "
+            "*below 1*: how many cases are slower than the fastest of them, beyond noise."
+        )
+    return text
+
+
+def _legend(found: Sequence[Row]) -> str:
+    parts = [LEGEND]
+    if any(row.to_best for row in found):
+        parts.append(PEERS_LEGEND)
+    if any(row.moved for row in found):
+        parts.append(MOVED_LEGEND)
+    return "\n".join(parts)
+
+
 def _mean(name: str, members: Sequence[Row]) -> tuple[str, ...]:
     timed = sorted((row for row in members if row.ratio is not None), key=lambda row: row.ratio)
     memory = [row.memory for row in timed if row.memory is not None]
+    best = [row.to_best for row in timed if row.to_best is not None]
     return (
         name,
         str(len(members)),
         str(len(members) - len(timed)),
         str(sum(row.met is True for row in members)),
-        _number("{:.2f}", geometric_mean(row.ratio for row in timed)),
+        number("{:.2f}", geometric_mean(row.ratio for row in timed)),
         *([f"{row.ratio:.2f} ({row.case})" for row in (timed[0], timed[-1])] if timed else "––"),
-        _number("{:.2f}", geometric_mean(memory)),
+        *(_mean_of(getattr(row, name) for row in timed) for name in ("to_xla", "to_torch", "to_best")),
+        str(sum(ratio < NO_LOSS for ratio in best)) if best else "–",
+        _mean_of(row.memory for row in timed),
         str(len(memory)),
+        _mean_of(row.distance for row in timed),
     )
+
+
+def _mean_of(values: Iterable[float | None]) -> str:
+    return number("{:.2f}", geometric_mean(value for value in values if value is not None))
 
 
 def _failures(members: Sequence[Row]) -> list[str]:
     lines = [f"- {row.case} failed: `{row.failure}`" for row in members if row.failure]
+    lines += [f"- {gap}" for gap in gaps(row.record for row in members)]
     return ["\n".join(lines)] if lines else []
 
 
 def _distance(row: Row) -> str:
     goal = f" ({FLOOR_GOALS[row.case]:.2f})" if row.case in FLOOR_GOALS else ""
-    return _number("{:.2f}", row.distance) + goal
+    return number("{:.2f}", row.distance) + goal
 
 
-def _number(form: str, value: float | None) -> str:
-    return "–" if value is None else form.format(value)
+def _best_xla(row: Row) -> str:
+    flags = f" ({row.against.flags})" if row.against.flags else ""
+    return number("{:.1f}", row.against.xla) + flags
 
 
 def _megabytes(count: int | None, form: Callable[[float], str]) -> str:

@@ -1,23 +1,24 @@
-"""One case from its name to its record: compile both versions, pass the gate, time them; a failure is a record too."""
+"""One case from its name to its record: compile all versions, pass the gate, time them; a failure is a record too."""
 
-import subprocess
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 
 import jaxorch
-from benchmarks.correctness import Verdict, judge, poison
-from benchmarks.inputs import Draw, drawer
+from benchmarks.admission import Expected, admitted, judged, ready
+from benchmarks.inputs import drawer
+from benchmarks.models import MODELS
+from benchmarks.peers import Built, Case, compiled
+from benchmarks.records import Chosen, Record, Side
 from benchmarks.reference import float64_reference
-from benchmarks.suites import KNOWN, bar, reaches
-from benchmarks.timing import argument_sets, floor_us, queued_us
+from benchmarks.suites import KNOWN, bar
+from benchmarks.timing import argument_sets, floor_bytes, floor_us, queued_us
 from jaxorch.orchestration.measure import Timing, program_times
+from jaxorch.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,93 +29,19 @@ class Settings:
         seed: what all random arguments are drawn from.
         repeats: timed calls of each version.
         reference: where the float64 reference is computed, "cpu" or "device".
+        size: of the networks, "full" or "tiny"; other cases have one size.
+        peers: which kinds of `benchmarks.peers` are timed beside.
+        peer_limit: seconds that one peer may take to be made and judged.
+        peers_limit: seconds that all peers of a case may take.
     """
 
     seed: int
     repeats: int = 20
     reference: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One version of a case: `jax.jit`'s or jaxorch's.
-
-    Attributes:
-        compile_s: seconds from the function to the executable, planning and tuning included.
-        temp_bytes: temporary memory of the executable.
-        timing: its device time.
-        queued_us: its wall clock a call, calls queued; see `timing.queued_us`.
-    """
-
-    compile_s: float
-    temp_bytes: int | None
-    timing: Timing | None = None
-    queued_us: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A generated kernel of the plan: its name, schedule and configuration, and its times in µs."""
-
-    name: str
-    schedule: str
-    config: str
-    estimated_us: float
-    measured_us: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What became of one case. Times, and so the ratio, are there only where the gate was passed.
-
-    Attributes:
-        case: its name.
-        bar: the least ratio it must reach.
-        ratio: XLA's device time over jaxorch's.
-        floor_us: the least time its bytes can take.
-        xla: the version of `jax.jit`.
-        ours: the version of jaxorch.
-        chosen: jaxorch's kernels; empty on a machine without a GPU, where XLA runs the whole program.
-        verdict: what the gate found.
-        warnings: what jaxorch warned of while it planned.
-        failure: the end of the traceback, or why the case was not run; empty where it was run to the end.
-        seconds: how long the whole case took.
-    """
-
-    case: str
-    bar: float
-    ratio: float | None = None
-    floor_us: float | None = None
-    xla: Side | None = None
-    ours: Side | None = None
-    chosen: tuple[Chosen, ...] = ()
-    verdict: Verdict | None = None
-    warnings: tuple[str, ...] = ()
-    failure: str = ""
-    seconds: float = field(default=0.0)
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the bar is reached; None on a machine whose times are not device times."""
-        if self.ratio is None:
-            return False
-        timing = self.ours and self.ours.timing
-        if timing is None or timing.source == "clock":
-            return None
-        return reaches(self.case, self.bar, self.ratio, timing.median_us)
-
-
-def machine(commit: str | None = None) -> dict[str, object]:
-    """What the records of a run have in common: device, versions, commit, time."""
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "clock": "device time (CUPTI)" if device.platform == "gpu" else "wall clock",
-        "versions": {name: _version(name) for name in ("jaxorch", "jax", "jaxlib", "triton", "jax-triton")},
-        "commit": commit or _commit(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    size: Literal["full", "tiny"] = "full"
+    peers: tuple[str, ...] = ()
+    peer_limit: float = 120
+    peers_limit: float = 200
 
 
 def run_case(name: str, settings: Settings) -> Record:
@@ -131,74 +58,58 @@ def run_case(name: str, settings: Settings) -> Record:
 
 
 def _run(name: str, settings: Settings) -> dict[str, object]:
-    function, specs, donated = KNOWN[name]()
-    draw = drawer(name, specs)
+    case = Case(*(MODELS[name](size="tiny") if settings.size == "tiny" else KNOWN[name]()))
+    draw = drawer(name, case.specs)
     gate_key, timing_key = jax.random.split(jax.random.key(settings.seed))
-    xla, xla_side = _compile(jax.jit(function, donate_argnums=donated), specs)
-    optimized = jaxorch.optimize(function, donate_argnums=donated)
-    ours, our_side = _compile(optimized, specs)
-    verdict = _gate(function, ours, xla, draw, gate_key, settings)
+    xla = compiled(jax.jit(case.function, donate_argnums=case.donated), case)
+    optimized = jaxorch.optimize(case.function, donate_argnums=case.donated)
+    ours = compiled(optimized, case)
+    sides = {"xla": _side(xla), "ours": _side(ours)}
+    # Every version gets arguments of its own, drawn alike: it may donate them.
+    device = jax.devices("cpu")[0] if settings.reference == "cpu" else jax.devices()[0]
+    reference = float64_reference(case.function, draw(gate_key), device)
+    expected = Expected(draw, gate_key, reference, xla.outputs(*draw(gate_key)))
+    verdict = judged(ours, expected)
     if not verdict.passed:
-        return {"xla": xla_side, "ours": our_side, "verdict": verdict, "failure": f"wrong: {verdict.reason}"}
-    sets = argument_sets(draw, specs, timing_key)
-    xla_time, our_time = program_times((xla, ours), sets, donated=donated, repeats=settings.repeats)
-    # Donated arguments are gone from `sets` by now.
-    sets = argument_sets(draw, specs, timing_key) if donated else sets
-    xla_queued, our_queued = queued_us((xla, ours), sets, donated, settings.repeats)
-    outputs = jax.tree.leaves(jax.eval_shape(function, *specs))
+        return sides | {"verdict": verdict, "failure": f"wrong: {verdict.reason}"}
+    admits = admitted(case, settings.peers, expected, settings.peer_limit, settings.peers_limit)
+    sets = argument_sets(draw, case.specs, timing_key)
+    peers = ready(admits, sets)
+    calls = [xla.timed(sets), ours.timed(sets), *(call for _, call in peers if call)]
+    timings = program_times(calls, sets, donated=case.donated, repeats=settings.repeats)
+    # Donated arguments are gone by now.
+    again = argument_sets(draw, case.specs, timing_key) if case.donated else sets
+    clocks = list(zip(timings, queued_us(calls, again, case.donated, settings.repeats), strict=True))
+    xla_side, our_side = (_clocked(side, clocks.pop(0)) for side in sides.values())
+    outputs = jax.tree.leaves(jax.eval_shape(case.function, *case.specs))
+    report = jaxorch.explain(optimized, *case.specs) if our_side.timing.source != "clock" else None
     return {
-        "ratio": xla_time.median_us / our_time.median_us,
-        "floor_us": floor_us(jax.devices()[0].device_kind, specs, outputs, donated),
-        "xla": Side(xla_side.compile_s, xla_side.temp_bytes, xla_time, xla_queued),
-        "ours": Side(our_side.compile_s, our_side.temp_bytes, our_time, our_queued),
-        "chosen": _chosen(optimized, specs) if our_time.source != "clock" else (),
+        "ratio": xla_side.timing.median_us / our_side.timing.median_us,
+        "floor_us": floor_us(jax.devices()[0].device_kind, case.specs, outputs, case.donated),
+        "floor_bytes": floor_bytes(case.specs, outputs, case.donated),
+        "moved_bytes": None if report is None else _moved(report),
+        "xla": xla_side,
+        "ours": our_side,
+        "peers": tuple(
+            replace(peer, side=_clocked(peer.side, clocks.pop(0))) if call else peer for peer, call in peers
+        ),
+        "chosen": () if report is None else _chosen(report),
         "verdict": verdict,
     }
 
 
-def _chosen(optimized: jax.stages.Wrapped, specs: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Chosen, ...]:
-    lines = jaxorch.explain(optimized, *specs).kernels
-    return tuple(Chosen(k.name, k.schedule, k.config, k.estimated, k.measured) for k in lines)
+def _side(built: Built) -> Side:
+    return Side(built.compile_s, built.temp_bytes())
 
 
-def _compile(jitted: jax.stages.Wrapped, specs: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Callable[..., object], Side]:
-    start = time.perf_counter()
-    compiled = jitted.lower(*specs).compile()
-    seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    return compiled, Side(seconds, None if memory is None else memory.temp_size_in_bytes)
+def _clocked(side: Side, clock: tuple[Timing, float]) -> Side:
+    return replace(side, timing=clock[0], queued_us=clock[1])
 
 
-def _gate(
-    function: Callable[..., object],
-    ours: Callable[..., object],
-    xla: Callable[..., object],
-    draw: Draw,
-    key: jax.Array,
-    settings: Settings,
-) -> Verdict:
-    # Every version gets arguments of its own, drawn alike: it may donate them.
-    device = jax.devices("cpu")[0] if settings.reference == "cpu" else jax.devices()[0]
-    reference = float64_reference(function, draw(key), device)
-    theirs = jax.tree.leaves(xla(*draw(key)))
-    arguments = draw(key)
-    poison(theirs)
-    return judge(jax.tree.leaves(ours(*arguments)), theirs, reference)
+def _moved(report: Report) -> int | None:
+    whole = report.kept and report.kernels and not report.left and not report.bodies
+    return sum(line.bytes_moved for line in report.kernels) if whole else None
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str:
-    """The commit of the checkout, with a mark where files differ from it; "unknown" outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def _chosen(report: Report) -> tuple[Chosen, ...]:
+    return tuple(Chosen(k.name, k.schedule, k.config, k.estimated, k.measured) for k in report.kernels)

@@ -34,20 +34,25 @@ def argument_sets(draw: Draw, specs: Sequence[Shaped], key: jax.Array) -> list[t
     return [draw(set_key) for set_key in jax.random.split(key, count)]
 
 
+def floor_bytes(arguments: Sequence[Shaped], outputs: Sequence[Shaped], donated: Collection[int]) -> int:
+    """The bytes of every argument, read once, and of every output, written once.
+
+    A donated argument and the output that takes its buffer are left out: in place, little of them need move.
+    """
+    return total_bytes(arguments) + total_bytes(outputs) - 2 * total_bytes([arguments[i] for i in donated])
+
+
 def floor_us(
     device_kind: str, arguments: Sequence[Shaped], outputs: Sequence[Shaped], donated: Collection[int]
 ) -> float | None:
-    """The least time that reading every argument and writing every output can take, with one launch; in µs.
-
-    A donated argument and the output that takes its buffer are left out: in place, little of them need move.
+    """The least time that moving `floor_bytes` can take, with one launch; in µs.
 
     Returns:
         None for a device whose bandwidth has not been measured.
     """
     if device_kind not in BANDWIDTH:
         return None
-    moved = total_bytes(arguments) + total_bytes(outputs) - 2 * total_bytes([arguments[i] for i in donated])
-    return moved / BANDWIDTH[device_kind] * 1e6 + LAUNCH_US
+    return floor_bytes(arguments, outputs, donated) / BANDWIDTH[device_kind] * 1e6 + LAUNCH_US
 
 
 def queued_us(

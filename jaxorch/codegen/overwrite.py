@@ -99,7 +99,9 @@ def overwritable(graph: Graph, kernel: Kernel, config: Config) -> tuple[tuple[in
     if not pairs:
         return ()
     launch = launches(kernel, config)[-1]
-    if launch == "combine" and early_outputs(kernel):
+    if launch == "joined":  # what one program has yet to read is another's to store
+        return ()
+    if launch == "combine" and early_outputs(kernel):  # results of both launches
         return ()
     own = combine_config(kernel, config) if launch == "combine" else config
     frame = kernel.frames[config.frame]

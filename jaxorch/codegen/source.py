@@ -106,7 +106,8 @@ def _launch(
     ops = _written(graph, kernel, config, launch, (*ins, *outs), interpret)
     helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
     shared = {**aliases(graph, kernel), **over}
-    same = {outs[o].name: ins[k].name for k, o in over.items()}
+    results = outs[len(outs) - len(kernel.outputs) :]  # behind the parts of a launch that leaves some
+    same = {results[o].name: ins[k].name for k, o in over.items()}
     arguments = ", ".join(b.name for b in (*ins, *(o for o in outs if o not in ins and o.name not in same)))
     lines = [*(f"{output} = {read}" for output, read in same.items()), *ops.blocks[0].lines]
     body = "\n".join("    " + line for line in lines)

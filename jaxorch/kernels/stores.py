@@ -28,7 +28,7 @@ type Coords = tuple[Expr, ...]
 def with_stores(
     graph: Graph, members: frozenset[int], unrolled: frozenset[int], made: Contracted, outputs: Sequence[Value]
 ) -> Contracted | str:
-    """The kernel storing `outputs` from its operands' tiles, or why it cannot."""
+    """The kernel storing `outputs` from its operands' tiles, which then have no heads, or why it cannot."""
     tiles = list(_tiles(graph, made))
     found: list[Stored] = []
     for value in outputs:
@@ -36,7 +36,7 @@ def with_stores(
         if isinstance(stored, str):
             return stored
         found.append(stored)
-    return replace(made, core=replace(made.core, stored=tuple(found)))
+    return replace(made, core=replace(made.core, stored=tuple(found)), frames=made.frames[:1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class _Tile:
 
 def _tiles(graph: Graph, made: Contracted) -> Iterator[_Tile]:
     """The operands that are no other product's result."""
-    core, frame = made.core, made.frame
+    core, frame = made.core, made.frames[0]
     key, inner = len(frame.domain), len(frame.domain) + 1
     softmax = core.softmax
     sizes = (*frame.domain, core.key, contract_of(graph, softmax.first if softmax else core.last).count)

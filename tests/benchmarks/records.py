@@ -1,5 +1,6 @@
 """Result files in miniature, as `python -m benchmarks --out` writes them."""
 
+MAX_AUTOTUNE = "torch.compile, max-autotune"
 H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 
 
@@ -22,6 +23,18 @@ def side(median, temp_bytes, source="cupti"):
 def timed(case, xla, ours, floor=10.0, memory=(0, 0), source="cupti"):
     sides = {"xla": side(xla, memory[0], source), "ours": side(ours, memory[1], source)}
     return {"case": case, "floor_us": floor, "failure": ""} | sides
+
+
+def beside(record, moved=None, **peers):
+    """The record with peers: a time each, or the reason why there is none."""
+    names = {"flags": "XLA, cuBLASLt", "others": "XLA, no autotuning", "torch": "torch.compile", "tuned": MAX_AUTOTUNE}
+    made = [
+        {"name": names[key], "missing": value}
+        if isinstance(value, str)
+        else {"name": names[key], "missing": "", "side": side(value, 0)}
+        for key, value in peers.items()
+    ]
+    return record | {"peers": made, "floor_bytes": 100, "moved_bytes": moved}
 
 
 def failed(case):

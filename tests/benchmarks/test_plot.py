@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import plot
 from benchmarks.measured import rows
-from tests.benchmarks.records import EARLY, H200, LATE, run, timed
+from tests.benchmarks.records import EARLY, H200, LATE, beside, run, timed
 
 FOUND = rows([EARLY, LATE])
 SVG = "{http://www.w3.org/2000/svg}"
@@ -87,3 +87,18 @@ def test_everything_is_inside_the_picture(root):
 def test_one_row_is_a_picture_too():
     root = Xml.fromstring(plot.draw(rows([run(H200, "", timed("moe", 2, 1, floor=None))])))
     assert [group.find(f"{SVG}text").text for group in root.iter(f"{SVG}g")] == ["moe"]
+
+
+def test_the_fastest_baseline_is_a_diamond():
+    record = beside(timed("moe", 400, 100, floor=50.0), flags=300, torch=200)
+    root = Xml.fromstring(plot.draw(rows([run(H200, "", record)])))
+    centres = [float(mark.get("points").split(",")[0]) for mark in root.iter(f"{SVG}polygon")]
+    speeds = plot.axis(plot.SPEEDS, plot.SPEEDS_WIDTH, [4, 2])
+    floors = plot.axis(plot.DISTANCES, plot.DISTANCES_WIDTH, [8, 4, 2])
+    assert centres == pytest.approx([speeds.at(2), floors.at(4)], abs=0.1)
+    assert any(text.text == plot.LEGEND for text in root.iter(f"{SVG}text"))
+
+
+def test_without_other_baselines_there_is_no_diamond(root):
+    assert not list(root.iter(f"{SVG}polygon"))
+    assert plot.LEGEND not in [text.text for text in root.iter(f"{SVG}text")]

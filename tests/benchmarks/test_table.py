@@ -1,16 +1,11 @@
 """Suites, floors, argument sets, the runner's records and the table made of them."""
 
-import json
-import time
-
 import jax
 import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-import jaxorch
-from benchmarks import __main__ as command
-from benchmarks import runner, table, timing
+from benchmarks import table, timing
 from benchmarks.cases import CASES, S
 from benchmarks.inputs import drawer
 from benchmarks.suites import BARS, KNOWN, NO_LOSS, PARTS, SUITES, bar, resolve
@@ -46,7 +41,10 @@ RECORDS = [
 
 def test_rows_hold_wins_losses_and_failures():
     won, lost, unknown, broken = table.rows(RECORDS)
-    assert won == ("won", "100.0", "40.0", "39.0–41.0", "2.50", "2.40", "yes", "31.5", "1 / 3", "2 / 2", won[-1])
+    found = dict(zip(table.COLUMNS, won, strict=True))
+    assert [found[name] for name in ("case", "XLA µs", "jaxorch µs", "spread")] == ["won", "100.0", "40.0", "39.0–41.0"]
+    assert [found[name] for name in ("ratio", "bar", "met", "floor µs")] == ["2.50", "2.40", "yes", "31.5"]
+    assert [found[name] for name in ("kernels", "temp MB", "to best", "moved")] == ["1 / 3", "2 / 2", "–", "–"]
     assert won[-1] == "2.0e-03 / 2.0e-03"
     assert lost[6] == "NO"
     assert unknown[6] == "–"
@@ -59,7 +57,21 @@ def test_markdown_is_one_table():
     assert text.startswith("device: NVIDIA H200, device time (CUPTI); jax 0.11.2; commit 0123456789ab\n")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(RECORDS)
-    assert {line.replace("\\|", "").count("|") for line in lines} == {len(table.COLUMNS) + 1}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {len(set(table.COLUMNS) - table.OPTIONAL) + 1}
+
+
+def test_peers_are_columns_where_there_are_any():
+    beside = [
+        {"name": "XLA, cuBLASLt", "missing": "", "side": side(90.0, 2)},
+        {"name": "torch.compile", "missing": "no"},
+    ]
+    text = table.markdown(MACHINE, [*RECORDS[:1], RECORDS[1] | {"peers": beside, "floor_bytes": 10, "moved_bytes": 12}])
+    _, _, won, lost = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line[:1] == "|"]
+    heads = [cell.strip() for cell in next(line for line in text.splitlines() if line[:1] == "|").split("|")]
+    assert [won[heads.index(name)] for name in ("best XLA µs", "to best", "moved")] == ["–", "–", "–"]
+    assert [lost[heads.index(name)] for name in ("best XLA µs", "to best", "moved")] == ["90.0", "0.81", "1.20"]
+    assert "torch µs" not in heads
+    assert "- torch.compile is missing for lost: `no`" in text
 
 
 def test_the_terminal_shows_the_failure_in_full():
@@ -99,70 +111,3 @@ def test_argument_sets_exceed_the_cache(monkeypatch):
     sets = argument_sets(drawer("any", spec), spec, jax.random.key(0))
     assert sum(total_bytes(arguments) for arguments in sets) >= 2 * CACHE_BYTES / 30
     assert not (sets[0][0] == sets[1][0]).all()
-
-
-@pytest.fixture
-def small_case(monkeypatch):
-    def install(function=lambda x: jax.nn.gelu(x) * 2, ours=None):
-        monkeypatch.setattr(timing, "CACHE_BYTES", CACHE_BYTES / 30)
-        monkeypatch.setitem(CASES, "small", lambda: (function, (S(64, 512),), ()))
-        monkeypatch.setattr(jaxorch, "optimize", lambda f, **kwargs: jax.jit(ours or f, **kwargs), raising=False)
-        return runner.run_case("small", runner.Settings(seed=0, repeats=2))
-
-    return install
-
-
-def test_a_case_becomes_a_record(small_case):
-    found = small_case()
-    assert found.failure == ""
-    assert found.ratio > 0
-    assert found.met is None  # a CPU's wall clock says nothing about the bar
-    assert found.ours.timing.source == "clock"
-    assert found.xla.queued_us > 0
-    assert found.verdict.passed
-
-
-def test_a_wrong_result_is_not_timed(small_case):
-    found = small_case(ours=lambda x: jax.nn.gelu(x) * 2.1)
-    assert found.failure.startswith("wrong: output 0: error")
-    assert found.ratio is None
-    assert found.ours.timing is None
-    assert found.met is False
-
-
-def test_a_failure_is_a_record(small_case):
-    def fails(x):
-        raise ValueError("no such kernel")
-
-    assert "ValueError: no such kernel" in small_case(ours=fails).failure
-
-
-def test_the_command_writes_after_every_case(small_case, tmp_path, capsys):
-    small_case()
-    out = tmp_path / "results.json"
-    assert command.main(["small", "--repeats", "2", "--seed", "7", "--out", str(out)]) == 0
-    results = json.loads(out.read_text())
-    assert results["machine"]["seed"] == 7
-    assert [found["case"] for found in results["records"]] == ["small"]
-    assert results["records"][0]["met"] is None
-    assert "wall clock" in capsys.readouterr().out
-    assert command.main(["--read", str(out), "--table"]) == 0
-    assert "| small |" in capsys.readouterr().out
-
-
-def test_a_case_out_of_time_is_recorded(small_case, capsys):
-    small_case()
-    assert command.main(["small", "--minutes", "0"]) == 1
-    assert "out of time" in capsys.readouterr().out
-
-
-def test_a_case_that_does_not_end_is_interrupted(small_case, monkeypatch):
-    small_case()
-    monkeypatch.setattr(jaxorch, "optimize", lambda f, **kwargs: time.sleep(60))
-    assert "not finished within" in command._limited("small", runner.Settings(0), 0.5).failure
-
-
-def test_an_unknown_case_is_a_usage_error(capsys):
-    with pytest.raises(SystemExit):
-        command.main(["nosuch"])
-    assert "no case or suite is called nosuch" in capsys.readouterr().err

@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxorch.codegen import products
+from jaxorch.codegen.emit import launches
 from jaxorch.codegen.overwrite import overwritable
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import agree, counted, limits, numpied, program, random_array, scheduled, whole_kernel
 from tests.codegen.test_source import compiled
+from tests.codegen.test_stores import attend, normal, online, stored_by
 
 F32 = np.float32
 
@@ -130,11 +133,14 @@ def test_products():
     assert allowed(lambda x, w: x @ w + x, W, W, schedule="gemm") == set()
 
 
-def test_the_second_launch_may_overwrite_what_the_first_has_read():
+@pytest.mark.parametrize(("elements", "allowed"), [(0, {(0, 0), (1, 0)}), (64, set())])
+def test_the_second_launch_may_overwrite_what_the_first_has_read(monkeypatch, elements, allowed):
+    """In one launch, where the last program of a tile stores what others read from, nothing may be overwritten."""
+    monkeypatch.setattr(products, "_JOINED", elements)
     made, kernel = scheduled("gemm", lambda x, w: x @ w + x, zeros(64, 64), W)
     config = Config(0, 64, 64, 4, 1, 16, splits=2)
     position = [made.graph.nodes[v.node].position for v in kernel.inputs]
-    assert {(position[k], o) for k, o in overwritable(made.graph, kernel, config)} == {(0, 0), (1, 0)}
+    assert {(position[k], o) for k, o in overwritable(made.graph, kernel, config)} == allowed
 
 
 def test_attention_keeps_its_queries():
@@ -172,3 +178,28 @@ def test_kernels_that_overwrite_give_the_same_and_store_once(name):
         assert (k, o) in last.aliases
         assert f"out{o}," not in last.text.split("def jaxorch_")[1].split("):")[0] + ","
         assert compiled(made.graph, kernel, config, 90, over={k: o}).spill_bytes == 0
+
+
+@pytest.mark.parametrize("elements", [0, 64])
+def test_results_of_two_launches_take_memory_of_their_own(monkeypatch, elements):
+    """What the first of them stores from an operand is no result of the second."""
+
+    def f(q, k, v):
+        q = q * 0.5
+        return attend(q, k, v), q
+
+    monkeypatch.setattr(products, "_JOINED", elements)
+    rng = np.random.default_rng(0)
+    arrays = normal(rng, 2, 2, 3, 11, 16), normal(rng, 2, 2, 50, 16), normal(rng, 2, 2, 50, 32)
+    made, kernel = stored_by(f, *arrays, schedule="online", early=1)
+    inputs = [made.values[v] for v in kernel.inputs]
+    want = numpied(made.graph, kernel, inputs)
+    kinds = set()
+    for config in online(kernel):
+        kind, pairs = launches(kernel, config)[-1], overwritable(made.graph, kernel, config)
+        kinds.add(kind)
+        assert not pairs or kind == "whole"
+        for k, o in pairs:
+            for value, (out, _) in counted(made.graph, kernel, config, inputs, over={k: o}).items():
+                agree(out.reshape(want[value].shape), want[value], 5e-2)
+    assert kinds == {"whole", "joined" if elements else "combine"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxorch
-from benchmarks import runner
+from benchmarks import runner, timing
 from benchmarks.inputs import Drawn, Normal
 from benchmarks.models import MODELS, SUITES, longformer
 from benchmarks.reference import evaluate
@@ -155,6 +155,16 @@ def test_a_network_is_measured_as_a_case_is(monkeypatch):
     found = runner.run_case("small_B1", runner.Settings(seed=0, repeats=2))
     assert found.failure == ""
     assert found.verdict.passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_is_measured_at_its_tiny_size(name, monkeypatch):
+    monkeypatch.setattr(timing, "CACHE_BYTES", 1e5)
+    found = runner.run_case(name, runner.Settings(seed=0, repeats=1, size="tiny"))
+    assert found.failure == ""
+    assert found.verdict.passed
+    assert found.ours.timing.samples == 1
 
 
 def test_band_attention_is_attention_to_a_band():

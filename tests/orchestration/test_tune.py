@@ -61,7 +61,7 @@ class Machine:
                 found.append(error)
         return found
 
-    def call(self, source, operands, outputs):
+    def call(self, source, operands, outputs, *, tickets=None):
         self.launched.append(source.config)
         if self.launch_fails(source.config):
             raise LaunchError("illegal address")
@@ -247,6 +247,22 @@ def test_random_arguments_are_bounded():
     assert random_arguments([], 1 << 20)
 
 
+def test_a_configuration_that_gives_other_results_is_recorded_and_not_chosen(made, machine, store):
+    """The fastest one, as a compiler's mistake may well be."""
+    wrong = configurations(*made)[3]
+    machine.gives = lambda config: 1.0 if config == wrong else 2.0
+    machine.microseconds = lambda config: 1.0 if config == wrong else 10.0
+    found = tuned(made, store)
+    assert found.source.config != wrong
+    assert any("other results" in failure and str(wrong) in failure for failure in found.failures)
+
+
+def test_the_first_guess_may_be_the_one_that_is_wrong(made, machine, store):
+    first = configurations(*made)[0]
+    machine.gives = lambda config: 1.0 if config == first else 2.0
+    assert tuned(made, store).source.config != first
+
+
 def test_of_times_that_are_alike_the_least_parts_win():
     """Splits of 1, 2 and 8 of a product of few rows: two per cent more of the time are noise, three are not."""
     graph = program(lambda x, w: x @ w, np.zeros((16, 4096), jnp.bfloat16), np.zeros((4096, 256), jnp.bfloat16)).graph
@@ -268,19 +284,3 @@ def test_a_kernel_is_tuned_to_the_least_parts_within_the_noise(machine, store, m
     machine.microseconds = lambda config: 100.0 if config.splits == max(tried) else 100.0 + margin
     found = tuned((graph, kernel), store)
     assert found.source.config.splits == (min(tried) if margin < 2 else max(tried))
-
-
-def test_a_configuration_that_gives_other_results_is_recorded_and_not_chosen(made, machine, store):
-    """The fastest one, as a compiler's mistake may well be."""
-    wrong = configurations(*made)[3]
-    machine.gives = lambda config: 1.0 if config == wrong else 2.0
-    machine.microseconds = lambda config: 1.0 if config == wrong else 10.0
-    found = tuned(made, store)
-    assert found.source.config != wrong
-    assert any("other results" in failure and str(wrong) in failure for failure in found.failures)
-
-
-def test_the_first_guess_may_be_the_one_that_is_wrong(made, machine, store):
-    first = configurations(*made)[0]
-    machine.gives = lambda config: 1.0 if config == first else 2.0
-    assert tuned(made, store).source.config != first
