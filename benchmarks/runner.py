@@ -4,6 +4,7 @@ import time
 import traceback
 import warnings
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import jax
@@ -68,7 +69,8 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
     # Every version gets arguments of its own, drawn alike: it may donate them.
     device = jax.devices("cpu")[0] if settings.reference == "cpu" else jax.devices()[0]
     reference = float64_reference(case.function, draw(gate_key), device)
-    expected = Expected(draw, gate_key, reference, xla.outputs(*draw(gate_key)))
+    permitted = cache(lambda: float64_reference(case.function, draw(gate_key), device, tf32=True))
+    expected = Expected(draw, gate_key, reference, xla.outputs(*draw(gate_key)), permitted)
     verdict = judged(ours, expected)
     if not verdict.passed:
         return sides | {"verdict": verdict, "failure": f"wrong: {verdict.reason}"}

@@ -266,3 +266,30 @@ def test_every_case_has_inputs():
         _, specs, _ = make()
         drawn = jax.eval_shape(drawer(name, specs), jax.random.key(0))
         assert [(x.shape, x.dtype) for x in drawn] == [(s.shape, s.dtype) for s in specs]
+
+
+def test_where_xla_took_float32_a_product_may_be_as_far_as_tf32_is():
+    x, y = normal(64, 96, dtype=jnp.float32), normal(96, 32, dtype=jnp.float32)
+    rounded = [lax.reduce_precision(a, exponent_bits=8, mantissa_bits=10) for a in (x, y)]
+    exact, coarse = jnp.dot(x, y, precision="highest"), jnp.dot(*rounded, precision="highest")
+    f = lambda x, y: jax.nn.relu(x @ y)  # noqa: E731
+    ours, xla, ref = [jax.nn.relu(coarse)], [jax.nn.relu(exact)], reference(f, x, y)
+    permitted = float64_reference(f, [x, y], CPU, tf32=True)
+    assert not judge(ours, xla, ref).passed
+    assert judge(ours, xla, ref, permitted).passed
+    assert not judge([out * 1.01 for out in ours], xla, ref, permitted).passed
+    assert not judge(ours, [xla[0] * jnp.nan], ref, permitted).passed
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, y: jnp.dot(x, y, precision="highest"),
+        lambda x, y: (x * y.T[: x.shape[0], :1]).sum(-1),
+        lambda x, y: x.astype(jnp.bfloat16) @ y.astype(jnp.bfloat16),
+    ],
+)
+def test_nothing_else_is_permitted_more(f):
+    x, y = normal(8, 16, dtype=jnp.float32), normal(16, 8, dtype=jnp.float32)
+    for exact, permitted in zip(reference(f, x, y), float64_reference(f, [x, y], CPU, tf32=True), strict=True):
+        np.testing.assert_array_equal(exact, permitted)
