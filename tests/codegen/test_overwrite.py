@@ -155,7 +155,7 @@ OVER = {
     "pairs": (lambda x: jnp.stack([x[..., 1] * 2, x[..., 0]], -1), (zeros(32, 64, 2),), None),
     "rows": (lambda x, g: jax.nn.standardize(x, -1) * g + x, (X, zeros(64)), None),
     "gemm": (lambda x, w, y: jnp.tanh(x @ w) + y, (X, W, X), None),
-    "split": (lambda x, w: x @ w + x, (W, W), Config(0, 64, 64, 4, 1, 16, splits=2)),
+    "split": (lambda x, w: x @ w + x, (W, W), Config(0, 64, 64, 2, 1, 16, splits=2)),
 }
 
 
