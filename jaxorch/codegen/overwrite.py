@@ -12,18 +12,19 @@ gives each of its elements to several threads, and one of them may read what ano
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jaxorch.codegen.count_ops import CountOps, Dims
 from jaxorch.codegen.emit import emit, launches
 from jaxorch.codegen.ops import Buffer, Tile
-from jaxorch.codegen.products import combine_config
+from jaxorch.codegen.products import combine_config, early_outputs
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Scatter
 from jaxorch.ir.index import Expr, Guard
 from jaxorch.kernels.configs import Config
-from jaxorch.kernels.frame import COLUMN, ROW
+from jaxorch.kernels.frame import COLUMN, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["overwritable"]
@@ -42,8 +43,8 @@ class _Place:
     def elements(self) -> int:
         """How many elements a program holds of it at once."""
         dims = ix.dims_of(self.offset)
-        rows = self.tile.block_rows if ROW in dims else 1
-        return self.copies * rows * (self.tile.block_columns if COLUMN in dims else 1)
+        blocks = {ROW: self.tile.block_rows, COLUMN: self.tile.block_columns, HEAD: self.tile.block_heads}
+        return self.copies * math.prod(block for axis, block in blocks.items() if axis in dims)
 
     def is_of(self, store: _Place) -> bool:
         """Whether each program and lane reads here what it stores there."""
@@ -57,7 +58,7 @@ class _Place:
 def _owners(tile: Tile) -> tuple[object, ...]:
     """What decides which program has which of a tile's coordinates."""
     spread = tile.block_columns if tile.walk == "grid" else None  # else a program has all columns of its rows
-    return tile.sizes, tile.spans, tile.splits, tile.loops, tile.block_rows, spread
+    return tile.sizes, tile.spans, tile.splits, tile.points, tile.loops, tile.block_rows, tile.block_heads, spread
 
 
 class _Accesses(CountOps):
@@ -91,13 +92,16 @@ class _Accesses(CountOps):
 def overwritable(graph: Graph, kernel: Kernel, config: Config) -> tuple[tuple[int, int], ...]:
     """(input, output) numbers of all pairs that may be one buffer, by the kernel's own reads and writes.
 
-    An operand that only the first of two launches reads may be overwritten by the second whatever was read of it.
+    An operand that only the first of two launches reads may be overwritten by the second whatever was read of it, if
+    that stores all outputs.
     """
     pairs = _alike(graph, kernel)
     if not pairs:
         return ()
     launch = launches(kernel, config)[-1]
     if launch == "joined":  # what one program has yet to read is another's to store
+        return ()
+    if launch == "combine" and early_outputs(kernel):  # results of both launches
         return ()
     own = combine_config(kernel, config) if launch == "combine" else config
     frame = kernel.frames[config.frame]

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from jaxorch.codegen import products
+from jaxorch.codegen.emit import launches
 from jaxorch.codegen.overwrite import overwritable
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import agree, counted, limits, numpied, program, random_array, scheduled, whole_kernel
 from tests.codegen.test_source import compiled
+from tests.codegen.test_stores import attend, normal, online, stored_by
 
 F32 = np.float32
 
@@ -153,7 +155,7 @@ OVER = {
     "pairs": (lambda x: jnp.stack([x[..., 1] * 2, x[..., 0]], -1), (zeros(32, 64, 2),), None),
     "rows": (lambda x, g: jax.nn.standardize(x, -1) * g + x, (X, zeros(64)), None),
     "gemm": (lambda x, w, y: jnp.tanh(x @ w) + y, (X, W, X), None),
-    "split": (lambda x, w: x @ w + x, (W, W), Config(0, 64, 64, 4, 1, 16, splits=2)),
+    "split": (lambda x, w: x @ w + x, (W, W), Config(0, 64, 64, 2, 1, 16, splits=2)),
 }
 
 
@@ -176,3 +178,28 @@ def test_kernels_that_overwrite_give_the_same_and_store_once(name):
         assert (k, o) in last.aliases
         assert f"out{o}," not in last.text.split("def jaxorch_")[1].split("):")[0] + ","
         assert compiled(made.graph, kernel, config, 90, over={k: o}).spill_bytes == 0
+
+
+@pytest.mark.parametrize("elements", [0, 64])
+def test_results_of_two_launches_take_memory_of_their_own(monkeypatch, elements):
+    """What the first of them stores from an operand is no result of the second."""
+
+    def f(q, k, v):
+        q = q * 0.5
+        return attend(q, k, v), q
+
+    monkeypatch.setattr(products, "_JOINED", elements)
+    rng = np.random.default_rng(0)
+    arrays = normal(rng, 2, 2, 3, 11, 16), normal(rng, 2, 2, 50, 16), normal(rng, 2, 2, 50, 32)
+    made, kernel = stored_by(f, *arrays, schedule="online", early=1)
+    inputs = [made.values[v] for v in kernel.inputs]
+    want = numpied(made.graph, kernel, inputs)
+    kinds = set()
+    for config in online(kernel):
+        kind, pairs = launches(kernel, config)[-1], overwritable(made.graph, kernel, config)
+        kinds.add(kind)
+        assert not pairs or kind == "whole"
+        for k, o in pairs:
+            for value, (out, _) in counted(made.graph, kernel, config, inputs, over={k: o}).items():
+                agree(out.reshape(want[value].shape), want[value], 5e-2)
+    assert kinds == {"whole", "joined" if elements else "combine"}

@@ -292,7 +292,8 @@ def test_programs_give_what_jit_gives_and_store_once(drawn):
         got = optimised(*kept)
         jax.block_until_ready(got)
     event(f"overwritten: {min(over['overwritten'], 3)}")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, want)
+    for ours, theirs in zip(got, want, strict=True):  # sums of products are as exact as their largest terms
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-5 * np.abs(theirs).max())
     for k in {0, 1} - donated:
         np.testing.assert_array_equal(kept[k], arrays[k])
     for count in stored:  # of an input never, of an output once

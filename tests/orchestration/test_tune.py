@@ -61,7 +61,7 @@ class Machine:
                 found.append(error)
         return found
 
-    def call(self, source, operands, outputs):
+    def call(self, source, operands, outputs, *, tickets=None):
         self.launched.append(source.config)
         if self.launch_fails(source.config):
             raise LaunchError("illegal address")
