@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ _ATOMIC = 8  # operations that one atomic update weighs
 _LANE = 3  # the columns of a loop-carried tile, as an axis beside GRID, ROW and COLUMN: as many as a block has
 
 SECTOR = 32  # bytes: the least that a memory access moves
+
+_DENSE = 8  # places for each integer up to which different ones are marked and not sorted
 
 _L1_BYTE = 2  # operations in the time that a byte takes from the first-level cache (128 a clock and processor)
 
@@ -105,24 +108,8 @@ class CountOps:
         return share
 
     def waste(self, offset: Expr, guard: Guard, itemsize: int) -> float:
-        """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
-        worst = 1.0
-        for part in (0, 0.5):
-            tiles = (1, self.tile.block_rows, self.tile.block_columns)
-            starts = [int(part * size) // block * block for size, block in zip(self.tile.sizes, tiles, strict=True)]
-            blocks = (1, min(self.tile.block_rows, 64), min(self.tile.block_columns, 256))
-            coords: list[Any] = [
-                (start + np.arange(min(block, size - start))).reshape([-1 if a == axis else 1 for a in range(3)])
-                for axis, (start, block, size) in enumerate(zip(starts, blocks, self.tile.sizes, strict=True))
-            ]
-            at, inside = np.broadcast_arrays(
-                np.asarray(ix.evaluate(offset, coords, _look)), np.asarray(ix.holds(guard, coords, _look)).astype(bool)
-            )
-            wanted = np.unique(at[inside])
-            if wanted.size:
-                sectors = np.unique(wanted * itemsize // SECTOR).size
-                worst = max(worst, sectors * SECTOR / max(wanted.size * itemsize, SECTOR))
-        return worst
+        """Bytes moved for each byte wanted."""
+        return _waste(offset, guard, itemsize, self.tile.sizes, (1, self.tile.block_rows, self.tile.block_columns))
 
     def bind(self, lookup: Lookup, value: Dims, dtype: np.dtype[Any]) -> None:
         pass
@@ -140,10 +127,7 @@ class CountOps:
         blocks = [1, self.tile.block_rows, self.tile.block_columns]
         for axis in self.tile.loops:
             blocks[axis] = self.tile.sizes[axis]
-        blocks = [min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)]
-        coords = [np.arange(n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(blocks)]
-        at = np.broadcast_to(np.asarray(ix.evaluate(offset, coords, _look)), blocks)
-        return np.unique(at).size / at.size
+        return _fresh(offset, tuple(min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)))
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Dims]:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
@@ -289,6 +273,47 @@ class _Branch:
 
     def result(self) -> Dims:
         return self.dims
+
+
+@lru_cache(maxsize=1 << 14)  # kernels that hold a node read the same for it
+def _waste(offset: Expr, guard: Guard, itemsize: int, sizes: tuple[int, ...], tiles: tuple[int, ...]) -> float:
+    """Sectors touched by sample tiles over the elements they hold, in bytes for each byte wanted."""
+    worst = 1.0
+    for part in (0, 0.5):
+        starts = [int(part * size) // block * block for size, block in zip(sizes, tiles, strict=True)]
+        blocks = (1, min(tiles[1], 64), min(tiles[2], 256))
+        coords = _points([np.arange(s, min(s + b, n)) for s, b, n in zip(starts, blocks, sizes, strict=True)])
+        at = np.asarray(ix.evaluate(offset, coords, _look))
+        if guard:
+            at, inside = np.broadcast_arrays(at, np.asarray(ix.holds(guard, coords, _look)).astype(bool))
+            at = at[inside]
+        if at.size:
+            wanted, sectors = _distinct(at), _distinct(at * itemsize // SECTOR)
+            worst = max(worst, sectors * SECTOR / max(wanted * itemsize, SECTOR))
+    return worst
+
+
+@lru_cache(maxsize=1 << 12)
+def _fresh(offset: Expr, blocks: tuple[int, ...]) -> float:
+    """The different elements that the points of a block read, for each of its points."""
+    at = np.asarray(ix.evaluate(offset, _points([np.arange(n) for n in blocks]), _look))
+    return _distinct(at) / math.prod(blocks)
+
+
+def _points(axes: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
+    """Coordinates along each of the axes, that broadcast together."""
+    return [points.reshape([-1 if a == axis else 1 for a in range(len(axes))]) for axis, points in enumerate(axes)]
+
+
+def _distinct(values: np.ndarray[Any, Any]) -> int:
+    """How many different integers there are."""
+    low, high = int(values.min()), int(values.max())
+    if high - low < _DENSE * values.size:
+        seen = np.zeros(high - low + 1, bool)
+        seen[values - low] = True
+        return int(np.count_nonzero(seen))
+    ordered = np.sort(values, axis=None)
+    return 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
 
 
 def _look(lookup: Lookup, index: tuple[Any, ...]) -> Any:

@@ -101,10 +101,10 @@ class Values[V]:
         dims = ix.guard_dims(guard).union(*(ix.dims_of(e) for e in coords))
         key = (value, coords, guard)
         cache = self.cached(key, dims)
-        if key not in cache:
-            found = self.compute(value, coords, guard)
-            cache[key] = found
-        return cache[key]
+        found = cache.get(key)
+        if found is None:
+            found = cache[key] = self.compute(value, coords, guard)
+        return found
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         node = self.graph.nodes[value.node]

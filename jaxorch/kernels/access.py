@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 
 from jaxorch.ir import index as ix
@@ -96,14 +97,26 @@ def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[
     """The pieces of `view` that may be selected at `coords` over axes of `sizes`; the last is the one left over."""
     found: list[tuple[Guard, Value, Coords]] = []
     for piece in view.pieces:
-        guard = simplify_guard(ix.substitute_guard(piece.guard, coords), sizes)
+        guard = _guard_at(piece.guard, coords, sizes) if piece.guard else ()
         if guard is None:
             continue
-        index = tuple(simplify(ix.substitute(e, coords), sizes) for e in piece.index)
-        found.append((guard, piece.value, index))
+        found.append((guard, piece.value, _index_at(piece.index, coords, sizes)))
         if not guard:
             break
     return found
+
+
+# every candidate that holds a node reads the same for it
+
+
+@lru_cache(maxsize=1 << 16)
+def _guard_at(guard: Guard, coords: Coords, sizes: tuple[int, ...]) -> Guard | None:
+    return simplify_guard(ix.substitute_guard(guard, coords), sizes)
+
+
+@lru_cache(maxsize=1 << 16)
+def _index_at(index: Coords, coords: Coords, sizes: tuple[int, ...]) -> Coords:
+    return tuple(simplify(ix.substitute(e, coords), sizes) for e in index)
 
 
 def without_zero(
@@ -165,9 +178,10 @@ class Walk:
     def value(self, value: Value, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
         """Walks one value; the result is the level of reduction it needs (0: none)."""
         key = (value, coords, guard, sizes)
-        if key not in self.levels:
-            self.levels[key] = self.compute(value, coords, guard, sizes)
-        return self.levels[key]
+        level = self.levels.get(key)
+        if level is None:
+            level = self.levels[key] = self.compute(value, coords, guard, sizes)
+        return level
 
     def compute(self, value: Value, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
         node = self.graph.nodes[value.node]

@@ -75,6 +75,8 @@ def inner(graph: Graph, members: Collection[int]) -> frozenset[int]:
 
 def repeats_rows(graph: Graph, members: Collection[int], unrolled: Collection[int]) -> bool:
     """Whether an unrolled reduction needs a reduction that is not: that one would run for each of its elements."""
+    if not unrolled:
+        return False
     after: set[int] = set()  # members that need a row of the tile
     for number in sorted(members):
         node = graph.nodes[number]
@@ -88,6 +90,8 @@ def repeats_rows(graph: Graph, members: Collection[int], unrolled: Collection[in
 
 def taps_of(graph: Graph, members: Collection[int], unrolled: Collection[int]) -> int:
     """The most reads that one element of a member takes, unrolled reductions of unrolled reductions multiplied."""
+    if not unrolled:
+        return 1
     found: dict[int, int] = {}
     for number in sorted(members):
         node = graph.nodes[number]
