@@ -29,6 +29,7 @@ from benchmarks import deep
 from benchmarks.blocks import Transformer, values
 from jaxorch.frontend.trace import flatten
 from jaxorch.orchestration.blp import solve
+from jaxorch.orchestration.candidates import Built
 from jaxorch.orchestration.choice import Session, Way
 from jaxorch.pipeline import graphs
 from jaxorch.target import Target
@@ -71,7 +72,8 @@ def planned(name: str, function: Callable[..., Any], specs: Sequence[Any], folde
     found = graphs(trace, options)
     rewritten = time.perf_counter()
     session = Session(options, Target("cuda", DEVICE, live=False), partial(graphs, options=options))
-    ways = [Way(trace, graph, session) for graph in found]
+    built: dict[str, Built] = {}
+    ways = [Way(trace, graph, session, built) for graph in found]
     end = time.perf_counter()
     best = min(ways, key=lambda way: way.cost)
     chosen = [best.choice.options[k] for k in best.choice.solution.chosen]

@@ -173,7 +173,7 @@ def test_equal_bodies_are_planned_once(tmp_path, monkeypatch):
     asked = []
     enumerate_candidates = choice.enumerate_candidates
     monkeypatch.setattr(
-        choice, "enumerate_candidates", lambda graph: asked.append(graph) or enumerate_candidates(graph)
+        choice, "enumerate_candidates", lambda graph, built: asked.append(graph) or enumerate_candidates(graph, built)
     )
 
     def loops(x):

@@ -82,7 +82,7 @@ class OnlineBody[V](ProductBody[V]):
         acc = self.ops.carry(tile, 0.0, FLOAT32)
         live, floor = self.live(scores)
         with self.scope(ahead(scores)):
-            self.bind(b.expr for b in live)
+            self.bind(ix.guard_lookups(live))
         with self.ops.loop(scores, live, self.doubt(peak, floor) if live else None):
             with self.scope(keys):
                 k = self.tile_of(first.first, 1 - first.query, first.at, inner, keys)
@@ -156,7 +156,7 @@ class OnlineBody[V](ProductBody[V]):
         """The scores in units of `scale`: what is multiplied by it as it is, masked values divided by it."""
         pieces = pieces_at(view, coords, self.sizes)
         for own, _, index in pieces:
-            self.bind((*(b.expr for b in own), *index))
+            self.bind((*ix.guard_lookups(own), *ix.coords_lookups(index)))
         result: V | None = None
         for own, value, index in reversed(pieces):
             here = self.unscaled_value(value, index, ix.both(guard, own))

@@ -7,7 +7,7 @@ loads and the reductions met, each once.  Invariant: only values made outside th
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -205,7 +205,7 @@ class Walk:
             case Scatter():  # coords are those of the updates
                 place = tuple(simplify(ix.substitute(e, coords), sizes) for e in expressions(node.place))
                 self.into.places[place] = None
-                return max(self.lookups(place, sizes), self.view(node.updates, coords, guard, sizes))
+                return max(self.lookups(ix.coords_lookups(place), sizes), self.view(node.updates, coords, guard, sizes))
             case Contract():
                 self.note_outside(value.node, node.array, coords, guard, sizes)
                 self.into.contractions[Reduction(value.node, coords)] = None
@@ -218,13 +218,13 @@ class Walk:
         for own, value, index in pieces_at(view, coords, sizes):
             if own:
                 self.into.guards[own, sizes] = None
-            level = max(level, self.lookups((*(b.expr for b in own), *index), sizes))
+            level = max(level, self.lookups((*ix.guard_lookups(own), *ix.coords_lookups(index)), sizes))
             level = max(level, self.value(value, index, ix.both(guard, own), sizes))
         return level
 
-    def lookups(self, expressions: Iterable[Expr], sizes: tuple[int, ...]) -> int:
+    def lookups(self, found: tuple[Lookup, ...], sizes: tuple[int, ...]) -> int:
         level = 0
-        for lookup in dict.fromkeys(k for e in expressions for k in ix.lookups_in(e)):
+        for lookup in dict.fromkeys(found):
             index = looked_up_at(lookup, self.graph.array(lookup.value), sizes)
             level = max(level, self.value(lookup.value, index, (), sizes))
         return level

@@ -24,7 +24,7 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.structure import Structures
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
-from jaxorch.orchestration.candidates import Enumeration, Fused, Left, enumerate_candidates
+from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.header import header_of, names_of
@@ -125,9 +125,10 @@ class Rival:
 class Way:
     """One of a program's graphs: its candidates and the cheapest choice among them."""
 
-    def __init__(self, trace: Trace, graph: Graph, session: Session) -> None:
+    def __init__(self, trace: Trace, graph: Graph, session: Session, built: dict[str, Built] | None = None) -> None:
+        """`built`: the kernels of the program's other graphs, to which its own are added."""
         self.trace, self.graph, self.session = trace, graph, session
-        self.found: Enumeration = enumerate_candidates(graph)
+        self.found: Enumeration = enumerate_candidates(graph, built)
         self.structures = Structures(graph)
         self.contested = {n for fused in self.found.fused for n in fused.kernel.nodes}
         self.choice = self.choose()

@@ -21,6 +21,7 @@ from jaxorch.ir.graph import Graph, Input, Opaque
 from jaxorch.ir.text import array_text
 from jaxorch.ir.value import Value
 from jaxorch.orchestration import blp
+from jaxorch.orchestration.candidates import Built
 from jaxorch.orchestration.choice import Rival, Session, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.plan import KernelStep, Plan, run, written_operands
@@ -83,7 +84,8 @@ def plan_program(trace: Trace, session: Session) -> Planned:
     graphs = session.graphs(trace)
     made = recall(trace, graphs, session)
     if made is None:
-        made = [_made(way, steps) for way, steps in _tried(_ways(trace, graphs, session), session)]
+        built: dict[str, Built] = {}
+        made = [_made(way, steps, built) for way, steps in _tried(_ways(trace, graphs, session, built), session)]
         remember(trace, graphs, made, session)
     regions, carries, bodies = _bodies(trace, graphs[0], session)
     written = written_operands(graphs[0], carries)
@@ -100,11 +102,11 @@ def plan_program(trace: Trace, session: Session) -> Planned:
     return Planned(chosen, plan, best.solution, best.baselines, best.rival, verdict, kept, failures, bodies)
 
 
-def _made(way: Way, steps: Steps) -> Made:
-    return Made(way.graph, steps, way.choice.solution, way.choice.baselines(), way.rival(), way.found.firsts)
+def _made(way: Way, steps: Steps, built: dict[str, Built]) -> Made:
+    return Made(way.graph, steps, way.choice.solution, way.choice.baselines(), way.rival(), built)
 
 
-def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Way]:
+def _ways(trace: Trace, graphs: Sequence[Graph], session: Session, built: dict[str, Built]) -> list[Way]:
     """A way for each graph that has a choice of kernels; those that have none are dropped.
 
     Raises:
@@ -114,7 +116,7 @@ def _ways(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Way]:
     errors: list[PlanError] = []
     for graph in graphs:
         try:
-            found.append(Way(trace, graph, session))
+            found.append(Way(trace, graph, session, built))
         except PlanError as error:
             errors.append(error)
     if not found:

@@ -22,9 +22,9 @@ from jaxorch.ir.graph import Graph
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, build
-from jaxorch.kernels.structure import Structure, Structures, carry_over
+from jaxorch.kernels.structure import Structures, carry_over
 from jaxorch.orchestration.blp import Solution
-from jaxorch.orchestration.candidates import Left
+from jaxorch.orchestration.candidates import Built, Left
 from jaxorch.orchestration.choice import Rival, Session, Steps
 from jaxorch.orchestration.plan import KernelStep, LeftStep, arguments
 from jaxorch.orchestration.tune import place
@@ -39,14 +39,14 @@ KIND = "plan"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A graph with the steps chosen for it; `firsts`: by structure of the kernels, the one that was built first."""
+    """A graph with the steps chosen for it; `built`: by structure of the kernels, the one that was built first."""
 
     graph: Graph
     steps: Steps
     solution: Solution
     baselines: Mapping[str, float]
     rival: Rival | None
-    firsts: Mapping[str, Kernel]
+    built: Mapping[str, Built]
 
 
 def remember(trace: Trace, graphs: Sequence[Graph], made: Sequence[Made], session: Session) -> None:
@@ -54,7 +54,7 @@ def remember(trace: Trace, graphs: Sequence[Graph], made: Sequence[Made], sessio
     untimed = session.live and any(isinstance(s, KernelStep) and s.measured is None for m in made for s in m.steps)
     if not _may_keep(session) or session.interrupted or untimed:
         return
-    record = {"made": [_record(m, graphs.index(m.graph)) for m in made], "failures": list(session.failures)}
+    record = {"made": [_record(m, graphs) for m in made], "failures": list(session.failures)}
     session.store.put(KIND, _key(trace, session, session.live), record)
 
 
@@ -69,7 +69,7 @@ def recall(trace: Trace, graphs: Sequence[Graph], session: Session) -> list[Made
 
 def _read(record: Mapping[str, Any], graphs: Sequence[Graph], session: Session) -> list[Made] | None:
     try:
-        made = [_Reading(graphs[int(m["graph"])], session).made(m) for m in record["made"]]
+        made = [_Reading(graphs, int(m["graph"]), session).made(m) for m in record["made"]]
         failures = [str(failure) for failure in record["failures"]]
     except (JaxorchError, KeyError, IndexError, TypeError, ValueError):
         return None  # of another form, or no longer so: it is made again
@@ -101,7 +101,7 @@ def _code() -> str:
 # Writing
 
 
-def _record(made: Made, graph: int) -> dict[str, Any]:
+def _record(made: Made, graphs: Sequence[Graph]) -> dict[str, Any]:
     structures = Structures(made.graph)
     kernels: dict[str, dict[str, Any]] = {}
     steps: list[dict[str, Any]] = []
@@ -112,17 +112,23 @@ def _record(made: Made, graph: int) -> dict[str, Any]:
             steps.append({**named, "reason": step.reason, "estimated": step.estimated})
             continue
         structure = structures.of(step.kernel.nodes, _stored(step.kernel)).digest
-        kernels.setdefault(structure, _kernel_record(step, made.firsts[structure]))
+        kernels.setdefault(structure, _kernel_record(step, made.built[structure], graphs))
         steps.append({"kernel": structure, "nodes": list(step.kernel.nodes), "outputs": _names(_stored(step.kernel))})
     rival = made.rival and asdict(made.rival)
     chosen = {"solution": asdict(made.solution), "baselines": dict(made.baselines), "rival": rival}
-    return {"graph": graph, "kernels": kernels, "steps": steps, **chosen}
+    return {"graph": _place(made.graph, graphs), "kernels": kernels, "steps": steps, **chosen}
 
 
-def _kernel_record(step: KernelStep, first: Kernel) -> dict[str, Any]:
+def _place(graph: Graph, graphs: Sequence[Graph]) -> int:
+    return next(k for k, other in enumerate(graphs) if other is graph)
+
+
+def _kernel_record(step: KernelStep, first: Built, graphs: Sequence[Graph]) -> dict[str, Any]:
+    assert isinstance(first.kernel, Kernel)
     return {
-        "nodes": list(first.nodes),
-        "outputs": _names(_stored(first)),
+        "graph": _place(first.graph, graphs),
+        "nodes": list(first.kernel.nodes),
+        "outputs": _names(_stored(first.kernel)),
         "header": _header(step.source),
         "config": list(astuple(step.source.config)),
         "digest": step.source.digest,
@@ -151,7 +157,7 @@ def _names(values: Sequence[Value]) -> list[list[int]]:
 class _Known:
     """A kernel made from a record, whose equals are carried over from it."""
 
-    structure: Structure
+    built: Built
     kernel: Kernel
     source: Source
     compiled: Compiled
@@ -162,30 +168,30 @@ class _Known:
 class _Reading:
     """Makes steps of a graph from its record. Whatever does not fit raises."""
 
-    def __init__(self, graph: Graph, session: Session) -> None:
-        self.graph, self.session = graph, session
-        self.structures = Structures(graph)
+    def __init__(self, graphs: Sequence[Graph], number: int, session: Session) -> None:
+        self.graphs, self.graph, self.session = graphs, graphs[number], session
+        self.structures = Structures(self.graph)
 
     def made(self, record: Mapping[str, Any]) -> Made:
         known = {structure: self.known(kernel) for structure, kernel in record["kernels"].items()}
         steps = tuple(self.steps(record["steps"], known))
         fields: dict[str, Any] = {**record["solution"], "chosen": tuple(record["solution"]["chosen"])}
-        firsts = {structure: k.kernel for structure, k in known.items()}
-        return Made(self.graph, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), firsts)
+        built = {structure: k.built for structure, k in known.items()}
+        return Made(self.graph, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), built)
 
     def known(self, record: Mapping[str, Any]) -> _Known:
         device = self.session.device
-        nodes, stored = tuple(record["nodes"]), _values(record["outputs"])
-        kernel = build(self.graph, nodes, stored)
+        nodes, stored, graph = tuple(record["nodes"]), _values(record["outputs"]), self.graphs[int(record["graph"])]
+        kernel = build(graph, nodes, stored)
         if isinstance(kernel, str):
             raise ValueError(kernel)
-        source = generate(self.graph, kernel, Config(*record["config"]), header=record["header"])
+        source = generate(graph, kernel, Config(*record["config"]), header=record["header"])
         if source.digest != record["digest"]:
             raise ValueError(f"{source.name}: another source than was chosen")
         limits: dict[str, Any] = {"arch": device.arch, "shared_limit": device.shared_per_block}
-        compiled = check(source, *arguments(self.graph, kernel), **limits, store=self.session.store)
-        structure = self.structures.of(nodes, stored)
-        return _Known(structure, kernel, source, compiled, float(record["estimated"]), record["measured"])
+        compiled = check(source, *arguments(graph, kernel), **limits, store=self.session.store)
+        built = Built(graph, Structures(graph).of(nodes, stored), kernel)
+        return _Known(built, kernel, source, compiled, float(record["estimated"]), record["measured"])
 
     def steps(
         self, records: Sequence[Mapping[str, Any]], known: Mapping[str, _Known]
@@ -197,9 +203,9 @@ class _Reading:
                 continue
             like = known[record["kernel"]]
             structure = self.structures.of(record["nodes"], _values(record["outputs"]))
-            if structure.digest != like.structure.digest:
+            if structure.digest != like.built.structure.digest:
                 raise ValueError("another kernel than was chosen")
-            kernel = carry_over(like.kernel, like.structure, structure)
+            kernel = carry_over(like.kernel, like.built.structure, structure)
             yield KernelStep(kernel, like.source, like.estimated, like.measured, like.compiled)
 
 
