@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxorch.codegen.emit import emit, launches
-from jaxorch.codegen.ops import Buffer, Product, Tile, first_block
+from jaxorch.codegen.ops import Buffer, Product, Tile, first_block, moves
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
@@ -117,7 +117,7 @@ class CountOps:
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
         waste, fresh = self.waste(offset, guard, buffer.array.dtype.itemsize), self.fresh(offset)
-        self.read(buffer, ix.dims_of(offset), dims, guard, waste, fresh=fresh)
+        self.read(buffer, ix.dims_of(offset), dims, guard, waste, fresh=fresh, moving=moves(offset, self.tile))
         return dims
 
     def fresh(self, offset: Expr) -> float:
@@ -143,6 +143,8 @@ class CountOps:
         waste: float,
         copies: int = 1,
         fresh: float = 1.0,
+        *,
+        moving: bool = True,
     ) -> None:
         itemsize, share = buffer.array.dtype.itemsize, self.share(guard)
         size = buffer.array.nbytes * waste
@@ -151,7 +153,7 @@ class CountOps:
         self.counts.read[buffer.name] = min(self.counts.read.get(buffer.name, 0.0) + moved, size)
         key = (buffer.name, self.scopes)
         wanted = self.points(dims) * self.tile.repeats * share * copies * itemsize
-        passed = wanted * waste * fresh
+        passed = wanted * waste * fresh / (1 if moving else self.tile.points)
         self.counts.operations += _L1_BYTE * wanted * (1 - fresh)
         known = self.counts.passes.get(key, 0.0)
         self.counts.passes[key] = max(known, passed, min(known + passed, size))
@@ -212,6 +214,12 @@ class CountOps:
         self.scopes += 1
         yield
         self.taken, self.splits = outer
+
+    def over_points(self, count: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def operand(self, value: Dims, dtype: np.dtype[Any], *, of_windows: bool) -> Dims:
         return value
@@ -330,7 +338,7 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     frame = kernel.frames[config.frame]
     loaded = kernel.core is not None and config.num_stages == 1
     ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll, loaded=loaded)
-    for launch in launches(config):
+    for launch in launches(kernel, config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again
     return ops.counts

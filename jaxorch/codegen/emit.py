@@ -1,8 +1,8 @@
 """Every kernel's body: the one entry of all handlers, and how many programs a launch has.
 
 Input: a kernel in one configuration, and which of its launches.  Output: calls on a handler (`ops`).
-Invariant: a kernel that splits its sums over programs is two launches, "partial" and "combine"; any
-other is one, "whole".
+Invariant: a kernel that splits its sums over programs is two launches, "partial" and "combine", or one, "joined", where
+little is to be combined; any other is one, "whole".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxorch.codegen.body import Body
 from jaxorch.codegen.gemm import GemmBody
 from jaxorch.codegen.online import OnlineBody
 from jaxorch.codegen.ops import ProductOps
-from jaxorch.codegen.products import Launch, combine_config
+from jaxorch.codegen.products import Launch, combine_config, joins
 from jaxorch.ir.graph import Graph
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel
@@ -19,19 +19,21 @@ from jaxorch.kernels.kernel import Kernel
 __all__ = ["emit", "grid_size", "launches"]
 
 
-def launches(config: Config) -> tuple[Launch, ...]:
+def launches(kernel: Kernel, config: Config) -> tuple[Launch, ...]:
     """The launches of a kernel in a configuration, in order."""
-    return ("partial", "combine") if config.splits > 1 else ("whole",)
+    if config.splits == 1:
+        return ("whole",)
+    return ("joined",) if joins(kernel, config) else ("partial", "combine")
 
 
 def grid_size(kernel: Kernel, config: Config, launch: Launch = "whole") -> int:
-    """Programs of a launch: (grid points) x (row blocks) x (column blocks) x (splits)."""
+    """Programs of a launch: (grid points) x (row blocks) x (column blocks) x (splits) / (points a program)."""
     if launch == "combine":
         config = combine_config(kernel, config)
     grid, rows, _ = kernel.frames[config.frame].sizes
     blocks = kernel.column_blocks(config.frame, config.block_columns)
-    splits = config.splits if launch == "partial" else 1
-    return grid * splits * -(-rows // config.block_rows) * blocks
+    splits = config.splits if launch in ("partial", "joined") else 1
+    return grid * splits // config.points * -(-rows // config.block_rows) * blocks
 
 
 def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: ProductOps[V], launch: Launch = "whole") -> None:

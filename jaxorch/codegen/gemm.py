@@ -43,10 +43,14 @@ class GemmBody[V](ProductBody[V]):
             if self.needed():
                 self.reduce_all(reread=True)
             self.bound[value] = self.accumulated(tile)
-        if self.launch == "partial":
-            self.store_part(0, tile, self.bound[value])
-        else:
+        if not self.parted:
             self.store_outputs()
+            return
+        self.store_part(0, tile, self.bound[value])
+        if self.launch == "joined":
+            with self.joining():
+                self.bound[value] = self.combined(self.plane("row", "column"))
+                self.store_outputs()
 
     def combined(self, tile: Tile) -> V:
         """The sum of all parts, in their order."""

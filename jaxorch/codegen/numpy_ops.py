@@ -146,6 +146,13 @@ class NumpyOps:
         del live, doubt  # the one block holds everything
         return nullcontext()
 
+    def over_points(self, count: int) -> AbstractContextManager[None]:
+        assert count == 1, "all programs are one here"
+        return nullcontext()
+
+    def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
+        raise AssertionError("all programs are one here")
+
     def operand(self, value: Data, dtype: np.dtype[Any], *, of_windows: bool) -> Data:
         assert self.tile is not None
         return np.broadcast_to(value.astype(dtype), self.tile.sizes)
@@ -209,7 +216,7 @@ def run(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) ->
     arrays = {b.name: np.array(a) if b in outs else np.ascontiguousarray(a) for b, a in given}
     arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in outs if b not in ins}
     ops = NumpyOps(arrays)
-    for launch in launches(config):
+    for launch in launches(kernel, config):
         written = launch_buffers(graph, kernel, config, launch)[1]
         arrays |= {b.name: np.zeros(b.array.shape, b.array.dtype) for b in written if launch == "partial"}
         ops = NumpyOps(arrays)

@@ -11,6 +11,7 @@ masked scores alone included: where every score is -inf the sum is 0, and the re
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -54,14 +55,24 @@ class OnlineBody[V](ProductBody[V]):
         return self.contract(self.softmax.first).count
 
     def run(self) -> None:
+        with self.ops.over_points(self.points):
+            self.one_point()
+
+    def one_point(self) -> None:
+        """One point of the grid."""
         tile = self.plane("row", "column")
         peak, total, acc = self.combined(tile) if self.launch == "combine" else self.accumulated(tile)
-        if self.launch == "partial":
-            for number, (plane, value) in enumerate(((tile, acc), (self.row, peak), (self.row, total))):
-                self.store_part(number, plane, value)
+        if not self.parted:
+            self.finish(tile, peak, total, acc)
+            self.store_outputs()
             return
-        self.finish(tile, peak, total, acc)
-        self.store_outputs()
+        for number, (plane, value) in enumerate(((tile, acc), (self.row, peak), (self.row, total))):
+            self.store_part(number, plane, value)
+        if self.launch == "joined":
+            with self.joining():
+                tile = self.plane("row", "column")
+                self.finish(tile, *self.combined(tile))
+                self.store_outputs()
 
     @property
     def row(self) -> Tile:
@@ -83,7 +94,7 @@ class OnlineBody[V](ProductBody[V]):
         live, floor = self.live(scores)
         with self.scope(ahead(scores)):
             self.bind(ix.guard_lookups(live))
-        with self.ops.loop(scores, live, self.doubt(peak, floor) if live else None):
+        with self.over_keys(scores, live, self.doubt(peak, floor) if live else None):
             with self.scope(keys):
                 k = self.tile_of(first.first, 1 - first.query, first.at, inner, keys)
             with self.scope(scores):
@@ -101,6 +112,10 @@ class OnlineBody[V](ProductBody[V]):
             return peak, total, acc
         with self.scope(self.row):
             return self.call("mul", peak, self.ops.const(self.scale, FLOAT32)), total, acc
+
+    def over_keys(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
+        """The loop over the keys of `tile`, if there is more than one block of them."""
+        return self.ops.loop(tile, live, doubt) if tile.loops else nullcontext()
 
     @property
     def lowest(self) -> float:

@@ -13,10 +13,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array
-from jaxorch.ir.index import Expr, Guard, Lookup
+from jaxorch.ir.index import Dim, Expr, Guard, Lookup
+from jaxorch.ir.simplify import simplify
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
 
-__all__ = ["Buffer", "Ops", "Product", "ProductOps", "Tile", "ahead", "first_block"]
+__all__ = ["Buffer", "Ops", "Product", "ProductOps", "Tile", "ahead", "first_block", "moves"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Tile:
     `loops` says which of the axes (ROW, COLUMN) a loop runs along, and `repeats` how many programs do the same here,
     and `splits` among how many the blocks of a loop are shared out: the grid is that many times the kernel's, and its
     point (s, g) takes the s-th part.
+    A program does `points` neighbouring points of the grid in a loop of its own.
     Of several loops over one row, `reread` says whether a later one reads it again; None where there is but one.
     """
 
@@ -47,7 +51,18 @@ class Tile:
     loops: frozenset[int] = frozenset()
     repeats: int = 1
     splits: int = 1
+    points: int = 1
     reread: bool | None = None
+
+
+def moves(expr: Expr, tile: Tile) -> bool:
+    """Whether an index expression differs between the points of the grid that one program does."""
+    if tile.points == 1 or GRID not in ix.dims_of(expr):
+        return False
+    (grid, rows, columns), point = tile.sizes, 3
+    coords = (ix.add(ix.mul(Dim(GRID), tile.points), Dim(point)), Dim(ROW), Dim(COLUMN))
+    found = simplify(ix.substitute(expr, coords), (grid // tile.points, rows, columns, tile.points))
+    return point in ix.dims_of(found)
 
 
 def ahead(tile: Tile) -> Tile:
@@ -154,6 +169,17 @@ class ProductOps[V](Ops[V], Protocol):
         """A loop along the axis that `tile` loops along, over the program's share of blocks; inside it scopes nest.
 
         Blocks where `live` holds nowhere are visited last, and only if a row of `doubt` (bool), asked then, is true.
+        """
+        ...
+
+    def over_points(self, count: int) -> AbstractContextManager[None]:
+        """A loop over `count` neighbouring points of the grid, each a program's share; it holds no other loop."""
+        ...
+
+    def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
+        """What only the last of the programs that share out `tile` does, when all have stored their parts.
+
+        `tickets`: a counter for each tile, 0 before the launch and after it.
         """
         ...
 

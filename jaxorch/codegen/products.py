@@ -29,12 +29,39 @@ from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core
 
-__all__ = ["FLOAT32", "Launch", "ProductBody", "Span", "combine_config", "launch_buffers", "scratch_arrays"]
+__all__ = [
+    "FLOAT32",
+    "Launch",
+    "ProductBody",
+    "Span",
+    "combine_config",
+    "joins",
+    "launch_buffers",
+    "scratch_arrays",
+    "ticket_count",
+]
 
-type Launch = Literal["whole", "partial", "combine"]
+type Launch = Literal["whole", "partial", "combine", "joined"]
 type Span = Literal["row", "column", "key", "inner", "one"]
 
 FLOAT32 = np.dtype(np.float32)
+
+# Elements of all parts of a tile that a thread may have to add up where the last of the tile's programs does it: its
+# loads are in flight together. More are left to a launch of their own, with more programs.
+_JOINED = 64
+
+
+def joins(kernel: Kernel, config: Config) -> bool:
+    """Whether the last program to leave its part of a tile combines the parts, in the same launch."""
+    _, rows, columns = kernel.frames[config.frame].sizes
+    tile = min(rows, config.block_rows) * min(columns, config.block_columns)
+    return config.splits > 1 and config.splits * tile <= _JOINED * 32 * config.num_warps
+
+
+def ticket_count(kernel: Kernel, config: Config) -> int:
+    """How many counters a "joined" launch needs, one for each tile: its programs draw numbers from it."""
+    grid, rows, _ = kernel.frames[config.frame].sizes
+    return grid * -(-rows // config.block_rows) * kernel.column_blocks(config.frame, config.block_columns)
 
 
 def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
@@ -56,6 +83,8 @@ def launch_buffers(
     if launch == "whole":
         return ins, outs
     scratch = tuple(Buffer(f"part{k}", a) for k, a in enumerate(scratch_arrays(graph, kernel, config)))
+    if launch == "joined":
+        return (*ins, Buffer("tickets", Array((ticket_count(kernel, config),), np.dtype(np.int32)))), (*scratch, *outs)
     return (ins, scratch) if launch == "partial" else ((*ins, *scratch), outs)
 
 
@@ -77,11 +106,14 @@ class ProductBody[V](Body[V]):
         self.core: Core = kernel.core
         self.launch = launch
         self.splits = config.splits
+        self.points = config.points
+        self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
         self.plane_values: dict[Tile, dict[Any, Any]] = {}
         ins, outs = launch_buffers(graph, kernel, config, launch)
         self.scratch = [b for b in (*ins, *outs) if b.name.startswith("part")]
+        self.tickets = [b for b in ins if b.name == "tickets"]
 
     # Scopes
 
@@ -111,11 +143,12 @@ class ProductBody[V](Body[V]):
     def plane(self, rows: Span, columns: Span, repeats: int = 1) -> Tile:
         """The scope of tiles that vary along two spans."""
         (size_r, block_r), (size_c, block_c) = self.extent(rows), self.extent(columns)
-        loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span == "key")
+        keys = () if self.points > 1 else ("key",)  # where a program does several points, each sum is one step
+        loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span in keys)
         walk = "grid" if columns in ("key", "column") else "tile"
-        splits = self.splits if self.launch == "partial" else 1
+        splits = self.splits if self.parted else 1
         sizes = (self.grid * splits, size_r, size_c)
-        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits)
+        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits, self.points)
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
@@ -142,7 +175,7 @@ class ProductBody[V](Body[V]):
     def space(self, tile: Tile) -> list[Expr]:
         """Coordinates of (*domain, KEY, INNER) over the scope's axes; 0 along spans that it does not have."""
         split_grid: Expr = Dim(GRID)
-        if self.launch == "partial":
+        if self.parted:
             split_grid = ix.mod(Dim(GRID), self.grid)
         frame, rank = self.frame, len(self.frame.domain)
         found: list[Expr] = [Const(0)] * (rank + 2)
@@ -226,6 +259,13 @@ class ProductBody[V](Body[V]):
         tile = self.plane("row", "column")
         with self.scope(tile):
             self.store(range(len(self.kernel.outputs)))
+
+    @contextmanager
+    def joining(self) -> Generator[None]:
+        """What the last program to leave its part of a tile does; inside, scopes are those of the whole."""
+        with self.ops.last(self.plane("row", "column"), *self.tickets):
+            self.parted = False
+            yield
 
     def store_part(self, number: int, tile: Tile, value: V) -> None:
         """Leaves one array of the partial result."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxorch.codegen.body import Body
-from jaxorch.codegen.emit import emit, grid_size
+from jaxorch.codegen.emit import emit, grid_size, launches
 from jaxorch.codegen.ops import Buffer, Tile
-from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays
+from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays, ticket_count
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
 from jaxorch.codegen.values import buffers
@@ -38,6 +38,8 @@ class Source:
     `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
     `aliases` are (input, output) pairs that are one buffer: such an output is not passed.
     A kernel of two launches writes arrays of `scratch` instead of the outputs; `combine` reads the inputs and these.
+    One of a single launch that needs `scratch` takes after the inputs an int32 array of at least `tickets` zeros, which
+    it leaves as it was, and writes the arrays of `scratch` before the outputs.
     """
 
     name: str
@@ -48,14 +50,22 @@ class Source:
     aliases: tuple[tuple[int, int], ...] = ()
     scratch: tuple[Array, ...] = ()
     combine: Source | None = None
+    tickets: int = 0
 
 
 def generate(
     graph: Graph, kernel: Kernel, config: Config, *, header: Sequence[str] = (), interpret: bool = False
 ) -> Source:
     """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments."""
-    if config.splits == 1:
-        return _launch(graph, kernel, config, "whole", header, interpret)
+    match launches(kernel, config):
+        case ("joined",):
+            source = _launch(graph, kernel, config, "joined", header, interpret)
+            tickets = ticket_count(kernel, config)
+            return replace(source, scratch=scratch_arrays(graph, kernel, config), tickets=tickets)
+        case ("whole",):
+            return _launch(graph, kernel, config, "whole", header, interpret)
+        case _:
+            pass
     first = _launch(graph, kernel, config, "partial", header, interpret)
     second = _launch(graph, kernel, config, "combine", header, interpret)
     digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
@@ -95,7 +105,7 @@ def _written(
     counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
     wide = max([*(() if kernel.core else counted), *(b.array.size for b in arguments)]) >= 2**31
     grid, rows, width = frame.sizes
-    tile = Tile((grid * config.splits, rows, width), own.block_rows, own.block_columns, "grid")
+    tile = Tile((grid * config.splits, rows, width), own.block_rows, own.block_columns, "grid", points=own.points)
     if launch == "combine":
         tile = replace(tile, sizes=frame.sizes)
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}

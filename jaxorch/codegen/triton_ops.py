@@ -48,6 +48,7 @@ class TritonOps(Writer):
         self.helpers: dict[str, None] = {}
         self.bound: dict[str, frozenset[int]] = {}  # the axes of each Lookup's text, by its name
         self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
+        self.points_each = tile.points
         self.column_blocks = column_blocks
         self.column = "column"
         self.row_start = ""
@@ -65,7 +66,8 @@ class TritonOps(Writer):
         if self.row_blocks > 1:
             self.put(f"row_block = ({rest}) % {self.row_blocks}" if many else f"row_block = {rest}")
         if many:
-            self.put(f"grid = ({rest}) // {self.row_blocks}" if self.row_blocks > 1 else f"grid = {rest}")
+            rest = f"({rest}) // {self.row_blocks}" if self.row_blocks > 1 else rest
+            self.put(f"grid = {rest}" if self.points_each == 1 else f"grid = ({rest}) * {self.points_each}")
         self.rows()
 
     def rows(self) -> None:
@@ -197,10 +199,10 @@ class TritonOps(Writer):
     def loading(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, frozenset[int]]:
         """The load as an expression in the buffer's dtype, and the axes that it varies along."""
         axes = self.axes()
-        dims = ix.dims_of(offset) | ix.guard_dims(guard)
+        dims = self.dims(offset) | self.guard_dims(guard)
         mask = self.mask(dims, guard, axes)
         pointer = self.pointer(buffer, offset, axes)
-        missing = dims - self.shaped_by(offset, axes) - {GRID}
+        missing = dims & {ROW, COLUMN} - self.shaped_by(offset, axes)
         if mask and missing:  # the pointers must have the mask's shape
             pointer = f"{pointer} + {self.zeros(missing)}"
         other = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
@@ -306,7 +308,7 @@ class TritonOps(Writer):
         return Text(triton_literal(value, dtype), frozenset())
 
     def index(self, expr: Expr, dtype: np.dtype[Any]) -> Text:
-        dims = ix.dims_of(expr)
+        dims = self.dims(expr)
         if not dims and not any(ix.lookups_in(expr)):
             return self.const(int(ix.evaluate(expr, ())), dtype)
         kind = TRITON_NAME[compute_dtype(dtype).name]
@@ -327,7 +329,7 @@ class TritonOps(Writer):
         return self.name(expr, dims)
 
     def select(self, guard: Guard, then: Text, otherwise: Text) -> Text:
-        dims = then.dims | otherwise.dims | ix.guard_dims(guard)
+        dims = then.dims | otherwise.dims | self.guard_dims(guard)
         condition = self.condition(guard, self.axes())
         return self.name(f"tl.where({condition}, {then.name}, {otherwise.name})", dims)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.ops import Buffer, Product, Tile, ahead
+from jaxorch.codegen.ops import Buffer, Product, Tile, ahead, moves
 from jaxorch.codegen.triton_casts import TRITON_NAME, triton_literal, triton_store_cast
 from jaxorch.codegen.triton_ops import TritonOps
 from jaxorch.codegen.triton_ranges import live_range
@@ -36,6 +36,7 @@ class TritonProducts(TritonOps):
     """TritonOps whose scopes are planes: tiles over two of the kernel's spans."""
 
     def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, interpret: bool) -> None:
+        self.grid = "grid"  # the name of the scope's coordinate there
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
             tile, column_blocks=column_blocks, num_stages=num_stages, wide=wide, unroll=1, interpret=interpret
@@ -60,7 +61,7 @@ class TritonProducts(TritonOps):
         tile = self.tile
         row = self.span(tile.spans[0], tile.sizes[ROW], tile.block_rows, ROW)
         column = self.span(tile.spans[1], tile.sizes[COLUMN], tile.block_columns, COLUMN)
-        names, sizes = ("grid", row[0], column[0]), tile.sizes
+        names, sizes = (self.grid, row[0], column[0]), tile.sizes
         if not tile.loops:
             return Axes(names, sizes, row[1], row[2], column[1], column[2])
         axis = min(tile.loops)
@@ -159,6 +160,32 @@ class TritonProducts(TritonOps):
         return self.once("split", f"grid // {grid}" if grid > 1 else "grid")
 
     @contextmanager
+    def over_points(self, count: int) -> Generator[None]:
+        if count == 1:
+            yield
+            return
+        self.blocks.append(Block("loop"))
+        self.put("here = grid + point")
+        self.grid = "here"
+        yield
+        self.grid = "grid"
+        self.indented(f"for point in range(0, {count}):", self.blocks.pop())
+
+    def dims(self, expr: Expr) -> frozenset[int]:
+        return super().dims(expr) | (frozenset((STEP,)) if moves(expr, self.tile) else frozenset[int]())
+
+    def atom(self, atom: Expr, axes: Axes, names: tuple[str, ...]) -> str:
+        if self.grid != "here" or STEP in self.dims(atom):
+            return super().atom(atom, axes, names)
+        # The same for all points: written before their loop, at the first of them.
+        here, self.grid = self.blocks.pop(), "grid"
+        fixed = replace(axes, names=("grid", *axes.names[1:]))
+        found = super().atom(atom, fixed, fixed.names if names == axes.names else fixed.starts)
+        self.blocks.append(here)
+        self.grid = "here"
+        return found
+
+    @contextmanager
     def steps(self, counter: str, block: int, first: str, last: str) -> Generator[None]:
         self.blocks.append(Block("loop"))
         if self.lane_type:
@@ -199,6 +226,22 @@ class TritonProducts(TritonOps):
             yield
         body = self.blocks.pop()
         self.indented("for phase in range(0, 3):", body)
+
+    @contextmanager
+    def last(self, tile: Tile, tickets: Buffer) -> Generator[None]:
+        grid = tile.sizes[GRID] // tile.splits
+        counter = f"{tickets.name} + program % {grid * self.row_blocks * self.column_blocks}"
+        self.put("tl.debug_barrier()")  # all threads have stored before one of them says so
+        self.put(f"ticket = tl.atomic_add({counter}, 1)")
+        self.blocks.append(Block("branch"))
+        self.put(f"tl.store({counter}, 0)")
+        if grid > 1:
+            self.put(f"point = grid % {grid}")
+        self.grid = "point"
+        yield
+        self.grid = "grid"
+        body = self.blocks.pop()
+        self.indented(f"if ticket == {tile.splits - 1}:", body)
 
     @property
     def tile_rows_overrun(self) -> bool:
@@ -276,7 +319,7 @@ class TritonProducts(TritonOps):
 
     def select(self, guard: Guard, then: Text, otherwise: Text) -> Text:
         raw = [self.narrow.get(v.name) for v in (then, otherwise)]
-        axes, dims = self.axes(), then.dims | otherwise.dims | ix.guard_dims(guard)
+        axes, dims = self.axes(), then.dims | otherwise.dims | self.guard_dims(guard)
         if ix.guard_dims(guard) <= then.dims | otherwise.dims:  # whose values have the shape
             guard = self.in_steps(guard, axes)
         if raw[0] is None or raw[1] is None:

@@ -84,6 +84,14 @@ class Writer:
             block = self.before_loop  # it does not vary in the loop
         block.lines.append(line)
 
+    def dims(self, expr: Expr) -> frozenset[int]:
+        """The axes that an index expression varies along."""
+        return ix.dims_of(expr)
+
+    def guard_dims(self, guard: Guard) -> frozenset[int]:
+        """The axes that a guard varies along."""
+        return frozenset[int]().union(*(self.dims(b.expr) for b in guard))
+
     def varies(self, dims: frozenset[int]) -> bool:
         """Whether what varies along `dims` changes from one step of the loop being written to the next."""
         return COLUMN in dims
@@ -180,7 +188,7 @@ class Writer:
                 expr = f"tl.where({self.condition(guard, axes, start=start)}, {sides[0]}, {sides[1]})"
             case _:  # a Lookup is bound before it is used, under its own name
                 raise AssertionError(atom)
-        dims = ix.dims_of(atom)
+        dims = self.dims(atom)
         home = self.before_loop if self.blocks[-1].kind == "loop" and not self.varies(dims) else self.blocks[-1]
         text = self.name(expr, dims, "i")
         home.names[atom, names, axes.sizes] = text.name

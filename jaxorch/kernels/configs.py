@@ -7,7 +7,7 @@ Invariant: every configuration gives the same results; only speed differs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from jaxorch.ir.graph import Contract, Graph, Reduce
@@ -19,13 +19,15 @@ __all__ = ["Config", "configurations", "power_of_two", "whole"]
 
 
 _LINE = 128  # bytes of a cache line
+_FULL = 256  # programs that keep a large GPU busy
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Config:
     """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops.
 
-    Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes.
+    Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes; points:
+    how many neighbouring points of the grid a program does one after the other.
     """
 
     frame: int
@@ -35,6 +37,7 @@ class Config:
     num_stages: int = 1
     block_keys: int = 0
     splits: int = 1
+    points: int = field(default=1, repr=False)  # what 1 is left out of: digests of generated sources hold the repr
 
 
 def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
@@ -54,6 +57,7 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
                 found = _loaded_or_copied(graph, product, found)
         case "online":
             found = _unsplit_in_place(graph, kernel, online_blocks(graph, kernel.core, kernel.frames[0]))
+            found = _several_points(graph, kernel, found)
         case "rows-looped":
             longest = _longest(graph, kernel)
             found = _interleave(_first_twice([_looped(k, longest) for k in range(len(kernel.frames))]))
@@ -69,6 +73,28 @@ def _unsplit_in_place(graph: Graph, kernel: Kernel, blocks: Sequence[Blocks]) ->
     """Configurations of these blocks; one launch writes in place, so its sums are not split over two."""
     found = [Config(0, *each) for each in blocks]
     return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
+
+
+def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[Config]:
+    """The same, and behind the first three what they are with several points of the grid a program.
+
+    Where one block holds the keys there is no loop in which loads could be under way while others are used; over points
+    there is, and what neighbouring points read alike, such as a bias, is loaded once. Not for kernels of one product:
+    of those whose results have 16 columns, Triton 3.6 made loops over points with wrong results.
+    """
+    assert kernel.core is not None
+    grid, rows, _ = kernel.frames[0].sizes
+    reduced = sum(isinstance(graph.nodes[n], Reduce) for n in kernel.nodes)
+    if kernel.unrolled or reduced > 2:  # the peak and the total
+        return found
+    more: list[Config] = []
+    for config in found[:3]:
+        if config.splits > 1 or kernel.core.key > config.block_keys or config.num_stages == 1:
+            continue
+        blocks = -(-rows // config.block_rows) * kernel.column_blocks(0, config.block_columns)
+        counts = [p for p in (8, 4) if grid % p == 0 and grid // p * blocks >= _FULL]
+        more += (replace(config, points=p) for p in counts)
+    return [*found[:3], *more, *found[3:]]
 
 
 def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> list[Config]:

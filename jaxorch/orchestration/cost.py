@@ -60,7 +60,7 @@ def kernel_time(graph: Graph, kernel: Kernel, device: Device) -> float:
 
 def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) -> float:
     """The estimate in one configuration, µs."""
-    counts, parts = count(graph, kernel, config), launches(config)
+    counts, parts = count(graph, kernel, config), launches(kernel, config)
     time = _roofline(counts, grid_size(kernel, config, parts[0]), device, _matrix_efficiency(graph, kernel))
     ramp = 0.0 if kernel.core is None else _RAMP_S
     return time + (ramp + len(parts) * device.launch_s) * 1e6

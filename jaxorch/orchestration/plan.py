@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -19,12 +19,19 @@ from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import Left
 from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.launch import Tickets
 
 __all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "arguments", "run", "written_operands"]
 
 _lax: Any = jax.lax  # `empty` carries few types
 
-type Launch = Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]]
+
+class Launch(Protocol):
+    """Calls a kernel in traced code, as `runtime.launch.call` does."""
+
+    def __call__(
+        self, source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, tickets: Tickets
+    ) -> list[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,7 @@ def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
     """The program's outputs; traceable."""
     env: dict[int, Any] = dict(zip(plan.trace.inputs, operands, strict=True))
     made: dict[Value, Any] = {}  # by kernels; not all of it is a traced variable
+    tickets = Tickets(max((s.source.tickets for s in plan.kernels), default=0))
     for step in plan.steps:
         if isinstance(step, LeftStep):
             for names in map(plan.graph.variables, step.left.outputs):
@@ -94,7 +102,8 @@ def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
             continue
         ins = [_read(plan, env, made, v) for v in step.kernel.inputs]
         outs = [plan.graph.array(o.value) for o in step.kernel.outputs]
-        for output, result in zip(step.kernel.outputs, launch(step.source, ins, outs), strict=True):
+        results = launch(step.source, ins, outs, tickets=tickets)
+        for output, result in zip(step.kernel.outputs, results, strict=True):
             made[output.value] = result
             env.update((variable, result) for variable in plan.graph.variables(output.value))
     replay(plan.trace, env, plan.trace.outputs, plan.regions)

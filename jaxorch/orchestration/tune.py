@@ -1,8 +1,8 @@
 """Chooses a configuration for each kernel: timed on the device where there is one, the first guess elsewhere.
 
 Input: a kernel.  Output: its source in the chosen configuration, with the time measured.  Invariant: a
-configuration that fails to compile or launch is a recorded fact and never chosen; results do not depend
-on the choice.
+configuration that fails to compile or launch, or gives other results than the rest, is a recorded fact and never
+chosen; results do not depend on the choice.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array, Graph
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
+from jaxorch.orchestration.agree import agreeing
 from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.orchestration.positions import largest_places
 from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import call, check, check_all
+from jaxorch.runtime.launch import Tickets, call, check, check_all
 from jaxorch.runtime.store import Store
 
 __all__ = [
@@ -122,7 +123,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _record(config: Config) -> list[int]:
-    return list(astuple(config))
+    fields = list(astuple(config))
+    return fields[:-1] if config.points == 1 else fields  # as it was before there was the last one
 
 
 def _number(value: object) -> float | None:
@@ -160,16 +162,26 @@ def _fastest(
     failures: list[str],
     places: Sequence[int],
 ) -> tuple[Source, float]:
+    drawn = random_arguments(inputs, device.l2_bytes, places)
     donated = in_place(sources[0])
-    rotation = Rotation(random_arguments(inputs, device.l2_bytes, places), donated)
+    tickets = max(s.tickets for s in sources)
+    if tickets:  # handed from call to call, as from launch to launch in a program
+        donated = [*donated, len(inputs)]
+        drawn = [[*arguments, _jax.lax.full((tickets,), 0, np.int32)] for arguments in drawn]
+    rotation = Rotation(drawn, donated)
     running: list[tuple[Source, Callable[..., Any]]] = []
     for source in sources:
         try:
-            running.append((source, launched(source, outputs, rotation)))
+            running.append((source, launched(source, outputs, rotation, tickets=bool(tickets))))
         except (JaxorchError, _jax.errors.JaxRuntimeError) as error:
             failures.append(f"{source.name} {source.config}: {error}")
     if not running:
         raise CompileError(f"no configuration launches: {failures[-1]}")
+    alike = agreeing([f for _, f in running], rotation.sets[0], donated)
+    for (source, _), right in zip(running, alike, strict=True):
+        if not right:
+            failures.append(f"{source.name} {source.config}: gives other results than the other configurations")
+    running = [r for r, right in zip(running, alike, strict=True) if right]
     timings = device_times([f for _, f in running], rotation.sets, donated=donated, repeats=7)
     medians = [t.median_us for t in timings]
     best = min(range(len(running)), key=lambda k: (medians[k], k))
@@ -181,8 +193,12 @@ def in_place(source: Source) -> list[int]:
     return [operand for operand, _ in source.aliases]
 
 
-def launched(source: Source, outputs: Sequence[Array], rotation: Rotation) -> Callable[..., Any]:
+def launched(
+    source: Source, outputs: Sequence[Array], rotation: Rotation, *, tickets: bool = False
+) -> Callable[..., Any]:
     """A kernel, compiled and launched once on the rotation's next arguments.
+
+    `tickets`: the last argument is counters for kernels that need them; they are returned behind the results.
 
     Raises:
         JaxorchError: it cannot be compiled.
@@ -190,9 +206,13 @@ def launched(source: Source, outputs: Sequence[Array], rotation: Rotation) -> Ca
     """
 
     def run(*operands: Any) -> list[Any]:
-        return call(source, operands, outputs)
+        if not tickets:
+            return call(source, operands, outputs)
+        counters = Tickets(source.tickets, operands[-1])
+        return [*call(source, operands[:-1], outputs, tickets=counters), counters.array]
 
-    jitted: Any = _jax.jit(run, donate_argnums=in_place(source))
+    last = [len(rotation.sets[0]) - 1] if tickets else []
+    jitted: Any = _jax.jit(run, donate_argnums=[*in_place(source), *last])
     compiled = jitted.lower(*rotation.sets[0]).compile()
     _jax.block_until_ready(rotation.call(compiled))
     return compiled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import islice
@@ -28,7 +28,9 @@ from jaxorch.runtime.source import LOCK, jit_from_source
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Request, compile_all
 
-__all__ = ["call", "check", "check_all", "interpreted_call"]
+__all__ = ["Tickets", "call", "check", "check_all", "interpreted_call"]
+
+_lax: Any = jax.lax  # `full` carries few types
 
 _TRITON_TYPES = {
     "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -38,8 +40,34 @@ _TRITON_TYPES = {
 }  # fmt: skip
 
 
-def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, arch: int | None = None) -> list[Any]:
+class Tickets:
+    """The counters of a program's launches: one array of zeros in traced code, which goes from one launch to the next.
+
+    Every launch leaves zeros, so the program fills the array once; two launches never use it at a time, since each
+    takes what the one before has returned.
+    """
+
+    def __init__(self, count: int, array: Any = None):
+        """`array`: the counters, if they are there already."""
+        self._count = count
+        self.array = array
+
+    def take(self) -> Any:
+        """The counters as the last launch has left them."""
+        return _lax.full((self._count,), 0, np.int32) if self.array is None else self.array
+
+
+def call(
+    source: Source,
+    operands: Sequence[Any],
+    outputs: Sequence[Array],
+    *,
+    arch: int | None = None,
+    tickets: Tickets | None = None,
+) -> list[Any]:
     """Launches a kernel (both of its launches) on the GPU inside traced code; `arch`: its capability if not here.
+
+    `tickets`: those of the program, if the kernel is not alone.
 
     Raises:
         LaunchError: jax-triton is not installed.
@@ -47,6 +75,22 @@ def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, a
     if source.combine is not None:
         parts = call(replace(source, combine=None), operands, source.scratch, arch=arch)
         return call(source.combine, [*operands, *parts], outputs, arch=arch)
+    if not source.tickets:
+        return _launched(source, operands, outputs, dict(source.aliases), arch)
+    tickets = tickets or Tickets(source.tickets)
+    counters = tickets.take()
+    written = [*source.scratch, *outputs, Array(counters.shape, counters.dtype)]
+    # the results that are operands too are behind those of scratch
+    shared = {operand: len(source.scratch) + output for operand, output in source.aliases}
+    shared[len(operands)] = len(written) - 1
+    *results, tickets.array = _launched(source, [*operands, counters], written, shared, arch)
+    return results[len(source.scratch) :]
+
+
+def _launched(
+    source: Source, operands: Sequence[Any], outputs: Sequence[Array], shared: Mapping[int, int], arch: int | None
+) -> list[Any]:
+    """The outputs of one launch; `shared`: which of them is which operand, written in place."""
     jax_triton = _jax_triton()
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
     with warnings.catch_warnings():
@@ -61,7 +105,7 @@ def call(source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, a
             num_warps=source.config.num_warps,
             num_stages=source.config.num_stages,
             compute_capability=arch,
-            input_output_aliases=dict(source.aliases) or None,
+            input_output_aliases=dict(shared) or None,
         )
     return list(results)
 
@@ -125,8 +169,9 @@ def _raised(answer: Compiled | CompileError) -> Compiled:
 
 def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], arch: int) -> list[Request]:
     """What to compile for a kernel: each of its launches."""
-    written = source.scratch if source.combine is not None else outputs
-    passed = [*inputs, *_unshared(source, written)]
+    written = source.scratch if source.combine is not None else _unshared(source, outputs)
+    counters = [Array((source.tickets,), np.dtype(np.int32))] if source.tickets else []
+    passed = [*inputs, *counters, *(source.scratch if source.tickets else ()), *written]
     signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
     config = source.config
     named = {"arch": arch, "num_warps": config.num_warps, "num_stages": config.num_stages}
@@ -166,8 +211,11 @@ def _parameters(source: Source) -> list[str]:
     return [name.strip() for name in head.split(",")]
 
 
-def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[Array]) -> list[Any]:
-    """Runs a kernel through Triton's interpreter, as a host callback inside traced code."""
+def interpreted_call(
+    source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, tickets: Tickets | None = None
+) -> list[Any]:
+    """Runs a kernel through Triton's interpreter, as a host callback inside traced code, with counters of its own."""
+    del tickets
     if source.combine is not None:
         parts = interpreted_call(replace(source, combine=None), operands, source.scratch)
         return interpreted_call(source.combine, [*operands, *parts], outputs)
@@ -178,7 +226,9 @@ def interpreted_call(source: Source, operands: Sequence[Any], outputs: Sequence[
         outs = [np.zeros(a.shape, a.dtype) for a in outputs]
         for k, output in written.items():
             outs[output] = ins[k]
-        run(source.text, source.name, (source.grid,), [*ins, *_unshared(source, outs)], constants={})
+        inner = [np.zeros(source.tickets, np.int32), *(np.zeros(a.shape, a.dtype) for a in source.scratch)]
+        passed = [*ins, *(inner if source.tickets else ()), *_unshared(source, outs)]
+        run(source.text, source.name, (source.grid,), passed, constants={})
         return tuple(outs)
 
     types = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs)

@@ -199,8 +199,15 @@ def counted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]
         for part, count in zip(parts, _launch(source, [*ins, *parts])[len(ins) :], strict=True):
             assert (count == 1).all(), f"scratch of {part.shape} is stored {np.unique(count)} times:\n{source.text}"
         ins, source = [*ins, *parts], source.combine
+    tickets, inner = np.zeros(source.tickets, np.int32), list[Data]()
+    if source.tickets:
+        inner = [_poison(a) for a in source.scratch]
+        ins = [*ins, tickets, *inner]
     passed = [*ins, *(out for k, out in enumerate(outs) if k not in shared.values())]
     counts = _launch(source, passed)
+    assert not tickets.any(), f"tickets are left:\n{source.text}"
+    for part, count in zip(passed, counts, strict=True):
+        assert not any(part is p for p in inner) or (count == 1).all(), f"scratch is stored {np.unique(count)} times"
     found: dict[Value, tuple[Data, Data]] = {}
     for output, out in zip(kernel.outputs, outs, strict=True):
         (count,) = (c for array, c in zip(passed, counts, strict=True) if array is out)

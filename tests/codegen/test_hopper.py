@@ -28,12 +28,12 @@ def S(*shape, dtype=BF16):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def compiled(f, *specs):
-    """The whole program as one kernel in its default configuration, and what ptxas says."""
+def compiled(f, *specs, points=1):
+    """The whole program as one kernel in its first configuration of so many points, and what ptxas says."""
     graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
     kernel = whole_kernel(graph)
     assert isinstance(kernel, Kernel), kernel
-    source = generate(graph, kernel, configurations(graph, kernel)[0])
+    source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.points == points))
     limit = device("h200").shared_per_block
     return kernel, source, check(source, *arguments(graph, kernel), arch=90, shared_limit=limit)
 
@@ -106,7 +106,8 @@ def test_a_stencil_before_a_product_is_laid_out_once():
 
 def test_long_keys_of_few_queries_are_split():
     _, source, _ = compiled(*PROGRAMS["decode"][:1], *PROGRAMS["decode"][1])
-    assert source.combine is not None
+    assert source.combine is None
+    assert source.tickets == 128  # few rows of 128 elements: the last program of each head adds them up
     assert source.config.splits == 2
     assert [a.shape for a in source.scratch] == [(256, 4, 128), (256, 4), (256, 4)]
     _, alone, _ = compiled(attention, S(1, 1, 32, 128), *[S(1, 4096, 8, 128)] * 2)
@@ -139,3 +140,25 @@ def test_plans_of_the_measured_cases(name, tmp_path):
     assert Counter(k.schedule for k in report.kernels) >= Counter(schedules)
     assert all(k.spill_bytes == 0 for k in report.kernels)
     assert dict(report.baselines)["unfused"] >= gain * report.estimated
+
+
+def test_all_threads_have_stored_before_a_ticket_is_drawn():
+    _, source, found = compiled(attention, S(1, 1, 32, 128), *[S(1, 4096, 8, 128)] * 2)
+    assert source.tickets == 8
+    before, _, after = found.ptx.partition("atom.global.gpu.acq_rel.add")
+    last_store, last_barrier = before.rfind("st.global"), before.rfind("bar.sync")
+    assert 0 < last_store < last_barrier
+    assert after.find("bar.sync") < after.find("ld.global")
+    assert found.spill_bytes == 0
+
+
+def test_several_points_of_the_grid_keep_what_they_share_in_registers():
+    def windows(q, k, v, bias):
+        s = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) + bias
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(s, -1).astype(q.dtype), v)
+
+    specs = [*[S(1024, 49, 3, 32)] * 3, S(3, 49, 49, dtype=np.float32)]
+    _, source, found = compiled(windows, *specs, points=8)
+    assert source.text.index("tl.load") < source.text.index("for point")
+    assert found.spill_bytes == 0
+    assert found.ptx.count("cp.async") > 0  # the next point's rows are under way

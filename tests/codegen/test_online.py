@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen import products
+from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
 
@@ -382,3 +384,45 @@ def test_the_defaults_of_small_shapes_run():
         (value,) = made.graph.outputs
         got = interpreted(made.graph, kernel, config, made.inputs(kernel))[value]
         np.testing.assert_allclose(got.astype(np.float64), reference(q, k, v), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("elements", [0, 64])
+def test_parts_are_combined_in_one_launch_or_two(monkeypatch, elements):
+    monkeypatch.setattr(products, "_JOINED", elements)
+    rng = np.random.default_rng(0)
+    q, k, v = normal(rng, 1, 2, 5, 16), normal(rng, 1, 2, 70, 16), normal(rng, 1, 2, 70, 24)
+    made, kernel = online_of(attention, q, k, v)
+    source = generate(made.graph, kernel, blocks(kernel)[1])
+    assert (source.combine is None) == (elements > 0) == (source.tickets > 0)
+    check(attention, reference(q, k, v), q, k, v, splits=(2, 4))
+
+
+@pytest.mark.parametrize("shared", ["everything", "batch", "heads", "nothing"])
+def test_several_points_of_the_grid_a_program(shared):
+    """What neighbouring points read alike stands before their loop; what they do not share is read in it."""
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 4, 2, 21, 16) for _ in range(3))
+    extents = {"everything": (1, 1), "batch": (1, 2), "heads": (4, 1), "nothing": (4, 2)}[shared]
+    bias = normal(rng, *extents, 21, 21, dtype=F32)
+    f = lambda q, k, v, bias: attention(q, k, v, lambda s: s + bias)  # noqa: E731
+    made, kernel = online_of(f, q, k, v, bias)
+    (value,) = made.graph.outputs
+    for config in (Config(0, 32, 16, 4, 2, 32, points=4), Config(0, 16, 16, 4, 2, 32, points=8)):
+        source = generate(made.graph, kernel, config)
+        before, _, inside = source.text.partition("for point in range")
+        alike = shared == "everything" or (shared == "batch" and config.points == 4)  # the batch is counted fastest
+        assert (before.count("tl.load"), inside.count("tl.load")) == ((1, 3) if alike else (0, 4))
+        got = interpreted(made.graph, kernel, config, made.inputs(kernel))[value].astype(np.float64)
+        want = reference(q, k, v, lambda s: s + bias)
+        np.testing.assert_allclose(got.reshape(want.shape), want, rtol=0, atol=2e-2)
+
+
+def test_points_are_tried_where_one_block_holds_the_keys():
+    def configs(batch, keys):
+        shapes = [(batch, 3, 49, 32), *[(batch, 3, keys, 32)] * 2]
+        made, kernel = online_of(attention, *(np.zeros(s, BF16) for s in shapes))
+        return {c.points for c in configurations(made.graph, kernel)}
+
+    assert configs(1024, 49) == {1, 4, 8}
+    assert configs(1024, 197) == {1}  # a loop over the keys
+    assert configs(16, 49) == {1}  # programs are few

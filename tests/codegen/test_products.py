@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen import products
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
@@ -274,3 +275,34 @@ def test_float32_operands_are_rounded_to_what_the_matrix_unit_takes(precision, r
     made, kernel = gemm_of(lambda x, y: lax.dot(x, y, precision=lax.Precision[precision]), x, y)
     text = generate(made.graph, kernel, BLOCKS[0]).text
     assert text.count("cvt.rna.tf32.f32") == rounds
+
+
+@pytest.mark.parametrize("elements", [0, 64])
+def test_parts_are_combined_in_one_launch_or_two(monkeypatch, elements):
+    """Rows and columns that divide nothing, a batch, a Map behind the sum."""
+    monkeypatch.setattr(products, "_JOINED", elements)
+    rng = np.random.default_rng(0)
+    x, y, b = normal(rng, 3, 21, 70), normal(rng, 3, 70, 37), normal(rng, 37)
+    made, kernel = gemm_of(lambda x, y, b: jnp.tanh(x @ y + b), x, y, b)
+    for config in (Config(0, 16, 16, 4, 2, 16, 2), Config(0, 32, 32, 4, 2, 16, 4)):
+        source = generate(made.graph, kernel, config)
+        assert (source.combine is None) == (elements > 0) == (source.tickets > 0)
+    f = lambda x, y, b: jnp.tanh(x @ y + b)  # noqa: E731
+    check(f, np.tanh(np.matmul(*wide(x, y)) + b.astype(np.float64)), x, y, b, tolerance=2e-2)
+
+
+@settings(max_examples=6)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 4]), st.integers(1, 3))
+def test_the_last_program_of_a_tile_adds_up_its_parts(rows, columns, splits, batch):
+    rng = np.random.default_rng(rows)
+    x, y = normal(rng, batch, rows, 64, dtype=F32), normal(rng, batch, 64, columns, dtype=F32)
+    config = Config(0, 16, 16, 4, 2, 16, splits)
+    check(lambda x, y: 2 * (x @ y), 2 * np.matmul(*wide(x, y)), x, y, tolerance=1e-5, configs=(config,))
+
+
+def test_many_elements_of_parts_are_left_to_a_second_launch():
+    made, kernel = gemm_of(lambda x, y: x @ y, np.zeros((64, 4096), F32), np.zeros((4096, 128), F32))
+    joined, apart = (generate(made.graph, kernel, Config(0, 64, 64, 4, 2, 32, s)) for s in (2, 4))
+    assert (joined.tickets, joined.combine) == (2, None)
+    assert apart.tickets == 0
+    assert apart.combine is not None

@@ -58,7 +58,7 @@ class Launches:
         self.plan, self.order = plan, []
         self.steps = {step.source.digest: step for step in plan.kernels}
 
-    def __call__(self, source, operands, outputs):
+    def __call__(self, source, operands, outputs, *, tickets):
         step = self.steps[source.digest]
         self.order.append(source.digest)
         ins, outs = arguments(self.plan.graph, step.kernel)
@@ -146,9 +146,9 @@ def test_a_plan_is_traceable(monkeypatch):
 
     launches = Launches(plan)
 
-    def launch(source, operands, outputs):
+    def launch(source, operands, outputs, *, tickets):
         types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
-        host = lambda *ops: [np.asarray(r) for r in launches(source, ops, outputs)]  # noqa: E731
+        host = lambda *ops: [np.asarray(r) for r in launches(source, ops, outputs, tickets=tickets)]  # noqa: E731
         return jax.pure_callback(host, types, *operands)
 
     (got,) = jax.jit(lambda x: run(plan, [x], launch))(x)

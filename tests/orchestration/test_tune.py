@@ -34,6 +34,7 @@ class Machine:
         self.microseconds = microseconds
         self.compiled, self.launched, self.timed = [], [], 0
         self.spills = lambda config: 0
+        self.gives = lambda config: 0.0
         self.compile_fails = self.launch_fails = lambda config: False
         monkeypatch.setattr(module, "check", self.check)
         monkeypatch.setattr(module, "check_all", self.check_all)
@@ -61,7 +62,7 @@ class Machine:
         self.launched.append(source.config)
         if self.launch_fails(source.config):
             raise LaunchError("illegal address")
-        return [jnp.zeros(a.shape, a.dtype) for a in outputs]
+        return [jnp.full(a.shape, self.gives(source.config), a.dtype) for a in outputs]
 
     def device_times(self, versions, sets, *, donated, repeats):
         self.timed += 1
@@ -241,3 +242,19 @@ def test_places_are_where_a_program_looks():
 def test_random_arguments_are_bounded():
     assert len(random_arguments([Array((4,), np.dtype(np.float32))], 60 << 20)) <= 16
     assert random_arguments([], 1 << 20)
+
+
+def test_a_configuration_that_gives_other_results_is_recorded_and_not_chosen(made, machine, store):
+    """The fastest one, as a compiler's mistake may well be."""
+    wrong = configurations(*made)[3]
+    machine.gives = lambda config: 1.0 if config == wrong else 2.0
+    machine.microseconds = lambda config: 1.0 if config == wrong else 10.0
+    found = tuned(made, store)
+    assert found.source.config != wrong
+    assert any("other results" in failure and str(wrong) in failure for failure in found.failures)
+
+
+def test_the_first_guess_may_be_the_one_that_is_wrong(made, machine, store):
+    first = configurations(*made)[0]
+    machine.gives = lambda config: 1.0 if config == first else 2.0
+    assert tuned(made, store).source.config != first
