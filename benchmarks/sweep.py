@@ -81,12 +81,17 @@ def rendered(title: str, rows: Sequence[Row], tries: int) -> Table:
     best = chosen(rows, tries)
     for k, row in enumerate(rows):
         config, compiled = row.config, row.compiled
-        cells = [config.frame, f"{config.block_rows}x{config.block_columns}", config.num_warps, config.num_stages]
+        cells = [config.frame, _tile(config), config.num_warps, config.num_stages]
         said = [compiled.registers, compiled.spill_bytes, compiled.shared_bytes] if compiled else ["–"] * 3
         measured = "–" if row.measured is None else f"{row.measured:.1f}"
         mark = "chosen" if k == best else row.failure or ("not tried by default" if k >= tries else "")
         found.add_row(*map(str, [*cells, row.programs, *said, f"{row.estimated:.1f}", measured, mark]))
     return found
+
+
+def _tile(config: Config) -> str:
+    """Rows by columns, and heads where a tile holds several."""
+    return f"{config.block_rows}x{config.block_columns}" + (f"x{config.heads}" if config.heads > 1 else "")
 
 
 def main(words: Sequence[str] | None = None, console: Console | None = None) -> None:

@@ -106,20 +106,25 @@ def optimize(fun: Callable[..., Any] | None = None, /, *, options: Options | Non
 
 
 class Optimized(jax.stages.Wrapped):
-    """A function that `optimize` returned: two `jax.jit` functions, one of them for calls inside loops.
+    """A function that `optimize` returned: three `jax.jit` functions, for calls from outside, inside others, in loops.
 
     What a call hands to its kernels must lie in memory. Outside loops operands do; inside one they are parts of its
-    state, and the program is told so. JAX caches what it traced whatever surrounds the call, hence two.
+    state, and the program is told so. Which operands are donated is known of a call that is in no other program. JAX
+    caches what it traced whatever surrounds the call, hence three.
     """
 
     def __init__(self, fun: Callable[..., Any], options: Options, jit_keywords: Mapping[str, Any]) -> None:
         self.options = options
-        self._jitted: Any = _jax.jit(_bound(fun, options, in_loop=False), inline=True, **jit_keywords)
+        given = _Donation.of(fun, jit_keywords)
+        self._jitted: Any = _jax.jit(_bound(fun, options, given=given), inline=True, **jit_keywords)
+        self._inside: Any = _jax.jit(_bound(fun, options), inline=True, **jit_keywords)
         self._in_loops: Any = _jax.jit(_bound(fun, options, in_loop=True), inline=True, **jit_keywords)
         functools.update_wrapper(self, fun, updated=())  # its attributes are not the function's
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._in_loops if primitive.tracing_a_loop() else self._jitted)(*args, **kwargs)
+        if primitive.tracing_a_loop():
+            return self._in_loops(*args, **kwargs)
+        return (self._inside if primitive.tracing() else self._jitted)(*args, **kwargs)
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -136,8 +141,8 @@ class Optimized(jax.stages.Wrapped):
 
     def clear_cache(self) -> None:
         """Forgets what was traced and compiled of this function."""
-        self._jitted.clear_cache()
-        self._in_loops.clear_cache()
+        for jitted in (self._jitted, self._inside, self._in_loops):
+            jitted.clear_cache()
 
 
 def explain(fun: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Report":
@@ -162,10 +167,10 @@ def explain(fun: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Report":
     optimised: Any = fun if isinstance(fun, Optimized) else optimize(fun)
     # Under fallback="error" the pipeline would raise the reasons that are asked for here.
     options = dataclasses.replace(optimised.options, fallback="xla", verbose=False)
-    jaxpr = _program_of(optimised.trace(*args, **kwargs).jaxpr)
+    jaxpr, donated = _program_of(optimised.trace(*args, **kwargs).jaxpr)
     if (reason := primitive.effects_reason(jaxpr)) is not None:
         warnings.warn(f"the plan of {_name_of(fun)!r} will not be used: {reason}.", JaxorchWarning, stacklevel=2)
-    return primitive.program(jaxpr, options, detect("cuda", options)).report
+    return primitive.program(jaxpr, options, dataclasses.replace(detect("cuda", options), donated=donated)).report
 
 
 def _check_keywords(keywords: Mapping[str, Any]) -> None:
@@ -192,7 +197,43 @@ def _check_function(fun: object) -> None:
         )
 
 
-def _bound(fun: Callable[..., Any], options: Options, *, in_loop: bool) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Donation:
+    """Which arguments `jit` is told are donated, by number and by name."""
+
+    numbers: frozenset[int]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, fun: Callable[..., Any], keywords: Mapping[str, Any]) -> "_Donation":
+        """As `jit` has it: of those given in one way alone, the signature says the other."""
+        numbers, names = keywords.get("donate_argnums"), keywords.get("donate_argnames")
+        parameters = _parameters(fun) if numbers is not None or names is not None else []
+        found = [numbers] if isinstance(numbers, int) else list(numbers or ())
+        named = [names] if isinstance(names, str) else list(names or ())
+        if names is None:
+            named = [name for n, name in enumerate(parameters) if n in found]
+        elif numbers is None:
+            found = [parameters.index(name) for name in named if name in parameters]
+        return cls(frozenset(found), frozenset(named))
+
+    def leaves(self, args: Sequence[Any], static: Sequence[int], dynamic: Mapping[str, Any]) -> list[bool]:
+        """For each array among the arguments, as `_trace` lists them, whether it is donated."""
+        told = [(arg, i in self.numbers) for i, arg in enumerate(args) if i not in static]
+        told += [(dynamic[name], name in self.names) for name in sorted(dynamic)]
+        return [is_given for arg, is_given in told for _ in jax.tree.leaves(arg)]
+
+
+def _parameters(fun: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(fun).parameters)
+    except ValueError:  # a builtin
+        return []
+
+
+def _bound(
+    fun: Callable[..., Any], options: Options, *, in_loop: bool = False, given: _Donation | None = None
+) -> Callable[..., Any]:
     """The function that, called under jit, traces `fun` and binds the primitive with what it traced."""
     name = _name_of(fun)
 
@@ -200,8 +241,8 @@ def _bound(fun: Callable[..., Any], options: Options, *, in_loop: bool) -> Calla
     def traced(*args: Any, **kwargs: Any) -> Any:
         if disabled() or _jax.config.jax_disable_jit:
             return fun(*args, **kwargs)
-        jaxpr, outputs, operands = _trace(fun, args, kwargs)
-        results = primitive.call(jaxpr, operands, options, name, in_loop=in_loop)
+        jaxpr, outputs, operands, donated = _trace(fun, args, kwargs, given)
+        results = primitive.call(jaxpr, operands, options, name, in_loop=in_loop, donated=donated)
         return _jax.tree.unflatten(_jax.tree.structure(outputs), results)
 
     traced.__name__ = name
@@ -209,16 +250,17 @@ def _bound(fun: Callable[..., Any], options: Options, *, in_loop: bool) -> Calla
 
 
 def _trace(
-    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[jex_core.ClosedJaxpr, Any, list[Any]]:
-    """The jaxpr of a call made under jit, its outputs' types as a pytree, and the operands."""
+    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: _Donation | None
+) -> tuple[jex_core.ClosedJaxpr, Any, list[Any], list[bool] | None]:
+    """The jaxpr of a call made under jit, its outputs' types as a pytree, the operands, and which are donated."""
     static = [i for i, arg in enumerate(args) if _is_static(arg)]
     constants = {key: value for key, value in kwargs.items() if _is_static(value)}
     dynamic = {key: value for key, value in kwargs.items() if key not in constants}
     # A new partial for each trace, so that clear_cache() of the function around does not leave an old trace behind.
     maker = _jax.make_jaxpr(functools.partial(fun, **constants), static_argnums=static, return_shape=True)
     jaxpr, outputs = maker(*args, **dynamic)
-    return jaxpr, outputs, jax.tree.leaves(([arg for i, arg in enumerate(args) if i not in static], dynamic))
+    operands = jax.tree.leaves(([arg for i, arg in enumerate(args) if i not in static], dynamic))
+    return jaxpr, outputs, operands, given and given.leaves(args, static, dynamic)
 
 
 def _is_static(arg: Any) -> bool:
@@ -233,7 +275,12 @@ def _name_of(fun: Any) -> str:
     return getattr(fun, "__name__", type(fun).__name__)  # an object with __call__ has no name of its own
 
 
-def _program_of(jaxpr: jex_core.ClosedJaxpr) -> jex_core.ClosedJaxpr:
-    """The jaxpr inside the one `jaxorch_call` of an optimised function; all of it where JAXORCH_DISABLE left none."""
+def _program_of(jaxpr: jex_core.ClosedJaxpr) -> tuple[jex_core.ClosedJaxpr, tuple[bool, ...] | None]:
+    """The jaxpr inside the one `jaxorch_call` of an optimised function, and which of its operands are donated.
+
+    All of it where JAXORCH_DISABLE left none.
+    """
     calls = [eqn for eqn in jaxpr.eqns if eqn.primitive is primitive.jaxorch_call_p]
-    return calls[0].params["call_jaxpr"] if len(calls) == 1 else primitive.hoist(jaxpr)[0]
+    if len(calls) == 1:
+        return calls[0].params["call_jaxpr"], calls[0].params["donated"]
+    return primitive.hoist(jaxpr)[0], None

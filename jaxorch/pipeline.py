@@ -21,6 +21,7 @@ from jaxorch.ir.graph import Graph
 from jaxorch.ir.verify import verify
 from jaxorch.options import Options
 from jaxorch.orchestration.choice import Session
+from jaxorch.orchestration.overwrite import ends_of
 from jaxorch.orchestration.plan import Plan
 from jaxorch.orchestration.planner import as_traced, plan_program
 from jaxorch.passes.canonicalize import canonicalize
@@ -122,7 +123,7 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
         return Program(partial(as_traced, trace), nothing_planned("compiled by XLA for the CPU"))
     session = Session(options, target, partial(graphs, options=options))
     with timing_device(target), session.progress:
-        found = plan_program(trace, session)
+        found = plan_program(trace, session, ends_of(trace, target.donated))
     if found.failures and options.fallback == "error":
         raise CompileError("; ".join(found.failures))
     for failure in found.failures:
@@ -133,4 +134,6 @@ def build(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Prog
 def planned(jaxpr: jex_core.ClosedJaxpr, options: Options, target: Target) -> Plan:
     """The plan of a program alone, for tools."""
     with timing_device(target):
-        return plan_program(flatten(jaxpr), Session(options, target, partial(graphs, options=options))).plan
+        trace = flatten(jaxpr)
+        session = Session(options, target, partial(graphs, options=options))
+        return plan_program(trace, session, ends_of(trace, target.donated)).plan

@@ -53,6 +53,12 @@ _core.register_call_primitive_rules(jaxorch_call_p)
 jaxorch_call_p.def_impl(functools.partial(_xla.apply_primitive, jaxorch_call_p))
 
 
+def tracing() -> bool:
+    """Whether what is called now becomes part of a program that something else traces, or transforms."""
+    with _core.take_current_trace() as trace:
+        return getattr(trace, "parent_trace", None) is not None  # what evaluates stands in no other trace
+
+
 def tracing_a_loop() -> bool:
     """Whether what is called now becomes part of a loop's body."""
     with _core.take_current_trace() as trace:
@@ -65,17 +71,26 @@ def tracing_a_loop() -> bool:
 
 
 def call(
-    jaxpr: jex_core.ClosedJaxpr, operands: Sequence[Any], options: Options, name: str, *, in_loop: bool = False
+    jaxpr: jex_core.ClosedJaxpr,
+    operands: Sequence[Any],
+    options: Options,
+    name: str,
+    *,
+    in_loop: bool = False,
+    donated: Sequence[bool] | None = None,
 ) -> list[Any]:
     """Binds `jaxpr`, the program of a user's function called `name`, to its `operands`, one for each of its invars.
 
-    `in_loop`: the call is part of the body of a loop that is not in `jaxpr`.
+    `in_loop`: the call is part of the body of a loop that is not in `jaxpr`.  `donated`: for each operand whether its
+    memory may be overwritten; None where that is not known.
 
     The jaxpr's constants become leading operands: one without constants is cached by JAX, and closed-over tracers of an
     outer transformation stay differentiable.
     """
     open_jaxpr, consts = hoist(jaxpr)
-    return jaxorch_call_p.bind(*consts, *operands, call_jaxpr=open_jaxpr, options=options, name=name, in_loop=in_loop)
+    given = None if donated is None else (*(False for _ in consts), *donated)
+    params = {"call_jaxpr": open_jaxpr, "options": options, "name": name, "in_loop": in_loop, "donated": given}
+    return jaxorch_call_p.bind(*consts, *operands, **params)
 
 
 def hoist(jaxpr: jex_core.ClosedJaxpr) -> tuple[jex_core.ClosedJaxpr, list[Any]]:
@@ -214,15 +229,18 @@ class _Site:
     name: str
     platform: str
     in_loop: bool
+    donated: tuple[bool, ...] | None
 
     @property
     def exporting(self) -> bool:
         return self.ctx.module_context.lowering_parameters.for_export
 
     def target(self) -> Target:
-        target = replace(detect(self.platform, self.options), in_loop=self.in_loop)
-        # What is exported runs elsewhere, later: nothing timed here would hold there.
-        return replace(target, live=False) if self.exporting else target
+        # transformations keep the parameters of the call, and may change its operands
+        donated = self.donated if self.donated and len(self.donated) == len(self.jaxpr.in_avals) else None
+        target = replace(detect(self.platform, self.options), in_loop=self.in_loop, donated=donated)
+        # What is exported runs elsewhere, later: nothing timed here would hold there, nor what is donated.
+        return replace(target, live=False, donated=None) if self.exporting else target
 
     def unsupported(self) -> str | None:
         """Why this program cannot be planned here, if it cannot."""
@@ -266,12 +284,13 @@ def _planned_lowering(
     options: Options,
     name: str,
     in_loop: bool,
+    donated: tuple[bool, ...] | None,
 ) -> Sequence[Any]:
-    params = {"call_jaxpr": call_jaxpr, "options": options, "name": name, "in_loop": in_loop}
+    params = {"call_jaxpr": call_jaxpr, "options": options, "name": name, "in_loop": in_loop, "donated": donated}
     stock = functools.partial(_stock_lowering, ctx, *operands, **params)
     if options.backend == "xla":  # asked for, hence no fallback
         return stock()
-    site = _Site(ctx, call_jaxpr, options, name, platform, in_loop)
+    site = _Site(ctx, call_jaxpr, options, name, platform, in_loop, donated)
     if (reason := site.unsupported()) is not None:
         site.fall_back(reason, None)
         return stock()
@@ -296,9 +315,10 @@ def _stock_lowering(
     options: Options,
     name: str,
     in_loop: bool,
+    donated: tuple[bool, ...] | None,
 ) -> Sequence[Any]:
     """The program as XLA would have it: the jaxpr's equations, inlined."""
-    del options, in_loop
+    del options, in_loop, donated
     return _mlir.core_call_lowering(ctx, *operands, name=name, inline_jax_late=True, call_jaxpr=call_jaxpr)
 
 

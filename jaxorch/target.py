@@ -29,12 +29,14 @@ class Target:
         device: the device table that costs are taken from, for example "h200".
         live: whether that device is in this process and may be used to time kernels.
         in_loop: whether the program is part of the body of a loop that it does not hold itself.
+        donated: for each operand whether its caller gave its memory away; None where that is not known.
     """
 
     platform: str
     device: str
     live: bool
     in_loop: bool = False
+    donated: tuple[bool, ...] | None = None
 
 
 def detect(platform: str, options: Options) -> Target:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core as jex_core
 
 from jaxorch import pipeline, primitive
 from jaxorch.api import explain, optimize
@@ -361,12 +362,58 @@ def test_disabled_is_plain_jit(x: Any, builds: list[Any], monkeypatch: pytest.Mo
     assert len(builds) == 1
 
 
+# What is donated
+
+
+def donations(f: Any, *args: Any, **kwargs: Any) -> list[Any]:
+    """What the calls of an optimised function are told of their operands."""
+    return list(donated_in(f.trace(*args, **kwargs).jaxpr))
+
+
+def donated_in(jaxpr: Any) -> Any:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is primitive.jaxorch_call_p:
+            yield eqn.params["donated"]
+        else:
+            for inner in jex_core.jaxprs_in_params(eqn.params):
+                yield from donated_in(inner)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "by_place", "by_name"),
+    [
+        ({}, (False,) * 4, (False,) * 4),
+        ({"donate_argnums": 0}, (True, True, False, False), (True, False, False, True)),
+        ({"donate_argnums": (-1,)}, (False,) * 4, (False,) * 4),  # as jax.jit has it
+        ({"donate_argnames": "b"}, (False, False, True, False), (False, True, False, False)),
+        ({"donate_argnums": 2, "donate_argnames": ("a", "b")}, (False, False, False, True), (True, True, False, True)),
+    ],
+)
+def test_the_program_knows_what_is_donated(x: Any, keywords: Any, by_place: Any, by_name: Any) -> None:
+    def f(a: Any, b: Any, c: Any) -> Any:
+        return a[0] + a[1] + b + c
+
+    optimised = fast(f, **keywords)
+    assert donations(optimised, (x, x), x, x) == [by_place]
+    flags = [leaf.donated for leaf in jax.tree.leaves(jax.jit(f, **keywords).lower((x, x), x, x).args_info)]
+    assert flags == list(by_place)
+    lowered = jax.jit(f, **keywords).lower(a=(x, x), b=x, c=x)
+    assert donations(optimised, a=(x, x), b=x, c=x) == [tuple(v.donated for v in jax.tree.leaves(lowered.args_info))]
+
+
+def test_inside_another_program_nobody_knows(x: Any) -> None:
+    f = fast(double, donate_argnums=0)
+    assert donations(f, x) == [(True,)]
+    for outer in (jax.jit(lambda y: f(y)), jax.jit(jax.grad(lambda y: f(y).sum())), jax.jit(jax.vmap(lambda y: f(y)))):
+        assert set(donations(outer, x)) == {None}
+
+
 # explain
 
 
 def on_this_machine() -> Target:
     found = local_gpu()
-    return Target("cuda", found or "h200", live=found is not None)
+    return Target("cuda", found or "h200", live=found is not None, donated=(False,))
 
 
 def test_explain_plans_for_the_gpu(x: Any, builds: list[Any]) -> None:

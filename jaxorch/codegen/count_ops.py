@@ -1,7 +1,8 @@
 """The counting handler: what a kernel reads, writes and computes, without running it.
 
 Input: the calls of `body.emit`.  Output: `Counts`.  Invariant: bytes are those that memory moves: whole
-sectors where neighbouring columns are apart, each element of a buffer once however often it is read.
+sectors where neighbouring columns are apart, each element of a buffer once however often it is read.  Programs that
+loop over products do not run in step, so of a piece that two of them read each fetches the whole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.kernels.configs import Config, whole
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["Counts", "count"]
@@ -29,9 +30,10 @@ __all__ = ["Counts", "count"]
 type Dims = frozenset[int]
 
 _ATOMIC = 8  # operations that one atomic update weighs
-_LANE = 3  # the columns of a loop-carried tile, as an axis beside GRID, ROW and COLUMN: as many as a block has
+_LANE = -1  # the columns of a loop-carried tile, as an axis beside those of a scope: as many as a block has
 
 SECTOR = 32  # bytes: the least that a memory access moves
+PIECE = 64  # bytes: the least that memory delivers to the second-level cache
 
 _DENSE = 8  # places for each integer up to which different ones are marked and not sorted
 
@@ -47,7 +49,7 @@ class Counts:
     """What one launch moves and computes.
 
     Attributes:
-        read: bytes from memory, by buffer: each element once, in whole sectors.
+        read: bytes from memory, by buffer: each element once, in whole sectors or pieces.
         passes: bytes from the second-level cache, by buffer and loop.
         written: bytes stored.
         again: bytes from memory that had been read before and have left the second-level cache.
@@ -76,9 +78,13 @@ class Counts:
 class CountOps:
     """Ops whose values are the axes they vary along."""
 
-    def __init__(self, tile: Tile, unroll: int, *, loaded: bool = False) -> None:
-        """`loaded`: loops read by loads, which find again in the first-level cache what an earlier step has read."""
-        self.tile, self.unroll, self.loaded = tile, unroll, loaded
+    def __init__(self, tile: Tile, unroll: int, *, loaded: bool = False, in_step: bool = True) -> None:
+        """`loaded`: loops read by loads, which find again in the first-level cache what an earlier step has read.
+
+        `in_step`: programs that read parts of one piece of memory do so at about the same time.
+        """
+        self.tile, self.unroll, self.loaded, self.in_step = tile, unroll, loaded, in_step
+        self.delivered: dict[tuple[str, int], Any] = {}  # by buffer and sample: the sectors that loads have fetched
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.taken = 1.0  # which part of the tiles takes the branches being written
@@ -99,6 +105,10 @@ class CountOps:
         sizes = (self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes)
         return math.prod(sizes) * self.taken / shares
 
+    @property
+    def everywhere(self) -> Dims:
+        return frozenset(range(len(self.tile.sizes)))
+
     def share(self, guard: Guard) -> float:
         """About which part of the points the guard lets through."""
         share = 1.0
@@ -108,30 +118,48 @@ class CountOps:
         return share
 
     def waste(self, offset: Expr, guard: Guard, itemsize: int) -> float:
-        """Bytes moved for each byte wanted."""
-        return _waste(offset, guard, itemsize, self.tile.sizes, (1, self.tile.block_rows, self.tile.block_columns))
+        """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
+        return max([1.0, *(waste for _, waste in self.samples(offset, guard, itemsize))])
+
+    def samples(self, offset: Expr, guard: Guard, itemsize: int) -> _Samples:
+        """The sectors that each of two sample tiles touches, and their bytes for each byte that it wants."""
+        return _samples(offset, guard, itemsize, tuple(self.tile.sizes), tuple(self.tile.blocks))
+
+    def undelivered(self, buffer: Buffer, samples: Sequence[tuple[Any, float]]) -> float:
+        """Bytes of the pieces that no load before has fetched for each byte wanted that none has."""
+        worst = 0.0
+        for part, (sectors, waste) in enumerate(samples):
+            known = self.delivered.get((buffer.name, part), sectors[:0])
+            more, each = np.setdiff1d(sectors, known, assume_unique=True), PIECE // SECTOR
+            pieces = np.setdiff1d(more // each, known // each)
+            self.delivered[buffer.name, part] = np.concatenate([known, more])
+            worst = max(worst, waste * pieces.size * PIECE / max(more.size * SECTOR, PIECE))
+        return worst if any(sectors.size for sectors, _ in samples) else 1.0
 
     def bind(self, lookup: Lookup, value: Dims, dtype: np.dtype[Any]) -> None:
         pass
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        waste, fresh = self.waste(offset, guard, buffer.array.dtype.itemsize), self.fresh(offset)
-        self.read(buffer, ix.dims_of(offset), dims, guard, waste, fresh=fresh, moving=moves(offset, self.tile))
+        samples = self.samples(offset, guard, buffer.array.dtype.itemsize)
+        waste = max([1.0, *(waste for _, waste in samples)])
+        delivered = waste if self.in_step else self.undelivered(buffer, samples)
+        fresh, moving = self.fresh(offset), moves(offset, self.tile)
+        self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=fresh, moving=moving)
         return dims
 
     def fresh(self, offset: Expr) -> float:
         """Which part of a program's reads in a loop is of elements that no earlier step of it has read."""
         if not self.loaded or not self.tile.loops:
             return 1.0
-        blocks = [1, self.tile.block_rows, self.tile.block_columns]
+        blocks = list(self.tile.blocks)
         for axis in self.tile.loops:
             blocks[axis] = self.tile.sizes[axis]
         return _fresh(offset, tuple(min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)))
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Dims]:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
-        self.read(buffer, dims, dims, guard, 1.0, copies)
+        self.read(buffer, dims, dims, guard, 1.0, 1.0, copies)
         return [dims] * copies
 
     def read(
@@ -141,6 +169,7 @@ class CountOps:
         dims: Dims,
         guard: Guard,
         waste: float,
+        delivered: float,
         copies: int = 1,
         fresh: float = 1.0,
         *,
@@ -148,9 +177,10 @@ class CountOps:
     ) -> None:
         itemsize, share = buffer.array.dtype.itemsize, self.share(guard)
         size = buffer.array.nbytes * waste
-        moved = self.points(own) * share * copies * itemsize * waste
+        moved = self.points(own) * share * copies * itemsize * delivered
         # several reads of one buffer: other parts of it, or lines still in the first-level cache
-        self.counts.read[buffer.name] = min(self.counts.read.get(buffer.name, 0.0) + moved, size)
+        before = self.counts.read.get(buffer.name, 0.0)
+        self.counts.read[buffer.name] = min(before + moved, max(before, buffer.array.nbytes * delivered))
         key = (buffer.name, self.scopes)
         wanted = self.points(dims) * self.tile.repeats * share * copies * itemsize
         passed = wanted * waste * fresh / (1 if moving else self.tile.points)
@@ -161,12 +191,12 @@ class CountOps:
 
     def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:
         itemsize = buffer.array.dtype.itemsize
-        wanted = self.points(frozenset((GRID, ROW, COLUMN))) * self.share(guard) * itemsize
+        wanted = self.points(self.everywhere) * self.share(guard) * itemsize
         self.counts.written += wanted * self.waste(offset, guard, itemsize)
 
     def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Dims, guard: Guard) -> None:
         self.store(buffer, offset, value, guard)
-        self.counts.operations += _ATOMIC * self.points(frozenset((GRID, ROW, COLUMN)))
+        self.counts.operations += _ATOMIC * self.points(self.everywhere)
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Dims]) -> None:
         self.counts.written += buffer.array.nbytes
@@ -225,26 +255,20 @@ class CountOps:
         return value
 
     def dot(self, left: Dims, right: Dims, acc: Dims | None, product: Product) -> Dims:
-        rows, columns = (
-            -(-n // b) * b
-            for n, b in (
-                (self.tile.sizes[ROW], self.tile.block_rows),
-                (self.tile.sizes[COLUMN], self.tile.block_columns),
-            )
-        )
-        flops = 2.0 * self.tile.sizes[0] * rows * columns * product.summed * self.taken / self.splits
+        padded = math.prod(-(-n // b) * b for n, b in zip(self.tile.sizes, self.tile.blocks, strict=True))
+        flops = 2.0 * padded * product.summed * self.taken / self.splits
         name, factor = product.dtype.name, 1
         if name == "float32" and product.precision != "DEFAULT":
             name, factor = ("float32", 3) if product.precision == "HIGH" else ("", 1)
         self.counts.matrix[name] = self.counts.matrix.get(name, 0.0) + flops * factor
-        return frozenset((ROW, COLUMN))
+        return self.everywhere - {GRID}
 
     def fold(self, op: str, value: Dims, dtype: np.dtype[Any]) -> Dims:
         self.counts.operations += self.points(value) * 2
         return value - {COLUMN, _LANE}
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Dims:
-        return frozenset((GRID, ROW, _LANE))
+        return self.everywhere - {COLUMN} | {_LANE}
 
     def assign(self, carried: Dims, value: Dims) -> None:
         pass
@@ -283,45 +307,52 @@ class _Branch:
         return self.dims
 
 
-@lru_cache(maxsize=1 << 14)  # kernels that hold a node read the same for it
-def _waste(offset: Expr, guard: Guard, itemsize: int, sizes: tuple[int, ...], tiles: tuple[int, ...]) -> float:
-    """Sectors touched by sample tiles over the elements they hold, in bytes for each byte wanted."""
-    worst = 1.0
+type _Samples = tuple[tuple[np.ndarray[Any, Any], float], ...]
+
+
+@lru_cache(maxsize=1 << 13)  # kernels that hold a node read the same for it
+def _samples(offset: Expr, guard: Guard, itemsize: int, sizes: tuple[int, ...], tiles: tuple[int, ...]) -> _Samples:
+    """Of two sample tiles: the sectors touched, ascending, and their bytes for each byte of the elements wanted."""
+    found: list[tuple[np.ndarray[Any, Any], float]] = []
     for part in (0, 0.5):
-        starts = [int(part * size) // block * block for size, block in zip(sizes, tiles, strict=True)]
-        blocks = (1, min(tiles[1], 64), min(tiles[2], 256))
-        coords = _points([np.arange(s, min(s + b, n)) for s, b, n in zip(starts, blocks, sizes, strict=True)])
+        shapes = [*zip(sizes, tiles, (1, 64, 256, 64), strict=False)]
+        places = (4 / 3 * part, part, part, part)  # of the grid no half, which is the start along most of its axes
+        starts = [int(p * size) // block * block for p, (size, block, _) in zip(places, shapes, strict=False)]
+        counts = [min(block, most, size - start) for start, (size, block, most) in zip(starts, shapes, strict=True)]
+        lanes = _points(counts)
+        coords = [start + lane for start, lane in zip(starts, lanes, strict=True)]
         at = np.asarray(ix.evaluate(offset, coords, _look))
         if guard:
             at, inside = np.broadcast_arrays(at, np.asarray(ix.holds(guard, coords, _look)).astype(bool))
             at = at[inside]
-        if at.size:
-            wanted, sectors = _distinct(at), _distinct(at * itemsize // SECTOR)
-            worst = max(worst, sectors * SECTOR / max(wanted * itemsize, SECTOR))
-    return worst
+        sectors = _different(at * itemsize // SECTOR)
+        found.append((sectors, sectors.size * SECTOR / max(_different(at).size * itemsize, SECTOR)))
+    return tuple(found)
 
 
 @lru_cache(maxsize=1 << 12)
 def _fresh(offset: Expr, blocks: tuple[int, ...]) -> float:
     """The different elements that the points of a block read, for each of its points."""
-    at = np.asarray(ix.evaluate(offset, _points([np.arange(n) for n in blocks]), _look))
-    return _distinct(at) / math.prod(blocks)
+    at = np.asarray(ix.evaluate(offset, _points(blocks), _look))
+    return _different(at).size / math.prod(blocks)
 
 
-def _points(axes: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
-    """Coordinates along each of the axes, that broadcast together."""
-    return [points.reshape([-1 if a == axis else 1 for a in range(len(axes))]) for axis, points in enumerate(axes)]
+def _points(counts: Sequence[int]) -> list[Any]:
+    """Coordinates from 0 along each axis, that broadcast together."""
+    return list(np.ogrid[tuple(slice(n) for n in counts)])
 
 
-def _distinct(values: np.ndarray[Any, Any]) -> int:
-    """How many different integers there are."""
+def _different(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The different integers among `values`, ascending."""
+    if not values.size:
+        return values.reshape(-1)
     low, high = int(values.min()), int(values.max())
     if high - low < _DENSE * values.size:
         seen = np.zeros(high - low + 1, bool)
         seen[values - low] = True
-        return int(np.count_nonzero(seen))
+        return np.flatnonzero(seen) + low
     ordered = np.sort(values, axis=None)
-    return 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
 
 
 def _look(lookup: Lookup, index: tuple[Any, ...]) -> Any:
@@ -337,7 +368,8 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     config = config or whole(kernel)
     frame = kernel.frames[config.frame]
     loaded = kernel.core is not None and config.num_stages == 1
-    ops = CountOps(Tile(frame.sizes, config.block_rows, config.block_columns, "grid"), frame.unroll, loaded=loaded)
+    tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid", block_heads=config.heads)
+    ops = CountOps(tile, frame.unroll, loaded=loaded, in_step=kernel.core is None)
     for launch in launches(kernel, config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again

@@ -63,8 +63,10 @@ class GemmBody[V](ProductBody[V]):
 
     def accumulated(self, tile: Tile) -> V:
         blocks = [-(-size // block) for size, block in map(self.extent, ("row", "column"))]
-        a, b = self.plane("row", "key", blocks[1]), self.plane("key", "column", blocks[0])
-        product = self.product(self.core.last, self.core.key, transposed=False)
+        turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
+        a = self.plane("key", "row", blocks[1]) if turned else self.plane("row", "key", blocks[1])
+        b = self.plane("column", "key", blocks[0]) if transposed else self.plane("key", "column", blocks[0])
+        product = self.product(self.core.last, self.core.key, transposed=transposed, turned=turned)
         key, left = len(self.frame.domain), self.core.left
         acc = self.ops.carry(tile, 0, product.accumulate)
         row = replace(a, block_rows=self.rows_at_once)
@@ -150,7 +152,7 @@ class GemmBody[V](ProductBody[V]):
         return 1 if self.frame.sizes[ROW] == 1 else self.config.block_rows
 
     def scope_of(self, columns: int, walk: Literal["grid", "tile", "loop"]) -> Tile:
-        grid, rows, _ = self.plane("row", "one").sizes
+        grid, rows, *_ = self.plane("row", "one").sizes
         block = power_of_two(columns)
         if walk == "loop":
             block = min(block, max(_WHOLE_ROW // self.rows_at_once, 16))

@@ -1,7 +1,7 @@
 """The NumPy handler: runs a kernel's body on arrays, all programs at once.
 
 It is the oracle for indexing and fission: blocks are as large as the domain, so what it computes does
-not depend on the tile.  Values are arrays that broadcast over (grid, rows, columns), in compute dtype.
+not depend on the tile.  Values are arrays that broadcast over (grid, rows, columns), then heads, in compute dtype.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ class NumpyOps:
 
     def coords(self) -> list[Data]:
         assert self.tile is not None
-        shapes = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
-        return [np.arange(n).reshape(s) for n, s in zip(self.tile.sizes, shapes, strict=True)]
+        return list(np.ogrid[tuple(slice(n) for n in self.tile.sizes)])
 
     def holds(self, guard: Guard) -> Data:
         truth = np.asarray(ix.holds(guard, self.coords(), self.look)).astype(bool)
@@ -159,8 +158,10 @@ class NumpyOps:
 
     def dot(self, left: Data, right: Data, acc: Data | None, product: Product) -> Data:
         held = compute_dtype(product.accumulate)
-        a, b = left.astype(held), right.astype(held)
-        result = np.matmul(a, b.swapaxes(1, 2) if product.transposed else b)
+        a = _matrices(left.astype(held), transposed=product.turned)
+        b = _matrices(right.astype(held), transposed=product.transposed)
+        result = np.matmul(a, b)
+        result = np.moveaxis(result, 1, 3) if result.ndim > 3 else result
         return result if acc is None else acc + result
 
     def fold(self, op: str, value: Data, dtype: np.dtype[Any]) -> Data:
@@ -177,6 +178,12 @@ class NumpyOps:
 
     def column_counts(self, tile: Tile) -> Data:
         return np.ones((1, 1, tile.sizes[2]), np.float32)
+
+
+def _matrices(tiles: Data, *, transposed: bool) -> Data:
+    """The matrices of (grid, rows, columns), or of (grid, rows, columns, heads)."""
+    found = np.moveaxis(tiles, 3, 1) if tiles.ndim > 3 else tiles
+    return found.swapaxes(-1, -2) if transposed else found
 
 
 class _Branch:

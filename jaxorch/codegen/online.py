@@ -75,6 +75,12 @@ class OnlineBody[V](ProductBody[V]):
                 self.store_outputs()
 
     @property
+    def stores_keys(self) -> bool:
+        """Whether an output is stored from the tiles of keys or values."""
+        queries = (self.softmax.first, self.softmax.query)
+        return any((s.contract, s.operand) != queries for s in self.core.stored)
+
+    @property
     def row(self) -> Tile:
         return self.plane("row", "one")
 
@@ -91,7 +97,7 @@ class OnlineBody[V](ProductBody[V]):
             q = self.tile_of(first.first, first.query, first.at, inner, queries)
         peak, total = self.ops.carry(self.row, self.lowest, FLOAT32), self.ops.carry(self.row, 0.0, FLOAT32)
         acc = self.ops.carry(tile, 0.0, FLOAT32)
-        live, floor = self.live(scores)
+        live, floor = self.live(scores) if not self.stores_keys else ((), 0.0)  # what is stored is all read
         with self.scope(ahead(scores)):
             self.bind(ix.guard_lookups(live))
         with self.over_keys(scores, live, self.doubt(peak, floor) if live else None):

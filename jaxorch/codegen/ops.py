@@ -34,6 +34,8 @@ class Buffer:
 class Tile:
     """A scope: the extents (grid, rows, columns) of index expressions, the tile's blocks, and how columns are walked.
 
+    A tile with heads has their extent after those three, and they lie between its rows and its columns.
+
     walk: "grid" (each program has one block of columns), "tile" (one block has all columns) or "loop" (block by block).
     A kernel around contractions has several scopes whose rows and columns are different things: `spans` names them,
     `loops` says which of the axes (ROW, COLUMN) a loop runs along, and `repeats` how many programs do the same here,
@@ -43,7 +45,7 @@ class Tile:
     Of several loops over one row, `reread` says whether a later one reads it again; None where there is but one.
     """
 
-    sizes: tuple[int, int, int]
+    sizes: tuple[int, ...]
     block_rows: int
     block_columns: int
     walk: Literal["grid", "tile", "loop"]
@@ -53,6 +55,12 @@ class Tile:
     splits: int = 1
     points: int = 1
     reread: bool | None = None
+    block_heads: int = 1
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The block along each axis of `sizes`."""
+        return (1, self.block_rows, self.block_columns, self.block_heads)[: len(self.sizes)]
 
 
 def moves(expr: Expr, tile: Tile) -> bool:
@@ -74,8 +82,8 @@ def ahead(tile: Tile) -> Tile:
 class Product:
     """What a matrix product does: its operands' dtype, that of its sums, and how float32 operands are rounded.
 
-    summed: products that an element sums in all steps of the loop together.  transposed: the right operand's rows are
-    the result's columns.
+    summed: products that an element sums in all steps of the loop together.  turned, transposed: the left operand's
+    columns are the result's rows, the right operand's rows its columns.
     """
 
     dtype: np.dtype[Any]
@@ -83,18 +91,19 @@ class Product:
     precision: str
     summed: int
     transposed: bool
+    turned: bool = False
 
 
 def first_block(tile: Tile) -> Tile:
     """The first block of a looped scope as a scope of its own, for handlers that walk block by block."""
-    grid, rows, columns = tile.sizes
+    grid, rows, columns, *_ = tile.sizes
     return Tile((grid, rows, min(columns, tile.block_columns)), tile.block_rows, tile.block_columns, "tile")
 
 
 class Ops[V](Protocol):
     """Values V are tiles; dtypes are logical (lax) dtypes, held in their compute dtype.
 
-    Index expressions are over the axes (GRID, ROW, COLUMN) of `kernels.frame`, within the current scope's sizes.
+    Index expressions are over the axes (GRID, ROW, COLUMN, HEAD) of `kernels.frame`, within the current scope's sizes.
     """
 
     def scope(self, tile: Tile) -> AbstractContextManager[None]:
@@ -184,7 +193,10 @@ class ProductOps[V](Ops[V], Protocol):
         ...
 
     def dot(self, left: V, right: V, acc: V | None, product: Product) -> V:
-        """`left` @ `right` of operands, or @ `right` transposed, plus `acc`; held in the dtype of accumulation."""
+        """`left` @ `right` of operands, each as it lies or transposed, plus `acc`, for each of the tile's heads.
+
+        Held in the dtype of accumulation.
+        """
         ...
 
     def operand(self, value: V, dtype: np.dtype[Any], *, of_windows: bool) -> V:

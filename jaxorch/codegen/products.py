@@ -7,6 +7,7 @@ two spans that it varies along, so that a tile of it is one block of memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,14 +21,14 @@ from jaxorch.codegen.values import Coords, buffers
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Contract, Graph, Map, Reduce
 from jaxorch.ir.graph import Const as IrConst
-from jaxorch.ir.index import Const, Dim, Expr, Guard
-from jaxorch.ir.simplify import coords_of, simplify
+from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
+from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.configs import Config, power_of_two
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
-from jaxorch.kernels.sides import Core
+from jaxorch.kernels.sides import Core, Stored
 
 __all__ = [
     "FLOAT32",
@@ -35,6 +36,7 @@ __all__ = [
     "ProductBody",
     "Span",
     "combine_config",
+    "early_outputs",
     "joins",
     "launch_buffers",
     "scratch_arrays",
@@ -53,24 +55,25 @@ _JOINED = 64
 
 def joins(kernel: Kernel, config: Config) -> bool:
     """Whether the last program to leave its part of a tile combines the parts, in the same launch."""
-    _, rows, columns = kernel.frames[config.frame].sizes
-    tile = min(rows, config.block_rows) * min(columns, config.block_columns)
+    _, rows, columns, *_ = kernel.frames[config.frame].sizes
+    tile = min(rows, config.block_rows) * min(columns, config.block_columns) * config.heads
     return config.splits > 1 and config.splits * tile <= _JOINED * 32 * config.num_warps
 
 
 def ticket_count(kernel: Kernel, config: Config) -> int:
     """How many counters a "joined" launch needs, one for each tile: its programs draw numbers from it."""
-    grid, rows, _ = kernel.frames[config.frame].sizes
-    return grid * -(-rows // config.block_rows) * kernel.column_blocks(config.frame, config.block_columns)
+    grid, rows, _, *heads = kernel.frames[config.frame].sizes
+    tiles = kernel.column_blocks(config.frame, config.block_columns) * math.prod(-(-n // config.heads) for n in heads)
+    return grid * -(-rows // config.block_rows) * tiles
 
 
 def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
     """What the first launch of a split kernel leaves for the second: sums and, of a softmax, peaks and totals."""
     assert kernel.core is not None
-    grid, rows, columns = kernel.frames[config.frame].sizes
+    grid, rows, columns, *heads = kernel.frames[config.frame].sizes
     node = graph.nodes[kernel.core.last]
     assert isinstance(node, Contract)
-    sums = Array((config.splits * grid, rows, columns), np.dtype(str(dict(node.params)["accumulate"])))
+    sums = Array((config.splits * grid, rows, *heads, columns), np.dtype(str(dict(node.params)["accumulate"])))
     row = Array((config.splits * grid, rows), FLOAT32)
     return (sums,) if kernel.core.softmax is None else (sums, row, row)
 
@@ -85,14 +88,24 @@ def launch_buffers(
     scratch = tuple(Buffer(f"part{k}", a) for k, a in enumerate(scratch_arrays(graph, kernel, config)))
     if launch == "joined":
         return (*ins, Buffer("tickets", Array((ticket_count(kernel, config),), np.dtype(np.int32)))), (*scratch, *outs)
-    return (ins, scratch) if launch == "partial" else ((*ins, *scratch), outs)
+    early = early_outputs(kernel)
+    if launch == "partial":
+        return ins, (*scratch, *(outs[k] for k in early))
+    return (*ins, *scratch), tuple(out for k, out in enumerate(outs) if k not in early)
+
+
+def early_outputs(kernel: Kernel) -> tuple[int, ...]:
+    """The outputs, by number, that are stored from operands: of two launches by the first."""
+    assert kernel.core is not None
+    stored = {s.value for s in kernel.core.stored}
+    return tuple(k for k, output in enumerate(kernel.outputs) if output.value in stored)
 
 
 def combine_config(kernel: Kernel, config: Config) -> Config:
     """How the second launch of a split kernel is cut up: small tiles, since it does little but read."""
-    _, rows, columns = kernel.frames[config.frame].sizes
+    _, rows, columns, *_ = kernel.frames[config.frame].sizes
     wide = columns if kernel.schedule == "online" else min(columns, 128)
-    block_rows = max(min(power_of_two(rows), 256 // power_of_two(wide)), 2)
+    block_rows = max(min(power_of_two(rows), 256 // (power_of_two(wide) * config.heads)), 2)
     return replace(config, block_rows=block_rows, block_columns=power_of_two(wide), num_warps=4, num_stages=1)
 
 
@@ -106,7 +119,7 @@ class ProductBody[V](Body[V]):
         self.core: Core = kernel.core
         self.launch = launch
         self.splits = config.splits
-        self.points = config.points
+        self.points, self.heads = config.points, config.heads
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
@@ -147,8 +160,8 @@ class ProductBody[V](Body[V]):
         loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span in keys)
         walk = "grid" if columns in ("key", "column") else "tile"
         splits = self.splits if self.parted else 1
-        sizes = (self.grid * splits, size_r, size_c)
-        return Tile(sizes, block_r, block_c, walk, (rows, columns), loops, repeats, splits, self.points)
+        sizes, spans = (self.grid * splits, size_r, size_c, *self.frame.sizes[HEAD:]), (rows, columns)
+        return Tile(sizes, block_r, block_c, walk, spans, loops, repeats, splits, self.points, block_heads=self.heads)
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
@@ -184,6 +197,7 @@ class ProductBody[V](Body[V]):
             (frame.grid, split_grid),
             (frame.rows, at.get("row", Const(0))),
             (frame.columns, at.get("column", Const(0))),
+            (frame.heads, Dim(HEAD)),
         )
         for axes, place in flat:
             for a, e in zip(axes, coords_of(place, [frame.domain[a] for a in axes], tile.sizes), strict=True):
@@ -208,12 +222,24 @@ class ProductBody[V](Body[V]):
         """The dtype of a Contract's operands."""
         return self.graph.array(self.contract(number).operands[0].pieces[0].value).dtype
 
-    def product(self, number: int, summed: int, *, transposed: bool) -> Product:
+    def product(self, number: int, summed: int, *, transposed: bool, turned: bool = False) -> Product:
         params = dict(self.contract(number).params)
         accumulate = np.dtype(str(params["accumulate"]))
-        return Product(self.dtype(number), accumulate, str(params["precision"]), summed, transposed)
+        return Product(self.dtype(number), accumulate, str(params["precision"]), summed, transposed, turned)
 
     # Values
+
+    def view(self, view: View, coords: Coords, guard: Guard) -> V:
+        """As of any kernel; what is selected for an operand is not selected again to be stored."""
+        if not self.core.stored:
+            return super().view(view, coords, guard)
+        pieces = tuple(pieces_at(view, coords, self.sizes))
+        key = (pieces, guard)
+        cache = self.cached(key, frozenset())
+        if key not in cache:
+            found = super().view(view, coords, guard)
+            cache[key] = found
+        return cache[key]
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         if value in self.bound:
@@ -224,6 +250,9 @@ class ProductBody[V](Body[V]):
         """An operand of a Contract over the current scope; 0 past the last contracted element if `zeroed`."""
         view, coords = self.contract(number).operands[operand], self.operand_at(self.contract(number), at, axis, tile)
         value, zero = self.view(view, coords, ()), self.ops.const(0, self.dtype(number))
+        for stored in self.core.stored:
+            if (stored.contract, stored.operand) == (number, operand):
+                self.store_operand(stored, tile)
         masked = self.masked(view, coords, tile) if zeroed else frozenset((ROW, COLUMN))
         for place, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1])):
             if span in ("key", "inner") and place not in masked:
@@ -255,10 +284,23 @@ class ProductBody[V](Body[V]):
     # Stores
 
     def store_outputs(self) -> None:
-        """The outputs, over (rows, columns)."""
-        tile = self.plane("row", "column")
+        """The outputs over (rows, columns)."""
+        tile, early = self.plane("row", "column"), early_outputs(self.kernel)
         with self.scope(tile):
-            self.store(range(len(self.kernel.outputs)))
+            self.store([k for k in range(len(self.kernel.outputs)) if k not in early])
+
+    def store_operand(self, stored: Stored, tile: Tile) -> None:
+        """Stores an output from an operand's tile; along axes that it does not vary along, the first point does."""
+        space, array = self.space(tile), self.graph.array(stored.value)
+        coords = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in stored.at)
+        varied = frozenset[int]().union(*(ix.dims_of(e) for e in stored.at))
+        repeated = [e for axis, e in enumerate(space) if axis not in varied]
+        if "key" not in tile.spans and self.parted:  # which every share of the keys reads
+            repeated.append(ix.floordiv(Dim(GRID), self.grid))
+        guard = simplify_guard(tuple(Bound(e, 0, 1) for e in repeated), tile.sizes)
+        assert guard is not None
+        buffer = self.outs[[o.value for o in self.kernel.outputs].index(stored.value)]
+        self.ops.store(buffer, self.offset(coords, array.shape), self.value(stored.value, coords, ()), guard)
 
     @contextmanager
     def joining(self) -> Generator[None]:
@@ -277,5 +319,6 @@ class ProductBody[V](Body[V]):
 
     def part_offset(self, tile: Tile, split: int) -> Expr:
         grid = ix.add(Dim(GRID), Const(split * self.grid))
-        place: tuple[Expr, ...] = (grid, Dim(ROW), Dim(COLUMN))
-        return simplify(ix.linearize(place, (1, *tile.sizes[1:])), tile.sizes)
+        _, rows, columns, *heads = tile.sizes
+        place = (grid, Dim(ROW), *(Dim(HEAD) for _ in heads), Dim(COLUMN))
+        return simplify(ix.linearize(place, (1, rows, *heads, columns)), tile.sizes)

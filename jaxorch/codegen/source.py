@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxorch.codegen.body import Body
 from jaxorch.codegen.emit import emit, grid_size, launches
 from jaxorch.codegen.ops import Buffer, Tile
-from jaxorch.codegen.products import Launch, combine_config, launch_buffers, scratch_arrays, ticket_count
+from jaxorch.codegen.products import (
+    Launch,
+    combine_config,
+    early_outputs,
+    launch_buffers,
+    scratch_arrays,
+    ticket_count,
+)
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
 from jaxorch.codegen.values import buffers
@@ -24,6 +31,8 @@ from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["Source", "generate"]
+
+_NOTHING: Mapping[int, int] = {}
 
 _IMPORTS = """import triton
 import triton.language as tl
@@ -37,7 +46,8 @@ class Source:
 
     `digest` says what it does: code, grid, configuration and argument types, but not the header's comments.
     `aliases` are (input, output) pairs that are one buffer: such an output is not passed.
-    A kernel of two launches writes arrays of `scratch` instead of the outputs; `combine` reads the inputs and these.
+    A kernel of two launches writes arrays of `scratch`, and the `early` outputs, which are stored from operands;
+    `combine` reads the inputs and the scratch, and writes the other outputs.
     One of a single launch that needs `scratch` takes after the inputs an int32 array of at least `tickets` zeros, which
     it leaves as it was, and writes the arrays of `scratch` before the outputs.
     """
@@ -49,38 +59,58 @@ class Source:
     digest: str
     aliases: tuple[tuple[int, int], ...] = ()
     scratch: tuple[Array, ...] = ()
+    early: tuple[int, ...] = ()
     combine: Source | None = None
     tickets: int = 0
 
 
 def generate(
-    graph: Graph, kernel: Kernel, config: Config, *, header: Sequence[str] = (), interpret: bool = False
+    graph: Graph,
+    kernel: Kernel,
+    config: Config,
+    *,
+    header: Sequence[str] = (),
+    interpret: bool = False,
+    over: Mapping[int, int] = _NOTHING,
 ) -> Source:
-    """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments."""
+    """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments.
+
+    `over`: inputs that outputs overwrite, beside those that are written in place in any case.
+    """
     match launches(kernel, config):
         case ("joined",):
-            source = _launch(graph, kernel, config, "joined", header, interpret)
+            source = _launch(graph, kernel, config, "joined", header, interpret, over)
             tickets = ticket_count(kernel, config)
             return replace(source, scratch=scratch_arrays(graph, kernel, config), tickets=tickets)
         case ("whole",):
-            return _launch(graph, kernel, config, "whole", header, interpret)
+            return _launch(graph, kernel, config, "whole", header, interpret, over)
         case _:
             pass
-    first = _launch(graph, kernel, config, "partial", header, interpret)
-    second = _launch(graph, kernel, config, "combine", header, interpret)
+    first = _launch(graph, kernel, config, "partial", header, interpret, _NOTHING)
+    second = _launch(graph, kernel, config, "combine", header, interpret, over)
     digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
-    return replace(first, digest=digest, scratch=scratch_arrays(graph, kernel, config), combine=second)
+    scratch = scratch_arrays(graph, kernel, config)
+    return replace(first, digest=digest, scratch=scratch, early=early_outputs(kernel), combine=second)
 
 
 def _launch(
-    graph: Graph, kernel: Kernel, config: Config, launch: Launch, header: Sequence[str], interpret: bool
+    graph: Graph,
+    kernel: Kernel,
+    config: Config,
+    launch: Launch,
+    header: Sequence[str],
+    interpret: bool,
+    over: Mapping[int, int],
 ) -> Source:
     ins, outs = launch_buffers(graph, kernel, config, launch) if kernel.core else buffers(graph, kernel)
     ops = _written(graph, kernel, config, launch, (*ins, *outs), interpret)
     helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
-    shared = aliases(graph, kernel)
-    arguments = ", ".join(b.name for b in (*ins, *(o for o in outs if o not in ins)))
-    body = "\n".join("    " + line for line in ops.blocks[0].lines)
+    shared = {**aliases(graph, kernel), **over}
+    results = outs[len(outs) - len(kernel.outputs) :]  # behind the parts of a launch that leaves some
+    same = {results[o].name: ins[k].name for k, o in over.items()}
+    arguments = ", ".join(b.name for b in (*ins, *(o for o in outs if o not in ins and o.name not in same)))
+    lines = [*(f"{output} = {read}" for output, read in same.items()), *ops.blocks[0].lines]
+    body = "\n".join("    " + line for line in lines)
     rest = f"({arguments}):\n{body}\n"
     code = hashlib.sha256((helpers + rest).encode()).hexdigest()
     schedule = kernel.schedule.replace("-", "_") + ("" if launch == "whole" else f"_{launch}")
@@ -104,8 +134,9 @@ def _written(
     nodes = [graph.nodes[n] for n in kernel.nodes]
     counted = [math.prod(frame.domain), *(math.prod(n.domain) for n in nodes if isinstance(n, Reduce))]
     wide = max([*(() if kernel.core else counted), *(b.array.size for b in arguments)]) >= 2**31
-    grid, rows, width = frame.sizes
-    tile = Tile((grid * config.splits, rows, width), own.block_rows, own.block_columns, "grid", points=own.points)
+    grid, *rest = frame.sizes
+    sizes, blocks = (grid * config.splits, *rest), (own.block_rows, own.block_columns)
+    tile = Tile(sizes, *blocks, "grid", points=own.points, block_heads=own.heads)
     if launch == "combine":
         tile = replace(tile, sizes=frame.sizes)
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}

@@ -21,7 +21,7 @@ from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.index import Dim, Expr, Guard, Lookup
 from jaxorch.ir.simplify import simplify
 from jaxorch.kernels.configs import power_of_two
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
 __all__ = ["HELPERS", "TritonOps"]
 
@@ -50,12 +50,13 @@ class TritonOps(Writer):
         self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
         self.points_each = tile.points
         self.column_blocks = column_blocks
+        self.head_blocks = -(-tile.sizes[HEAD] // tile.block_heads) if tile.sizes[HEAD:] else 1
         self.column = "column"
         self.row_start = ""
         self.prologue(wide)
 
     def prologue(self, wide: bool) -> None:
-        """The program's place in the grid: grid point, row block and column block, fastest last."""
+        """The program's place in the grid: grid point, row block, block of heads and column block, fastest last."""
         self.put("program = tl.program_id(0)" + (".to(tl.int64)" if wide else ""))
         rest = "program"
         many = self.frame.sizes[GRID] > 1
@@ -63,6 +64,9 @@ class TritonOps(Writer):
             alone = self.row_blocks == 1 and not many
             self.put(f"column_block = {rest}" if alone else f"column_block = {rest} % {self.column_blocks}")
             rest = f"{rest} // {self.column_blocks}"
+        if self.head_blocks > 1:
+            self.put(f"head_block = ({rest}) % {self.head_blocks}")
+            rest = f"{rest} // {self.head_blocks}"
         if self.row_blocks > 1:
             self.put(f"row_block = ({rest}) % {self.row_blocks}" if many else f"row_block = {rest}")
         if many:
@@ -160,14 +164,18 @@ class TritonOps(Writer):
 
     def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
         """The mask argument of a load or store that varies along `dims` (empty if none is needed)."""
-        tests: list[str] = []
-        if ROW in dims and not self.flat and self.frame.sizes[ROW] % self.frame.block_rows:
-            tests.append("row_mask")
-        if COLUMN in dims and self.tile.sizes[COLUMN] % self.tile.block_columns:
-            tests.append(f"{axes.names[COLUMN]}_mask")
+        overruns = (
+            (ROW, "row_mask", not self.flat and self.frame.sizes[ROW] % self.frame.block_rows),
+            (COLUMN, f"{axes.names[COLUMN]}_mask", self.tile.sizes[COLUMN] % self.tile.block_columns),
+        )
+        tests = [name for axis, name, over in overruns if over and axis in dims and not self.ends(guard, axis)]
         if guard:
             tests.append(self.condition(guard, axes))
         return f", mask={' & '.join(tests)}" if tests else ""
+
+    def ends(self, guard: Guard, axis: int) -> bool:
+        """Whether the guard itself ends before the axis does; another test would make the mask's runs shorter."""
+        return any(b.expr == Dim(axis) and b.high < self.tile.sizes[axis] for b in guard)
 
     # Memory
 
@@ -202,7 +210,7 @@ class TritonOps(Writer):
         dims = self.dims(offset) | self.guard_dims(guard)
         mask = self.mask(dims, guard, axes)
         pointer = self.pointer(buffer, offset, axes)
-        missing = dims & {ROW, COLUMN} - self.shaped_by(offset, axes)
+        missing = dims & {ROW, COLUMN, HEAD} - self.shaped_by(offset, axes)
         if mask and missing:  # the pointers must have the mask's shape
             pointer = f"{pointer} + {self.zeros(missing)}"
         other = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those

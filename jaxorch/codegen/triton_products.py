@@ -6,7 +6,7 @@ value that a loop changes has the pseudo-axis STEP among its axes, so that nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,13 +22,19 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_narrow_float
 from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Mod
 from jaxorch.ir.simplify import linear_terms, simplify
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
 __all__ = ["TritonProducts"]
 
-STEP = 3  # beside GRID, ROW and COLUMN: what differs from one step of a loop to the next; the step's number
-_LANE = 4  # the place in a step's block
+STEP = 4  # beside GRID, ROW, COLUMN and HEAD: what differs from one step of a loop to the next; the step's number
+_LANE = 5  # the place in a step's block
 
+_PLACES = {ROW: ("down", "[:, None]"), COLUMN: ("along", "[None, :]")}
+_PLACES_WITH_HEADS = {
+    ROW: ("down", "[:, None, None]"),
+    HEAD: ("across", "[None, :, None]"),
+    COLUMN: ("along", "[None, None, :]"),
+}
 _PRECISION = {"DEFAULT": "tf32", "HIGH": "tf32x3", "HIGHEST": "ieee"}
 
 
@@ -61,14 +67,17 @@ class TritonProducts(TritonOps):
         tile = self.tile
         row = self.span(tile.spans[0], tile.sizes[ROW], tile.block_rows, ROW)
         column = self.span(tile.spans[1], tile.sizes[COLUMN], tile.block_columns, COLUMN)
-        names, sizes = (self.grid, row[0], column[0]), tile.sizes
+        heads = tile.sizes[HEAD] if self.has_heads else 1
+        head = self.span("head", heads, tile.block_heads, HEAD)
+        names, sizes = (self.grid, row[0], column[0], head[0]), (*tile.sizes[:HEAD], heads)
+        places = (*row[1:], *column[1:], *head[1:])
         if not tile.loops:
-            return Axes(names, sizes, row[1], row[2], column[1], column[2])
+            return Axes(names, sizes, *places)
         axis = min(tile.loops)
-        block = tile.block_columns if axis == COLUMN else tile.block_rows
+        block = tile.blocks[axis]
         step, lane = f"{tile.spans[axis - 1]}_step", (row if axis == ROW else column)[2]
         counts = (-(-sizes[axis] // block), block)
-        return Axes((*names, step, lane), (*sizes, *counts), row[1], row[2], column[1], column[2])
+        return Axes((*names, step, lane), (*sizes, *counts), *places)
 
     @property
     def scalars(self) -> frozenset[int]:
@@ -83,7 +92,7 @@ class TritonProducts(TritonOps):
         if not any(isinstance(a, FloorDiv | Mod) and ix.dims_of(a) & self.tile.loops for a in _atoms(expr, axes.sizes)):
             return expr
         axis = min(self.tile.loops)
-        coords: list[Expr] = [Dim(a) for a in (GRID, ROW, COLUMN)]
+        coords: list[Expr] = [Dim(a) for a in (GRID, ROW, COLUMN, HEAD)]
         coords[axis] = ix.add(ix.mul(Dim(STEP), axes.sizes[_LANE]), Dim(_LANE))
         found = simplify(ix.substitute(expr, coords), axes.sizes)
         if any({STEP, _LANE} <= ix.dims_of(a) for a in _atoms(found, axes.sizes)):
@@ -107,9 +116,9 @@ class TritonProducts(TritonOps):
         """The names of a span's coordinate, its start and its lanes, lying along `axis`."""
         if block == 1:
             return "0", "", ""
-        way, shape = ("down", "[:, None]") if axis == ROW else ("along", "[None, :]")
+        way, shape = (_PLACES_WITH_HEADS if self.has_heads else _PLACES)[axis]
         lane = self.once(f"lane{block}_{way}", f"tl.arange(0, {block}){shape}{self.lane_type}")
-        blocks = {"row": self.row_blocks, "column": self.column_blocks}.get(name, 1)
+        blocks = {"row": self.row_blocks, "column": self.column_blocks, "head": self.head_blocks}.get(name, 1)
         looped = axis in self.tile.loops
         start = f"{name}_start" if looped or blocks > 1 else ""
         if start and not looped:
@@ -141,7 +150,7 @@ class TritonProducts(TritonOps):
         self, tile: Tile, live: Guard, doubt: Callable[[], Text] | None
     ) -> AbstractContextManager[None]:
         axis = min(tile.loops)
-        size, block = tile.sizes[axis], (tile.block_columns if axis == COLUMN else tile.block_rows)
+        size, block = tile.sizes[axis], tile.blocks[axis]
         counter, outer = f"{tile.spans[axis - 1]}_start", self.tile
         self.tile = ahead(tile)
         ends = live_range(self, live, block) if live and doubt else None
@@ -230,7 +239,7 @@ class TritonProducts(TritonOps):
     @contextmanager
     def last(self, tile: Tile, tickets: Buffer) -> Generator[None]:
         grid = tile.sizes[GRID] // tile.splits
-        counter = f"{tickets.name} + program % {grid * self.row_blocks * self.column_blocks}"
+        counter = f"{tickets.name} + program % {grid * self.row_blocks * self.head_blocks * self.column_blocks}"
         self.put("tl.debug_barrier()")  # all threads have stored before one of them says so
         self.put(f"ticket = tl.atomic_add({counter}, 1)")
         self.blocks.append(Block("branch"))
@@ -254,24 +263,33 @@ class TritonProducts(TritonOps):
     # Masks and shapes
 
     @property
+    def has_heads(self) -> bool:
+        """Whether tiles have heads: then they are blocks of rows, heads and columns."""
+        return self.frame.block_heads > 1
+
+    @property
     def whole(self) -> frozenset[int]:
         return _extended(self.tile)
 
-    def shape(self, columns: int, rows: int | None = None) -> list[int]:
-        return [self.tile.block_rows if rows is None else rows, columns]
+    def shape(self, columns: int, rows: int | None = None, heads: int | None = None) -> list[int]:
+        between = [self.tile.block_heads if heads is None else heads] if self.has_heads else []
+        return [self.tile.block_rows if rows is None else rows, *between, columns]
+
+    def zeros(self, dims: frozenset[int]) -> str:
+        columns, rows, heads = (self.tile.blocks[a] if a in dims else 1 for a in (COLUMN, ROW, HEAD))
+        return f"tl.zeros({self.shape(columns, rows, heads)}, tl.int32)"
 
     def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
         tests: list[str] = []
-        for axis, block in ((ROW, self.tile.block_rows), (COLUMN, self.tile.block_columns)):
-            if axis in dims and self.tile.sizes[axis] % block:
+        for axis, (size, block) in enumerate(zip(self.tile.sizes, self.tile.blocks, strict=True)):
+            if axis in dims and size % block and not self.ends(guard, axis):
                 tests.append(f"{axes.names[axis]}_mask")
         if guard:
             tests.append(self.condition(self.in_steps(guard, axes), axes))
         return f", mask={' & '.join(tests)}" if tests else ""
 
     def within(self, value: Text, otherwise: Text, axis: int) -> Text:
-        block = self.tile.block_rows if axis == ROW else self.tile.block_columns
-        if not self.tile.sizes[axis] % block:
+        if not self.tile.sizes[axis] % self.tile.blocks[axis]:
             return value
         condition = f"{self.axes().names[axis]}_mask"
         return self.name(f"tl.where({condition}, {value.name}, {otherwise.name})", value.dims | otherwise.dims | {axis})
@@ -340,16 +358,23 @@ class TritonProducts(TritonOps):
         return self.name(f'tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", {words})', found.dims)
 
     def dot(self, left: Text, right: Text, acc: Text | None, product: Product) -> Text:
-        a, b = (self.rounded(x, product).name for x in (left, right))
-        b = f"tl.trans({b})" if product.transposed else b
-        words = [a, b] + ([acc.name] if acc else [])
+        a = self.matrix(self.rounded(left, product).name, transposed=product.turned)
+        b = self.matrix(self.rounded(right, product).name, transposed=product.transposed)
+        words = [a, b] + ([self.matrix(acc.name, transposed=False)] if acc else [])
         if product.dtype == np.float32:
             words.append(f'input_precision="{_PRECISION[product.precision]}"')
         if product.dtype.itemsize == 1 and compute_dtype(product.accumulate) == np.float32:
             words.append("max_num_imprecise_acc=0")
         if product.accumulate != np.float32:
             words.append(f"out_dtype={TRITON_NAME[product.accumulate.name]}")
-        return self.name(f"tl.dot({', '.join(words)})", frozenset((ROW, COLUMN, STEP)))
+        found = self.matrix(f"tl.dot({', '.join(words)})", transposed=False)
+        return self.name(found, frozenset((ROW, COLUMN, STEP)) | ({HEAD} if self.has_heads else frozenset[int]()))
+
+    def matrix(self, name: str, *, transposed: bool) -> str:
+        """A tile as `tl.dot` takes it, heads first, or what that gives as a tile."""
+        if self.has_heads:
+            return f"tl.permute({name}, {[1, 2, 0] if transposed else [1, 0, 2]})"
+        return f"tl.trans({name})" if transposed else name
 
     def rounded(self, value: Text, product: Product) -> Text:
         """A float32 operand rounded to TF32; the matrix unit itself would cut it off, a bias that sums do not lose."""
@@ -363,25 +388,49 @@ class TritonProducts(TritonOps):
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Text:
         literal = triton_literal(value, compute_dtype(dtype))
-        shape = [tile.block_rows, tile.block_columns]
+        shape = [tile.block_rows, *([tile.block_heads] if self.has_heads else []), tile.block_columns]
         name = f"carry{self.count}"
         self.count += 1
         self.put(f"{name} = tl.broadcast_to({literal}, {shape})")
         return Text(name, _extended(tile) | {STEP})
 
     def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
-        if not value.dims & {ROW, COLUMN}:  # a row of one element, which has no axis to be folded
+        if not value.dims & {ROW, COLUMN, HEAD}:  # a row of one element, which has no axis to be folded
             return value
-        where = "axis=1, keep_dims=True"
+        where = f"axis={2 if self.has_heads else 1}, keep_dims=True"
         text = f"tl.max({value.name}, {where})" if op == "peak" else self.folded(op, value.name, where, dtype)
         return self.name(
             text, value.dims - {COLUMN} | (frozenset((STEP,)) if self.varies(value.dims) else frozenset[int]())
         )
 
     def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
-        if not (value.dims | ix.dims_of(offset)) & {ROW, COLUMN}:  # a row's reduction is a block even of one element
+        # a row's reduction is a block even of one element
+        if not (value.dims | ix.dims_of(offset)) & {ROW, COLUMN, HEAD}:
             value = self.spread(value)
         super().store(buffer, offset, Text(value.name, value.dims - {STEP}), guard)
+
+    def target(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard) -> tuple[str, str]:
+        """Of the programs that do the same in this scope one stores: they take turns in a loop, else the first does."""
+        pointer, mask = super().target(buffer, offset, value, guard)
+        tests = [self.turn(f"{span}_block", blocks) for span, blocks in self.repeats if blocks > 1]
+        if not tests:
+            return pointer, mask
+        return pointer, f"{mask} & {' & '.join(tests)}" if mask else f", mask={' & '.join(tests)}"
+
+    @property
+    def repeats(self) -> Iterator[tuple[str, int]]:
+        """The spans that the scope does not have, and over how many programs they are spread."""
+        for span, blocks in (("row", self.row_blocks), ("column", self.column_blocks)):
+            if span not in self.tile.spans:
+                yield span, blocks
+
+    def turn(self, block: str, blocks: int) -> str:
+        """Whether it is the program's turn to store what it has in common with those of other blocks."""
+        if not self.tile.loops:
+            return f"({block} == 0)"
+        axis = min(self.tile.loops)
+        size = self.tile.block_columns if axis == COLUMN else self.tile.block_rows
+        return f"({self.tile.spans[axis - 1]}_start // {size} % {blocks} == {block})"
 
 
 def _atoms(expr: Expr, sizes: tuple[int, ...]) -> list[Expr]:
@@ -390,4 +439,4 @@ def _atoms(expr: Expr, sizes: tuple[int, ...]) -> list[Expr]:
 
 def _extended(tile: Tile) -> frozenset[int]:
     """The axes along which the tile has more than one element."""
-    return frozenset(a for a, block in ((ROW, tile.block_rows), (COLUMN, tile.block_columns)) if block > 1)
+    return frozenset(axis for axis, block in enumerate(tile.blocks) if block > 1)

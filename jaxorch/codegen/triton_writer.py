@@ -13,7 +13,7 @@ from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Select
 from jaxorch.ir.simplify import linear_terms
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
 __all__ = ["Axes", "Block", "Text", "Writer"]
 
@@ -25,8 +25,8 @@ type Sizes = tuple[int, ...]
 class Axes:
     """The coordinates in the current tile: names of (grid, row, column), their extents, how row and column come about.
 
-    A tile's row is `row_start` + `row_lane`, the same for columns: scalar starts and lanes counted from 0.  In a loop
-    over blocks a handler may name more coordinates: the step's and the lane's.
+    A tile's row is `row_start` + `row_lane`, the same for columns and heads: scalar starts and lanes counted from 0.
+    Kernels around contractions name more coordinates after those three: the head, in loops the step's and the lane's.
     """
 
     names: Names
@@ -35,11 +35,14 @@ class Axes:
     row_lane: str
     column_start: str
     column_lane: str
+    head_start: str = ""
+    head_lane: str = ""
 
     @property
     def starts(self) -> Names:
         """The first coordinates of the tile, as scalars."""
-        return self.names[GRID], self.row_start or "0", self.column_start or "0", *self.names[3:]
+        tile = (self.row_start or "0", self.column_start or "0", self.head_start or "0")
+        return self.names[GRID], *tile, *self.names[HEAD + 1 :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,8 @@ class Writer:
                     parts = (axes.column_start, axes.column_lane)
                 case Dim(axis) if axis == ROW:
                     parts = (axes.row_start, axes.row_lane)
+                case Dim(axis) if axis == HEAD:
+                    parts = (axes.head_start, axes.head_lane)
                 case _:
                     varies = ix.dims_of(atom) - self.scalars
                     whole = self.term(atom, 1, axes, axes.names)

@@ -69,7 +69,7 @@ class Values[V]:
     # Scopes and caches
 
     def scope_of(self, columns: int, walk: Literal["grid", "tile", "loop"]) -> Tile:
-        grid, rows, _ = self.frame.sizes
+        grid, rows, *_ = self.frame.sizes
         block = self.config.block_columns if walk != "tile" else power_of_two(columns)
         return Tile((grid, rows, columns), self.config.block_rows, block, walk)
 
@@ -83,7 +83,7 @@ class Values[V]:
         self.tile = outer
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
+    def sizes(self) -> tuple[int, ...]:
         return self.tile.sizes if self.tile is not None else (*self.frame.sizes[:2], 1)
 
     def cached(self, key: Any, dims: frozenset[int]) -> dict[Any, Any]:
@@ -184,10 +184,10 @@ class Values[V]:
         if len(dims) != 1 or (self.tile.walk == "tile" and COLUMN in dims):
             return False
         (axis,) = dims
-        size, block = self.sizes[axis], self.tile.block_columns if axis == COLUMN else self.tile.block_rows
+        size, block = self.sizes[axis], self.tile.blocks[axis]
         if size > _UNIFORM_LIMIT or size % block:
             return False
-        points: list[Any] = [0, 0, 0]
+        points: list[Any] = [0] * len(self.sizes)
         points[axis] = np.arange(size).reshape(-1, block)
         truth = np.broadcast_to(ix.holds((bound,), points), (size // block, block))
         return bool((truth == truth[:, :1]).all())

@@ -42,12 +42,14 @@ class Region:
         bodies: what can be planned.
         run: (operands, implementations of the bodies) -> outputs.
         first_carry: the operand that the first output starts as, and so on, in a loop; None in a branch.
+        state: of a loop's body the operand that its first output takes the place of, and so on.
     """
 
     what: str
     bodies: tuple[jex_core.ClosedJaxpr, ...]
     run: Callable[[Sequence[Any], Sequence[Body]], Sequence[Any]]
     first_carry: int | None = None
+    state: int | None = None
 
 
 def region_of(trace: Trace, equation: Equation) -> Region | None:
@@ -114,7 +116,7 @@ def _scan(params: Mapping[str, Any], avals: Sequence[Any], made: _Made) -> Regio
         unroll = min(int(params["unroll"]), length)
         return _lax.fori_loop(np.int32(0), np.int32(length), advance, state, unroll=unroll)
 
-    return Region(f"scan of {length} steps", (body,), run, consts)
+    return Region(f"scan of {length} steps", (body,), run, consts, consts + xs)
 
 
 def _one_step(jaxpr: jex_core.ClosedJaxpr, counts: tuple[int, int, int], made: _Made, *operands: Any) -> list[Any]:
@@ -151,7 +153,7 @@ def _while(params: Mapping[str, Any], avals: Sequence[Any], made: _Made) -> Regi
 
         return _lax.while_loop(goes_on, advance, tuple(operands[tests + consts :]))
 
-    return Region("while", (body,), run, tests + consts)
+    return Region("while", (body,), run, tests + consts, consts)
 
 
 def _cond(params: Mapping[str, Any], avals: Sequence[Any], made: _Made) -> Region:

@@ -18,7 +18,7 @@ from jax.extend import source_info_util
 
 from jaxorch.frontend.loops import carry_form
 
-__all__ = ["Equation", "Regions", "Trace", "digest", "flatten", "replay"]
+__all__ = ["Equation", "Regions", "Trace", "digest", "flatten", "missing", "needed", "replay"]
 
 _jax: Any = jax  # what is used of it carries few types
 _source: Any = source_info_util
@@ -182,11 +182,11 @@ def digest(trace: Trace, more: Iterable[str] = ()) -> str:
 
 def missing(trace: Trace, held: Collection[int], wanted: Iterable[int]) -> list[int]:
     """The program's operands that computing `wanted` takes beside the variables `held`."""
-    _, operands = _needed(trace, held, wanted)
+    _, operands = needed(trace, held, wanted)
     return [v for v in trace.inputs if v in operands]
 
 
-def _needed(trace: Trace, held: Collection[int], wanted: Iterable[int]) -> tuple[set[int], set[int]]:
+def needed(trace: Trace, held: Collection[int], wanted: Iterable[int]) -> tuple[set[int], set[int]]:
     """The equations that computing `wanted` from `held` takes, and the program's operands beside those."""
     equations, operands, pending = set[int](), set[int](), [v for v in wanted if v not in held]
     while pending:
@@ -210,8 +210,7 @@ _AS_TRACED: Regions = {}
 
 def replay(trace: Trace, env: MutableMapping[int, Any], wanted: Iterable[int], regions: Regions = _AS_TRACED) -> None:
     """Computes the `wanted` variables from those in `env`, with the equations as traced or `regions`; extends `env`."""
-    needed, _ = _needed(trace, env, wanted)
-    for k in sorted(needed):
+    for k in sorted(needed(trace, env, wanted)[0]):
         _bind(trace, trace.equations[k], env, regions.get(k))
     for variable in wanted:
         if variable not in env:

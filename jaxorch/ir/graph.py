@@ -34,6 +34,7 @@ __all__ = [
     "Params",
     "Reduce",
     "Scatter",
+    "has_own_memory",
     "is_empty",
     "operands_of",
     "outputs_of",
@@ -252,6 +253,16 @@ def outputs_of(node: Node) -> tuple[Array, ...]:
 def is_empty(node: Node) -> bool:
     """Whether the node is memory that nobody has written to yet: it may be the base of a Scatter, and nothing else."""
     return isinstance(node, Map) and node.op == "empty"
+
+
+def has_own_memory(graph: Graph, value: Value) -> bool:
+    """Whether a value that a kernel makes has memory of its own: written in place only if it began as empty."""
+    node = graph.nodes[value.node]
+    while isinstance(node, Scatter):
+        node = graph.nodes[node.base.node]
+        if is_empty(node):
+            return True
+    return not isinstance(graph.nodes[value.node], Scatter | Input | Const | Opaque)
 
 
 def operands_of(node: Node) -> tuple[View, ...]:

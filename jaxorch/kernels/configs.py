@@ -6,6 +6,7 @@ Invariant: every configuration gives the same results; only speed differs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -13,12 +14,12 @@ from itertools import product
 from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.kernels.contract_configs import Blocks, gemm_blocks, online_blocks, power_of_two
 from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["Config", "configurations", "power_of_two", "whole"]
 
 
-_LINE = 128  # bytes of a cache line
 _FULL = 256  # programs that keep a large GPU busy
 
 
@@ -27,7 +28,8 @@ class Config:
     """How a kernel is cut up: which of its frames, the tile's rows and columns, warps, and loads in flight in loops.
 
     Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes; points:
-    how many neighbouring points of the grid a program does one after the other.
+    how many neighbouring points of the grid a program does one after the other; heads: how many of a frame's heads a
+    tile holds.
     """
 
     frame: int
@@ -37,7 +39,9 @@ class Config:
     num_stages: int = 1
     block_keys: int = 0
     splits: int = 1
-    points: int = field(default=1, repr=False)  # what 1 is left out of: digests of generated sources hold the repr
+    # what 1 is left out of: digests of generated sources hold the repr
+    points: int = field(default=1, repr=False)
+    heads: int = field(default=1, repr=False)
 
 
 def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
@@ -49,14 +53,17 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
             if kernel.unrolled:  # as below: what is the same for all rows is loaded where it is used
                 found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
-            found = _unsplit_in_place(graph, kernel, gemm_blocks(graph, kernel.core, kernel.frames[0]))
+            blocks = (gemm_blocks(graph, kernel.core, frame) for frame in kernel.frames)
+            plain, *headed = (_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks))
+            # heads first: a frame has some only where reads without them are narrow
+            found = _interleave([plain, *headed] if kernel.unrolled else [*headed, plain])
             product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
                 found = _with_windows(found)
             elif isinstance(product, Contract) and product.convolves:
                 found = _loaded_or_copied(graph, product, found)
         case "online":
-            found = _unsplit_in_place(graph, kernel, online_blocks(graph, kernel.core, kernel.frames[0]))
+            found = _unsplit_in_place(graph, kernel, 0, online_blocks(graph, kernel.core, kernel.frames[0]))
             found = _several_points(graph, kernel, found)
         case "rows-looped":
             longest = _longest(graph, kernel)
@@ -69,9 +76,9 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _unsplit_in_place(graph: Graph, kernel: Kernel, blocks: Sequence[Blocks]) -> list[Config]:
+def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
     """Configurations of these blocks; one launch writes in place, so its sums are not split over two."""
-    found = [Config(0, *each) for each in blocks]
+    found = [Config(frame, *each, heads=heads) for *each, heads in blocks]
     return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
 
 
@@ -83,7 +90,7 @@ def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[C
     of those whose results have 16 columns, Triton 3.6 made loops over points with wrong results.
     """
     assert kernel.core is not None
-    grid, rows, _ = kernel.frames[0].sizes
+    grid, rows, *_ = kernel.frames[0].sizes
     reduced = sum(isinstance(graph.nodes[n], Reduce) for n in kernel.nodes)
     if kernel.unrolled or reduced > 2:  # the peak and the total
         return found
@@ -105,7 +112,7 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
     """
     loaded = [replace(c, num_stages=1) for c in found[:3]]
     itemsize = graph.array(product.operands[0].pieces[0].value).dtype.itemsize
-    few = product.domain[product.axes[-1]] * itemsize < _LINE
+    few = product.domain[product.axes[-1]] * itemsize < LINE
     return _interleave([loaded, found] if few else [found, loaded])
 
 
@@ -115,14 +122,16 @@ def _with_windows(found: Sequence[Config]) -> list[Config]:
     First come those that compute no more than 16 elements a thread.
     """
     return sorted(
-        (replace(c, num_stages=1) for c in found), key=lambda c: c.block_rows * c.block_keys > 16 * 32 * c.num_warps
+        (replace(c, num_stages=1) for c in found),
+        key=lambda c: c.block_rows * c.heads * c.block_keys > 16 * 32 * c.num_warps,
     )
 
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:
     """The configuration whose one tile is the whole domain: what the NumPy handler runs."""
-    _, rows, columns = kernel.frames[frame].sizes
-    return Config(frame, max(rows, 1), max(columns, 1), 1, block_keys=kernel.core.key if kernel.core else 0)
+    _, rows, columns, *heads = kernel.frames[frame].sizes
+    keys = kernel.core.key if kernel.core else 0
+    return Config(frame, max(rows, 1), max(columns, 1), 1, block_keys=keys, heads=math.prod(heads))
 
 
 def _longest(graph: Graph, kernel: Kernel) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Contract, Graph, Reduce
+from jaxorch.ir.graph import Contract, Graph, Reduce, reads
 from jaxorch.ir.index import Dim
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
@@ -20,6 +20,7 @@ from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, piece
 from jaxorch.kernels.frame import refine
 from jaxorch.kernels.sides import LARGEST_INNER, Contracted, Core, Sides, contract_of, dims, merge, operand
 from jaxorch.kernels.softmax import Form
+from jaxorch.kernels.stores import with_stores
 
 __all__ = ["contracted", "unsupported"]
 
@@ -36,20 +37,41 @@ def contracted(
         return "more than two contractions"
     if len(numbers) == 2 and unrolled:
         return "a window beside two contractions"
-    if len({stored_array(graph, v).size for v in outputs}) != 1:
-        return "outputs of different sizes"
+    tiled, others = _placed(graph, members, outputs, numbers)
+    if len({stored_array(graph, v).size for v in tiled}) != 1:
+        return "outputs of different sizes" if tiled else "a contraction that no output needs"
     for number in numbers:
         reason = unsupported(graph, contract_of(graph, number))
         if reason is not None:
             return reason
-    shape = stored_array(graph, outputs[0]).shape
-    found = _at(graph, members, outputs, shape, numbers, unrolled)
+    shape = stored_array(graph, tiled[0]).shape
+    found = _at(graph, members, tiled, shape, numbers, unrolled)
     if isinstance(found, str):
         return found
     domain, _ = refine(shape, found.every)
     if domain != shape:
-        found = _at(graph, members, outputs, domain, numbers, unrolled)
-    return found if isinstance(found, str) else found.contracted(graph, domain)
+        found = _at(graph, members, tiled, domain, numbers, unrolled)
+    made = found if isinstance(found, str) else found.contracted(graph, domain)
+    return made if isinstance(made, str) or not others else with_stores(graph, members, unrolled, made, others)
+
+
+def _placed(
+    graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], numbers: Sequence[int]
+) -> tuple[list[Value], list[Value]]:
+    """The outputs over the tile of rows and columns, and those that are to be stored from an operand's.
+
+    What no contraction is needed for is over the tile, too, if it is as large.
+    """
+    sizes = {v: stored_array(graph, v).size for v in outputs}
+    if len({*sizes.values()}) == 1:
+        return list(outputs), []
+    after = set(numbers)
+    for number in sorted(members):
+        if number > numbers[0] and any(value.node in after for value in reads(graph.nodes[number])):
+            after.add(number)
+    made = {size for v, size in sizes.items() if v.node in after}
+    tiled = [v for v, size in sizes.items() if size in made]
+    return tiled, [v for v in outputs if v not in tiled]
 
 
 def unsupported(graph: Graph, node: Contract) -> str | None:

@@ -1,11 +1,12 @@
 """Blocks worth trying for kernels around contractions, best guess first.
 
-Input: a core and its frame.  Output: (block rows, block columns, warps, stages, block keys, splits).
+Input: a core and its frame.  Output: (block rows, block columns, warps, stages, block keys, splits, heads).
 Invariant: no block is below what the matrix unit takes, and sums are split only where programs are few.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,12 +17,13 @@ from jaxorch.kernels.sides import Core
 
 __all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
 
-type Blocks = tuple[int, int, int, int, int, int]
+type Blocks = tuple[int, int, int, int, int, int, int]
 
 _LEAST = 16  # rows or columns of the matrix unit's smallest tile
 # programs wanted before sums are split: two for each processor of a large GPU where memory is what binds, else one
 _FEW_ROWS_PROGRAMS = 256
 _PROGRAMS = 128
+_HEADS_SUMS = 64  # most elements of the sums of a tile with heads that a thread holds
 
 
 def power_of_two(n: int) -> int:
@@ -33,7 +35,7 @@ def online_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]
     """Blocks of an online kernel: queries in the rows, the second product's columns whole."""
     assert core is not None
     assert core.softmax is not None
-    grid, rows, columns = frame.sizes
+    grid, rows, columns, *_ = frame.sizes
     first = graph.nodes[core.softmax.first]
     assert isinstance(first, Contract)
     depth = max(power_of_two(max(first.count, columns)), _LEAST) * _itemsize(graph, core)
@@ -44,7 +46,7 @@ def online_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]
         programs = grid * -(-rows // block_rows)
         wanted = _FEW_ROWS_PROGRAMS if rows <= _LEAST else _PROGRAMS
         for splits in _splits(programs, core.key, 256, wanted):
-            found.append((block_rows, wide, warps, stages, keys, splits))
+            found.append((block_rows, wide, warps, stages, keys, splits, 1))
     return found
 
 
@@ -65,19 +67,23 @@ def _online_shapes(rows: int, depth: int) -> Iterator[tuple[int, int, int, int]]
 def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     """Blocks of a gemm kernel."""
     assert core is not None
-    _, rows, columns = frame.sizes
-    found: list[Blocks] = []
-    for block_rows, block_columns, depth, warps, stages in _gemm_shapes(rows, columns):
+    _, rows, columns, *heads = frame.sizes
+    found: list[tuple[int, Blocks]] = []
+    shapes = _heads_shapes(*heads) if heads else ((*shape, 1) for shape in _gemm_shapes(rows, columns))
+    for block_rows, block_columns, depth, warps, stages, held in shapes:
         block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
+        if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
+            continue
         size = _itemsize(graph, core)
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
-        programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1))
+        programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held))
         few = rows <= 64
         splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, 512, _PROGRAMS)
-        for splits in splits_of if not (core.beside or core.sums) else (1,):
-            found.append((block_rows, block_columns, warps, stages, keys, splits))
-    # Stable: of those with enough programs the best guess first, and before all those that need no second launch.
-    return sorted(found, key=lambda f: (-min(_programs(frame, f), _PROGRAMS), f[5] > 1))
+        for nth, splits in enumerate(splits_of if not (core.beside or core.sums) else (1,)):
+            found.append((nth if heads else splits > 1, (block_rows, block_columns, warps, stages, keys, splits, held)))
+    # Stable: of those with enough programs the best guess first, and before all those that need no second launch; with
+    # heads, of which wider tiles leave fewer programs, each tile in its best number of parts first.
+    return [blocks for _, blocks in sorted(found, key=lambda f: (-min(_programs(frame, f[1]), _PROGRAMS), f[0]))]
 
 
 def _depth(block: int, keys: int) -> int:
@@ -87,8 +93,9 @@ def _depth(block: int, keys: int) -> int:
 
 
 def _programs(frame: Frame, blocks: Blocks) -> int:
-    grid, rows, columns = frame.sizes
-    return grid * -(-rows // blocks[0]) * -(-columns // blocks[1]) * blocks[5]
+    grid, rows, columns, *heads = frame.sizes
+    tiles = -(-rows // blocks[0]) * -(-columns // blocks[1]) * math.prod(-(-n // blocks[6]) for n in heads)
+    return grid * tiles * blocks[5]
 
 
 def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -116,6 +123,21 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
             (256, 128, 128, 8, 3),
             (64, 256, 128, 8, 3),
         )
+
+
+def _heads_shapes(heads: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(rows, columns, bytes of contracted elements, warps, stages, heads of a tile): a warp or two for each head."""
+    for rows, depth, warps, stages, held in (
+        (64, 128, 4, 4, 4),
+        (64, 64, 8, 4, 8),
+        (32, 64, 8, 4, 8),
+        (32, 64, 8, 3, 16),
+        (128, 128, 8, 3, 4),
+        (64, 128, 8, 3, 4),
+        (128, 128, 4, 4, 2),
+        (32, 64, 4, 4, 4),
+    ):
+        yield rows, 64, depth, warps, stages, min(held, power_of_two(heads))
 
 
 def _fitted(block: int, size: int) -> int:

@@ -1,7 +1,7 @@
 """Frames: how the axes of a kernel's domain become the grid, the rows and the columns of a tile.
 
 Input: the shape of a kernel's outputs and its accesses.  Output: the domain refined so that no index
-splits an axis, and the frames worth trying.  Invariant: grid, row, column and held axes partition the domain.
+splits an axis, and the frames worth trying.  Invariant: the axes of the roles partition the domain.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from jaxorch.ir.index import Dim, Expr, FloorDiv, Mod
 from jaxorch.ir.simplify import coefficient, simplify
 from jaxorch.kernels.access import Accesses
 
-__all__ = ["COLUMN", "GRID", "ROW", "Frame", "flat_frames", "refine", "split_axis"]
+__all__ = ["COLUMN", "GRID", "HEAD", "ROW", "Frame", "flat_frames", "refine", "split_axis"]
 
 # The axes of a kernel's index expressions once a frame is chosen.
-GRID, ROW, COLUMN = 0, 1, 2
+GRID, ROW, COLUMN, HEAD = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,9 @@ class Frame:
     values a column and stores them side by side.  Of the axes `held` (then `unroll` is 1) a program holds all points as
     values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes
     may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
+    `heads`: axes of a batch of products, several of whose points share a tile, between its rows and its columns;
+    `keys_along`: of the operands that have the rows and the columns, whether the contracted elements lie along the
+    columns of their tiles.
     """
 
     domain: tuple[int, ...]
@@ -40,6 +43,8 @@ class Frame:
     unroll: int = 1
     again: int = 0
     held: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    keys_along: tuple[bool, bool] = (True, False)
 
     @property
     def copies(self) -> int:
@@ -47,17 +52,19 @@ class Frame:
         return self.unroll * math.prod(self.domain[a] for a in self.held)
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Extents of (GRID, ROW, COLUMN); COLUMN counts groups of `unroll`."""
-        grid, rows, columns = (math.prod(self.domain[a] for a in axes) for axes in (self.grid, self.rows, self.columns))
-        return grid, rows, columns // self.unroll
+    def sizes(self) -> tuple[int, ...]:
+        """Extents of (GRID, ROW, COLUMN), and of HEAD if there are heads; COLUMN counts groups of `unroll`."""
+        roles = (self.grid, self.rows, self.columns, self.heads)
+        grid, rows, columns, heads = (math.prod(self.domain[a] for a in axes) for axes in roles)
+        return (grid, rows, columns // self.unroll, *((heads,) if self.heads else ()))
 
     def coords(self, copy: int = 0) -> tuple[Expr, ...]:
-        """Coordinates in the domain, over (GRID, ROW, COLUMN), of copy number `copy`, unrolled or held."""
+        """Coordinates in the domain, over the axes of `sizes`, of copy number `copy`, unrolled or held."""
         place = ix.Const(copy)
         column = ix.add(ix.mul(Dim(COLUMN), self.unroll), place) if not self.held else Dim(COLUMN)
         found: dict[int, Expr] = {}
-        roles = ((self.grid, Dim(GRID)), (self.rows, Dim(ROW)), (self.columns, column), (self.held, place))
+        tile = ((self.rows, Dim(ROW)), (self.columns, column), (self.heads, Dim(HEAD)))
+        roles = ((self.grid, Dim(GRID)), *tile, (self.held, place))
         for axes, flat in roles:
             found.update(zip(axes, ix.delinearize(flat, [self.domain[a] for a in axes]), strict=True))
         return tuple(simplify(found[a], self.sizes) for a in range(len(self.domain)))

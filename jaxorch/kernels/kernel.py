@@ -106,7 +106,7 @@ def _contraction(
     stored = tuple(Output(v, per_row=False) for v in outputs)
     schedule = "gemm" if found.core.softmax is None else "online"
     inputs = tuple(sorted({*found.inputs, *(n.base for n in scatters)}))
-    return Kernel(tuple(sorted(members)), inputs, stored, schedule, (found.frame,), tuple(sorted(unrolled)), found.core)
+    return Kernel(tuple(sorted(members)), inputs, stored, schedule, found.frames, tuple(sorted(unrolled)), found.core)
 
 
 @dataclass(frozen=True, slots=True)

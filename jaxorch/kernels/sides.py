@@ -1,6 +1,6 @@
 """What the operands of contractions read, and what that makes of the outputs' axes: grid, rows or columns.
 
-Input: the accesses of each operand and of what follows.  Output: the frame, or the reason why there is none.
+Input: the accesses of each operand and of what follows.  Output: the frames, or the reason why there is none.
 Invariant: every axis of the outputs has one role, and each operand varies along rows or columns, not both.
 """
 
@@ -16,12 +16,26 @@ from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, operand_coords
 from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.heads import heads_frame
 from jaxorch.kernels.softmax import Softmax
 
-__all__ = ["LARGEST_INNER", "Contracted", "Core", "Sides", "contract_of", "dims", "merge", "operand"]
+__all__ = ["LARGEST_INNER", "Contracted", "Core", "Sides", "Stored", "contract_of", "dims", "merge", "operand"]
 
 LARGEST_INNER = 256
 """The most elements along an axis that an online tile holds whole: inner products, and columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An output that is stored from the tile of operand number `operand` of a Contract, whose points are at `at` in it.
+
+    Each is a sum of axes, so that nothing is looked up in `at`.
+    """
+
+    value: Value
+    contract: int
+    operand: int
+    at: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +45,8 @@ class Core:
     last: the Contract that the tile of rows and columns accumulates; `at` its coordinates, `key` the products that each
     of its elements sums, `left` its operand that varies along the rows.  `beside`: other coordinates at which it is
     wanted, the same for all columns, as the denominators that a product of a column of ones gives.  `sums`: reductions
-    of rows over the contracted elements that what follows the product wants, as a norm's factor.
+    of rows over the contracted elements that what follows the product wants, as a norm's factor.  `stored`: the outputs
+    that no product is needed for.
     """
 
     last: int
@@ -41,6 +56,7 @@ class Core:
     softmax: Softmax | None = None
     beside: tuple[tuple[Expr, ...], ...] = ()
     sums: tuple[Reduction, ...] = ()
+    stored: tuple[Stored, ...] = ()
 
     def renamed(self, new: Callable[[Value], Value]) -> Core:
         """The core with its nodes and values renamed."""
@@ -48,13 +64,21 @@ class Core:
         def look(lookup: Lookup) -> Lookup:
             return replace(lookup, value=new(lookup.value))
 
-        at = tuple(ix.map_lookups(e, look) for e in self.at)
-        softmax = self.softmax and self.softmax.renamed(new, look)
-        beside = tuple(tuple(ix.map_lookups(e, look) for e in place) for place in self.beside)
-        sums = tuple(
-            Reduction(new(Value(r.node)).node, tuple(ix.map_lookups(e, look) for e in r.coords)) for r in self.sums
+        def moved(place: tuple[Expr, ...]) -> tuple[Expr, ...]:
+            return tuple(ix.map_lookups(e, look) for e in place)
+
+        def number(node: int) -> int:
+            return new(Value(node)).node
+
+        return replace(
+            self,
+            last=number(self.last),
+            at=moved(self.at),
+            softmax=self.softmax and self.softmax.renamed(new, look),
+            beside=tuple(map(moved, self.beside)),
+            sums=tuple(Reduction(number(r.node), moved(r.coords)) for r in self.sums),
+            stored=tuple(replace(s, value=new(s.value), contract=number(s.contract)) for s in self.stored),
         )
-        return replace(self, last=new(Value(self.last)).node, at=at, softmax=softmax, beside=beside, sums=sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +86,7 @@ class Contracted:
     """What a kernel around contractions is made of."""
 
     core: Core
-    frame: Frame
+    frames: tuple[Frame, ...]
     inputs: tuple[Value, ...]
 
 
@@ -88,9 +112,10 @@ class Sides:
         row_dims, column_dims = (dims(side) & set(range(rank)) for side in (self.rows, self.columns))
         own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
         rows, columns = (tuple(sorted(axes)) for axes in own)
-        core = self.core
+        core, left, right = self.core, self.rows[0], self.columns[0]
         if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and self.may_swap:
-            rows, columns, core = columns, rows, replace(core, left=1 - core.left)
+            rows, columns, left, right = columns, rows, right, left
+            core = replace(core, left=1 - core.left)
         grid = self._grid(graph, [a for a in range(rank) if a not in rows and a not in columns])
         frame = Frame(domain, grid, rows, columns)
         if core.softmax is not None and not columns:
@@ -102,7 +127,10 @@ class Sides:
         if dims((self.beside,)) & {*rows, *columns}:
             return "several places of one contraction"
         inputs = tuple(sorted({load.value for load in self.every.loads}))
-        return Contracted(core, frame, inputs)
+        if core.softmax is not None or self.every.reductions:
+            return Contracted(core, (frame,), inputs)
+        headed = heads_frame(graph, left, right, frame, beside=bool(core.beside))
+        return Contracted(core, (frame, headed) if headed else (frame,), inputs)
 
     def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
         """The grid's axes, the fastest last: those along which most bytes stay the same, for neighbours to share."""

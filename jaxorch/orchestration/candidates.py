@@ -7,10 +7,10 @@ always exists; equal sets are built once, so that a deep model costs what its di
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxorch.ir.graph import Contract, Graph, Map, Opaque, Scatter, outputs_of, reads
+from jaxorch.ir.graph import Contract, Graph, Input, Map, Opaque, Scatter, has_own_memory, outputs_of, reads
 from jaxorch.ir.region import unfilled
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel, build
@@ -18,7 +18,7 @@ from jaxorch.kernels.structure import Structure, Structures, carry_over
 from jaxorch.orchestration.growth import try_convex_sets
 from jaxorch.orchestration.pieces import Pieces, internal
 
-__all__ = ["Built", "Enumeration", "Fused", "Left", "enumerate_candidates"]
+__all__ = ["Built", "Enumeration", "Fused", "Left", "enumerate_candidates", "sharing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,22 @@ def enumerate_candidates(graph: Graph, built: dict[str, Built] | None = None) ->
     kinds = [structures.of(p.nodes, p.outputs).digest for p in pieces.all]
     try_convex_sets(pieces, kinds, is_legal)
     return Enumeration(tuple(fused), tuple(_left(pieces)), rejected)
+
+
+def sharing(graph: Graph, fused: Fused, pairs: Iterable[tuple[int, int]]) -> tuple[tuple[Value, Value], ...]:
+    """Of the inputs that outputs may overwrite, by number, those whose memory may be counted on, with the results.
+
+    Operands of the program are not, nor is what may come to lie in their memory; no value is in two pairs.
+    """
+    sizes = {node.array.nbytes for node in graph.nodes if isinstance(node, Input)}
+    found: dict[Value, Value] = {}
+    for k, o in pairs:
+        value, result = fused.kernel.inputs[k], fused.kernel.outputs[o].value
+        ends = result in graph.outputs and graph.array(result).nbytes in sizes
+        whole = value in fused.inputs and value not in graph.outputs and has_own_memory(graph, value)
+        if whole and not ends and value not in found and result not in found.values():
+            found[value] = result
+    return tuple(found.items())
 
 
 def _left(pieces: Pieces) -> Iterator[Left]:

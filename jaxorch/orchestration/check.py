@@ -29,12 +29,15 @@ class Candidate:
             constants are not among them.
         outputs: the values it stores.
         cost: its time in microseconds; infinite where it cannot be used.
+        overwrites: (operand, result) pairs that may share memory, no value in two of them, if nothing else needs the
+            operand by then.
     """
 
     nodes: tuple[int, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     cost: float
+    overwrites: tuple[tuple[Value, Value], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

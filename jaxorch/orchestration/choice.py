@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from jaxorch.codegen.source import generate
+from jaxorch.codegen.overwrite import overwritable
+from jaxorch.codegen.source import Source, generate
 from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
 from jaxorch.frontend.trace import Trace
 from jaxorch.ir.graph import Const, Contract, Graph, Input, Opaque, Reduce, Scatter
@@ -24,21 +25,26 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.structure import Structures
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
-from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates
+from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates, sharing
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.header import header_of, names_of
 from jaxorch.orchestration.leftover import GAP_US, xla_time
+from jaxorch.orchestration.peak import peak
 from jaxorch.orchestration.plan import KernelStep, LeftStep
 from jaxorch.orchestration.progress import Progress
 from jaxorch.orchestration.tune import Tuned, place, tune
+from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target, local_arch
 
-__all__ = ["Rival", "Session", "Steps", "Way"]
+__all__ = ["Over", "Rival", "Session", "Steps", "Way"]
 
 type Steps = tuple[KernelStep | LeftStep, ...]
+
+type Over = tuple[tuple[int, int], ...]
+"""Inputs of a kernel that outputs overwrite, both by number."""
 
 _SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
 """Seconds, by effort, after which no further plan or choice is tried beside those that are there."""
@@ -66,16 +72,24 @@ class Session:
         self.store = Store(cache_dir(options))
         # by structure: equal kernels are priced, tuned and compiled once
         self.estimates: dict[str, float] = {}
+        self.overwrites: dict[str, Over] = {}
         self.timed: dict[str, float] = {}
         self.xla: dict[str, float] = {}  # what XLA takes, by structure of the nodes
         self.tuned: dict[str, Tuned] = {}
         self.failed: dict[str, None] = {}
         self.failures: dict[str, None] = {}
+        # by a source's digest and what is overwritten: kernels that write over operands
+        self.overwriting: dict[tuple[str, Over], tuple[Source, Compiled | None]] = {}
 
     @property
     def live(self) -> bool:
         """Whether kernels and plans are timed."""
         return self._live and not self.interrupted
+
+    @property
+    def counts_memory(self) -> bool:
+        """Whether memory has a say in the choice."""
+        return self.options.memory_limit is not None or self.options.memory_weight > 0
 
     def interrupt(self) -> None:
         """Times nothing from now on: what is known so far makes the program."""
@@ -145,8 +159,12 @@ class Way:
         nodes = self.graph.nodes
         required = tuple(v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const))
         expensive = tuple(k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter))
-        solution = blp.solve(candidates, required, expensive, memory=self.memory(candidates, required))
+        memory = self.memory(candidates, required)
+        solution = blp.solve(candidates, required, expensive, memory=memory)
         blp.check(solution, candidates, required)
+        if not memory.matters:
+            chosen = [replace(candidates[k], overwrites=self.overwrites(options[k])) for k in solution.chosen]
+            solution = replace(solution, peak=peak(chosen, range(len(chosen)), memory.nbytes))
         return _Choice(tuple(options), candidates, required, expensive, solution)
 
     def rival(self) -> Rival | None:
@@ -177,7 +195,19 @@ class Way:
         if option.structure not in estimates:
             estimates[option.structure] = self.priced(option)
         cost = self.session.timed.get(option.structure, estimates[option.structure])
-        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost)
+        overwrites = self.overwrites(option) if self.session.counts_memory and math.isfinite(cost) else ()
+        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost, overwrites)
+
+    def overwrites(self, option: Fused | Left) -> tuple[tuple[Value, Value], ...]:
+        """What the kernel, in its first configuration, may write over what."""
+        if isinstance(option, Left):
+            return ()
+        known = self.session.overwrites
+        if option.structure not in known:
+            known[option.structure] = overwritable(
+                self.graph, option.kernel, configurations(self.graph, option.kernel)[0]
+            )
+        return sharing(self.graph, option, known[option.structure])
 
     def left_cost(self, option: Left) -> float:
         """What XLA takes: the estimate, until it has been timed."""

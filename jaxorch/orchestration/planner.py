@@ -24,6 +24,7 @@ from jaxorch.orchestration import blp
 from jaxorch.orchestration.candidates import Built
 from jaxorch.orchestration.choice import Rival, Session, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
+from jaxorch.orchestration.overwrite import Ends, donated, overwriting
 from jaxorch.orchestration.plan import KernelStep, Plan, run, written_operands
 from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.recall import Made, recall, remember
@@ -74,8 +75,8 @@ def as_traced(trace: Trace, *operands: Any) -> list[Any]:
     return [env[v] for v in trace.outputs]
 
 
-def plan_program(trace: Trace, session: Session) -> Planned:
-    """The program of a trace, planned.
+def plan_program(trace: Trace, session: Session, ends: Ends) -> Planned:
+    """The program of a trace, planned; `ends`: the operands whose memory its results are to end in.
 
     Raises:
         UnsupportedError: it would update the state of a loop that is not its own.
@@ -91,7 +92,9 @@ def plan_program(trace: Trace, session: Session) -> Planned:
     written = written_operands(graphs[0], carries)
     if session.target.in_loop:
         _check_boundary(graphs[0], written)
-    plans = [Plan(trace, m.graph, m.steps, regions) for m in made]
+    found = [overwriting(Plan(trace, m.graph, m.steps, regions), ends, session) for m in made]
+    plans = [plan for plan, _ in found]
+    written = donated(graphs[0], written, [operand for _, given in found for operand in given], ends)
     runs = [partial(_run_plan, plan, session.launch()) for plan in plans]
     inside = [step.source.digest for _, body in bodies for step in body.kernels]
     verdict = _judge(plans, runs, inside, written, session)
@@ -185,15 +188,16 @@ def _bodies(
             continue
         if region.first_carry is not None:
             carries[number] = region.first_carry
-        programs = [_plan_body(body, session) for body in region.bodies]
+        programs = [_plan_body(body, region.state, session) for body in region.bodies]
         if any(p.kept for p in programs):
             regions[k] = partial(_run_region, region, [p.run for p in programs])
             bodies += ((f"{region.what}, {equation.source}", p) for p in programs)
     return regions, carries, tuple(bodies)
 
 
-def _plan_body(jaxpr: jex_core.ClosedJaxpr, session: Session) -> Planned:
-    return plan_program(flatten(jaxpr), session)
+def _plan_body(jaxpr: jex_core.ClosedJaxpr, state: int | None, session: Session) -> Planned:
+    trace = flatten(jaxpr)
+    return plan_program(trace, session, None if state is None else {k: state + k for k in range(len(trace.outputs))})
 
 
 def _run_region(region: Region, bodies: Sequence[Callable[..., Any]], *operands: Any) -> Sequence[Any]:

@@ -43,7 +43,7 @@ def reduce_problem(
 ) -> Problem:
     """Drop the candidates that cannot run, serve nothing or are dominated, and find what every solution must contain.
 
-    `in_order`: one is dominated only by one whose last node is the same.
+    `in_order`: one is dominated only by one whose last node is the same, and that may overwrite what it may.
 
     Raises:
         PlanError: a candidate is malformed, or no candidates produce a required value; the message names the value to
@@ -131,8 +131,8 @@ def _undominated(
     """
     groups: dict[object, list[int]] = {}
     for k in columns:
-        last = max(candidates[k].nodes) if in_order else None
-        groups.setdefault((frozenset(candidates[k].outputs), last), []).append(k)
+        place = (max(candidates[k].nodes), frozenset(candidates[k].overwrites)) if in_order else None
+        groups.setdefault((frozenset(candidates[k].outputs), place), []).append(k)
     kept: list[int] = []
     for group in groups.values():
         best: list[tuple[frozenset[Value], frozenset[int]]] = []

@@ -73,6 +73,7 @@ def _kernel(plan: Plan, step: KernelStep, moved: int) -> KernelLine:
         config=_config(step.source),
         code=step.source.text,
         in_place=_in_place(graph, kernel),
+        overwrites=len((step.source.combine or step.source).aliases) - len(aliases(graph, kernel)),
     )
 
 
@@ -83,10 +84,11 @@ def _in_place(graph: Graph, kernel: Kernel) -> tuple[str, ...]:
 
 
 def _config(source: Source) -> str:
-    """Tile, warps and programs; steps, parts, frame and loads in flight where they are not the usual."""
+    """Tile, warps and programs; steps, heads, parts, frame and loads in flight where they are not the usual."""
     config = source.config
     steps = f" by {config.block_keys}" if config.block_keys else ""
-    parts = [f"{config.block_rows}x{config.block_columns}{steps}", f"{config.num_warps} warps"]
+    heads = f" of {config.heads} heads" if config.heads > 1 else ""
+    parts = [f"{config.block_rows}x{config.block_columns}{steps}{heads}", f"{config.num_warps} warps"]
     parts += [f"{config.num_stages} stages"] if config.num_stages > 1 else []
     parts += [f"frame {config.frame}"] if config.frame else []
     split = f" in {config.splits} parts" if config.splits > 1 else ""

@@ -21,6 +21,7 @@ class KernelLine:
     measured, registers and spill_bytes are None where nothing was timed or compiled.
     in_place: an entry for each array that it writes updates into: "in place: operand 0 if donated" for an operand of
     the program, "in place" for an array made before.
+    overwrites: how many other operands its results take the memory of.
     """
 
     name: str
@@ -36,6 +37,7 @@ class KernelLine:
     config: str
     code: str
     in_place: tuple[str, ...] = ()
+    overwrites: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,8 @@ def _kernels(lines: Sequence[KernelLine]) -> Table:
         registers = "" if line.registers is None else f"{line.registers} ({line.spill_bytes})"
         moved = f"{line.bytes_moved / 1e6:.2f} ({line.bytes_minimum / 1e6:.2f})"
         sources = "\n".join(line.sources)
-        schedule = "\n".join([line.schedule, line.config, *line.in_place])
+        over = [f"over {line.overwrites} of its operands"] if line.overwrites else []
+        schedule = "\n".join([line.schedule, line.config, *line.in_place, *over])
         table.add_row(line.name, schedule, " ".join(line.primitives), sources, moved, time, registers)
     return table
 

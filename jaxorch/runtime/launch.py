@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import islice
 from typing import Any
 
@@ -73,8 +73,7 @@ def call(
         LaunchError: jax-triton is not installed.
     """
     if source.combine is not None:
-        parts = call(replace(source, combine=None), operands, source.scratch, arch=arch)
-        return call(source.combine, [*operands, *parts], outputs, arch=arch)
+        return _in_two(partial(call, arch=arch), source, operands, outputs)
     if not source.tickets:
         return _launched(source, operands, outputs, dict(source.aliases), arch)
     tickets = tickets or Tickets(source.tickets)
@@ -92,6 +91,9 @@ def _launched(
 ) -> list[Any]:
     """The outputs of one launch; `shared`: which of them is which operand, written in place."""
     jax_triton = _jax_triton()
+    operands = list(operands)
+    for operand, output in shared.items():  # one buffer has one shape
+        operands[operand] = operands[operand].reshape(outputs[output].shape)
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]
     with warnings.catch_warnings():
         # The other way to write into an operand is a reference, which a caller's array would have to be from the start.
@@ -169,7 +171,8 @@ def _raised(answer: Compiled | CompileError) -> Compiled:
 
 def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], arch: int) -> list[Request]:
     """What to compile for a kernel: each of its launches."""
-    written = source.scratch if source.combine is not None else _unshared(source, outputs)
+    early, late = _early_and_late(source, outputs)
+    written = [*source.scratch, *early] if source.combine is not None else _unshared(source, outputs)
     counters = [Array((source.tickets,), np.dtype(np.int32))] if source.tickets else []
     passed = [*inputs, *counters, *(source.scratch if source.tickets else ()), *written]
     signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
@@ -178,7 +181,28 @@ def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array],
     first: Request = ((source.text, source.name, signature, {}), named)
     if source.combine is None:
         return [first]
-    return [first, *_requests(source.combine, [*inputs, *source.scratch], outputs, arch)]
+    return [first, *_requests(source.combine, [*inputs, *source.scratch], late, arch)]
+
+
+def _early_and_late[T](source: Source, outputs: Sequence[T]) -> tuple[list[T], list[T]]:
+    """The outputs that the first of two launches stores, and the others."""
+    late = [output for k, output in enumerate(outputs) if k not in source.early]
+    return [outputs[k] for k in source.early], late
+
+
+def _in_two(
+    launch: Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]],
+    source: Source,
+    operands: Sequence[Any],
+    outputs: Sequence[Array],
+) -> list[Any]:
+    """The outputs of a kernel of two launches, each by `launch`."""
+    assert source.combine is not None
+    early, late = _early_and_late(source, outputs)
+    parts = launch(replace(source, combine=None), operands, [*source.scratch, *early])
+    stored = iter(parts[len(source.scratch) :])
+    others = iter(launch(source.combine, [*operands, *parts[: len(source.scratch)]], late))
+    return [next(stored if k in source.early else others) for k in range(len(outputs))]
 
 
 def _fitting(source: Source, launches: Sequence[Compiled], shared_limit: int) -> Compiled:
@@ -217,15 +241,14 @@ def interpreted_call(
     """Runs a kernel through Triton's interpreter, as a host callback inside traced code, with counters of its own."""
     del tickets
     if source.combine is not None:
-        parts = interpreted_call(replace(source, combine=None), operands, source.scratch)
-        return interpreted_call(source.combine, [*operands, *parts], outputs)
+        return _in_two(interpreted_call, source, operands, outputs)
 
     def host(*arrays: Any) -> tuple[np.ndarray[Any, Any], ...]:
         written = dict(source.aliases)
         ins = [np.array(a) if k in written else np.ascontiguousarray(a) for k, a in enumerate(arrays)]
         outs = [np.zeros(a.shape, a.dtype) for a in outputs]
         for k, output in written.items():
-            outs[output] = ins[k]
+            outs[output] = ins[k].reshape(outs[output].shape)
         inner = [np.zeros(source.tickets, np.int32), *(np.zeros(a.shape, a.dtype) for a in source.scratch)]
         passed = [*ins, *(inner if source.tickets else ()), *_unshared(source, outs)]
         run(source.text, source.name, (source.grid,), passed, constants={})

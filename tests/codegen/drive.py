@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,26 +185,33 @@ def interpreted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[D
     return {value: out for value, (out, _) in counted(graph, kernel, config, inputs).items()}
 
 
-def counted(graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data]) -> dict[Value, tuple[Data, Data]]:
-    """As `interpreted`, each output with how often each element was stored."""
-    source = generate(graph, kernel, config, interpret=True)
+def counted(
+    graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data], over: Mapping[int, int] | None = None
+) -> dict[Value, tuple[Data, Data]]:
+    """As `interpreted`, each output with how often each element was stored; `over`: inputs that outputs overwrite."""
+    source = generate(graph, kernel, config, interpret=True, over=over or {})
     arrays = [graph.array(o.value) for o in kernel.outputs]
     outs = [_poison(a) for a in arrays]
-    shared = dict(source.aliases)
+    shared = dict((source.combine or source).aliases)
     ins = [np.array(a) if k in shared else np.ascontiguousarray(a) for k, a in enumerate(inputs)]
     for k, output in shared.items():
         outs[output] = ins[k]
+    late = [out for k, out in enumerate(outs) if k not in (*shared.values(), *source.early)]
+    passed, counts = [], ()
     if source.combine is not None:
         parts = [_poison(a) for a in source.scratch]
-        for part, count in zip(parts, _launch(source, [*ins, *parts])[len(ins) :], strict=True):
+        passed = [*ins, *parts, *(outs[k] for k in source.early)]
+        counts = _launch(source, passed)
+        for part, count in zip(parts, counts[len(ins) :], strict=False):
             assert (count == 1).all(), f"scratch of {part.shape} is stored {np.unique(count)} times:\n{source.text}"
+        passed, counts = passed[len(ins) + len(parts) :], counts[len(ins) + len(parts) :]
         ins, source = [*ins, *parts], source.combine
     tickets, inner = np.zeros(source.tickets, np.int32), list[Data]()
     if source.tickets:
         inner = [_poison(a) for a in source.scratch]
         ins = [*ins, tickets, *inner]
-    passed = [*ins, *(out for k, out in enumerate(outs) if k not in shared.values())]
-    counts = _launch(source, passed)
+    counts = (*counts, *_launch(source, [*ins, *late]))
+    passed = [*passed, *ins, *late]
     assert not tickets.any(), f"tickets are left:\n{source.text}"
     for part, count in zip(passed, counts, strict=True):
         assert not any(part is p for p in inner) or (count == 1).all(), f"scratch is stored {np.unique(count)} times"

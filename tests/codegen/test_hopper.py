@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from jaxorch.orchestration.plan import arguments
 from jaxorch.pipeline import optimized_graph
 from jaxorch.runtime.launch import check
 from tests.codegen.drive import whole_kernel
+from tests.codegen.test_heads import keys_and_values, queries
+from tests.codegen.test_stores import grown
 
 BF16 = jnp.bfloat16
 
@@ -28,11 +31,17 @@ def S(*shape, dtype=BF16):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def compiled(f, *specs, points=1):
-    """The whole program as one kernel in its first configuration of so many points, and what ptxas says."""
+def whole(f, *specs):
+    """The whole program as one kernel."""
     graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
     kernel = whole_kernel(graph)
     assert isinstance(kernel, Kernel), kernel
+    return graph, kernel
+
+
+def compiled(f, *specs, points=1):
+    """The whole program as one kernel in its first configuration of so many points, and what ptxas says."""
+    graph, kernel = whole(f, *specs)
     source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.points == points))
     limit = device("h200").shared_per_block
     return kernel, source, check(source, *arguments(graph, kernel), arch=90, shared_limit=limit)
@@ -72,6 +81,8 @@ PROGRAMS = {
         "mma",
     ),
     "decode": (attention, [S(16, 1, 32, 128), *[S(16, 4096, 8, 128)] * 2], "mma"),
+    "caches that grow": (grown, [S(16, 8, 4, 1, 128), *[S(16, 8, 1, 128)] * 2, *[S(16, 8, 4095, 128)] * 2], "mma"),
+    "a residual sum": (lambda x, r, w: (x + r, (x + r) @ w), [S(4096, 1024), S(4096, 1024), S(1024, 256)], "wgmma"),
     "windows": (conv, [S(16, 56, 56, 128), S(3, 3, 128, 128)], "wgmma"),
     "windows in float32": (conv, [S(16, 56, 56, 64, dtype=np.float32), S(3, 3, 64, 64, dtype=np.float32)], "wgmma"),
     "windows of few features": (conv, [S(16, 56, 56, 3), S(7, 7, 3, 64)], "wgmma"),
@@ -85,6 +96,14 @@ PROGRAMS = {
         [S(16, 16, 16, 256, dtype=np.float32), S(4, 4, 256, 128, dtype=np.float32)],
         "wgmma",
     ),
+    "sums of heads": (keys_and_values, [S(8, 4096, 32, 48)], "mma"),
+    "products of heads": (queries, [S(8, 4096, 32, 48), S(8, 32, 16, 17, dtype=np.float32)], "mma"),
+    "odd heads of float32": (queries, [S(3, 1000, 7, 36, dtype=np.float32), S(3, 7, 12, 13, dtype=np.float32)], "mma"),
+    "groups of a product": (
+        lambda x, w: conv(x, w, feature_group_count=24),
+        [S(16, 32, 32, 384), S(1, 1, 16, 384)],
+        "mma",
+    ),
     "a stencil before": (stencil_and_product, [S(8, 64, 64, 512), S(3, 3, 1, 512), S(512, 128)], "wgmma"),
 }
 
@@ -97,11 +116,34 @@ def test_default_configurations(name):
     assert re.search(r"wgmma\.mma_async" if unit == "wgmma" else r"\bmma\.sync|wgmma\.mma_async", found.ptx)
 
 
+def test_heads_in_a_tile_are_copied_in_whole_runs():
+    """What sums of heads read in their loop is on its way to shared memory steps ahead, 16 bytes a lane."""
+    graph, kernel = whole(keys_and_values, S(8, 4096, 32, 48))
+    config = replace(configurations(graph, kernel)[0], splits=1)
+    assert config.heads == 4
+    found = check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=1 << 18)
+    assert "ld.global" not in found.ptx
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global.*", found.ptx)
+    assert copies
+    assert all(", 0x10, " in copy for copy in copies)
+
+
 def test_a_stencil_before_a_product_is_laid_out_once():
     """Of the reads of a window none goes through shared memory by itself."""
     _, source, found = compiled(*PROGRAMS["a stencil before"][:1], *PROGRAMS["a stencil before"][1])
     assert source.text.count("tl.load") > 18
     assert found.ptx.count("bar.sync") < 9
+
+
+def test_what_is_stored_is_still_copied_ahead():
+    """Loads whose elements are multiplied and stored go through shared memory as those that are multiplied alone."""
+    f, specs, _ = PROGRAMS["caches that grow"]
+    kernel, _, both = compiled(f, *specs)
+    _, _, alone = compiled(lambda *a: f(*a)[0], *specs)
+    assert len(kernel.core.stored) == 2
+    copies = [found.ptx.count("cp.async.c") for found in (both, alone)]
+    assert copies[0] == copies[1] > 0
+    assert both.shared_bytes == alone.shared_bytes
 
 
 def test_long_keys_of_few_queries_are_split():
@@ -128,6 +170,7 @@ PLANS = {
     "moe": (["gemm"], 1),
     "swin_patch_merging": (["gemm"], 1),
     "gemm_8192": ([], 1),
+    "kv_concat": (["online"], 1.6),
 }
 
 

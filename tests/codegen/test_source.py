@@ -45,9 +45,9 @@ def case(name: str) -> tuple[Graph, tuple[Kernel, ...], list[list[str]]]:
     return graph, kernels, [header_of(trace, graph, k) for k in kernels]
 
 
-def compiled(graph: Graph, kernel: Kernel, config: Config, arch: int):
+def compiled(graph: Graph, kernel: Kernel, config: Config, arch: int, **generated):
     device = DEVICE[arch]
-    source = generate(graph, kernel, config)
+    source = generate(graph, kernel, config, **generated)
     return check(source, *arguments(graph, kernel), arch=arch, shared_limit=device.shared_per_block)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import jaxorch
 from jaxorch import Options
+from tests.codegen.test_heads import keys_and_values, queries
 from tests.codegen.test_online import (
     BF16,
     F32,
@@ -20,6 +21,7 @@ from tests.codegen.test_online import (
     repeated,
 )
 from tests.codegen.test_products import layer_norm, rms_norm
+from tests.codegen.test_stores import caches, grown
 
 pytestmark = pytest.mark.gpu
 
@@ -44,6 +46,24 @@ def check(f, want, *arrays, schedule, tolerance):
     report = jaxorch.explain(optimised, *arrays)
     # which of the legal kernels are chosen is the estimates' to say; the product is one of them
     assert {k.schedule for k in report.kernels} & {schedule, "gemm"}
+
+
+@pytest.mark.parametrize("heads", [(16, 8, 4, 1), (2, 2, 2, 300)])
+def test_caches_that_grow_are_stored_as_they_are_read(heads):
+    """One kernel, of few queries and of several blocks of them; the caches are exactly what was joined."""
+    arrays = caches(np.random.default_rng(0), *heads, 1, 4095, 128, 128)
+    optimised = jaxorch.optimize(grown, options=FAST)
+    results = [np.asarray(x) for x in optimised(*arrays)]
+    q, k, v, kc, vc = (x.astype(np.float64) for x in arrays)
+    kc, vc = np.concatenate([kc, k], 2), np.concatenate([vc, v], 2)
+    weights = np.exp((s := np.einsum("bhgnd,bhmd->bhgnm", q, kc)) - s.max(-1, keepdims=True))
+    want = np.einsum("bhgnm,bhme->bhgne", weights / weights.sum(-1, keepdims=True), vc)
+    np.testing.assert_allclose(results[0].astype(np.float64), want, rtol=0, atol=5e-2)
+    np.testing.assert_array_equal(results[1].astype(np.float64), kc)
+    np.testing.assert_array_equal(results[2].astype(np.float64), vc)
+    if heads[-1] == 1:
+        (kernel,) = jaxorch.explain(optimised, *arrays).kernels
+        assert kernel.schedule == "online"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +135,17 @@ PRODUCTS = {
     "epilogue": lambda x, w, g: jax.nn.gelu(x @ w) + w[:1],
     "transposed": lambda x, w, g: (w.T @ x.T).T,
 }
+
+
+@pytest.mark.parametrize("shape", [(2, 4096, 32, 48), (3, 1000, 7, 36)])
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_linear_attention_of_narrow_heads(shape, dtype):
+    x = normal(*shape, dtype=dtype)
+    q, k, v = np.split(x.astype(np.float64), 3, -1)
+    kv = np.einsum("bnhd,bnhe->bhde", np.maximum(k, 0), np.concatenate([v, np.ones((*shape[:3], 1))], -1))
+    o = np.einsum("bnhd,bhde->bnhe", np.maximum(q, 0), kv)
+    want = (o[..., :-1] / (o[..., -1:] + 1e-15)).reshape(*shape[:2], -1)
+    check(lambda x: queries(x, keys_and_values(x)), want, x, schedule="gemm", tolerance=0.02)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)

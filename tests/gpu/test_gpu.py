@@ -224,6 +224,41 @@ def test_norms_in_parts(parts, kernels_win, monkeypatch):
     close(jaxorch.optimize(group_norm, options=FAST)(x), jax.jit(group_norm)(x), 1e-4)
 
 
+def over(f, *arguments, donate=()):
+    """The results of a program whose kernels write over operands, and of jit, with how many operands those are."""
+    report = jaxorch.explain(jaxorch.optimize(f, options=FAST, donate_argnums=donate), *arguments)
+    given = [jnp.array(a) for a in arguments]
+    ours = jaxorch.optimize(f, options=FAST, donate_argnums=donate)(*given)
+    assert [g.is_deleted() for g in given] == [k in donate for k in range(len(given))]
+    return ours, jax.jit(f)(*arguments), sum(line.overwrites for line in report.every_kernel)
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (8192, 130), (64, 100_000)], ids=str)
+def test_rows_written_over_a_donated_operand(shape, kernels_win):
+    x = jax.random.normal(jax.random.key(3), shape, F32)
+    ours, theirs, count = over(lambda x: jax.nn.softmax(x, -1) + x, x, donate=(0,))
+    assert count == 1
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [16, 200, 4096])
+def test_a_residual_overwritten_by_the_product_that_is_added_to_it(rows, kernels_win):
+    x, w, v = (
+        0.1 * jax.random.normal(jax.random.key(k), shape, F32)
+        for k, shape in enumerate([(rows, 1024), (1024, 4096), (4096, 1024)])
+    )
+    ours, theirs, count = over(lambda x, w, v: jnp.tanh(x @ w) @ v + x, x, w, v, donate=(0,))
+    assert count == 1
+    np.testing.assert_allclose(ours, theirs, rtol=2e-2, atol=5e-2)
+
+
+def test_the_state_of_a_loop_overwritten(kernels_win):
+    x = jax.random.normal(jax.random.key(4), (4096, 2048), F32)
+    ours, theirs, count = over(lambda x: lax.fori_loop(0, 7, lambda _, c: jax.nn.softmax(c, -1) * 3, x), x)
+    assert count == 1
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_nan_and_infinities(kernels_win):
     x = np.random.default_rng(0).normal(size=(8, 200)).astype(np.float32)
     x[0, 3], x[1, 5], x[2, 7] = np.nan, np.inf, -np.inf

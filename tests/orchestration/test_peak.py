@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,13 +18,31 @@ from tests.orchestration.test_blp import programs, runs, tangles
 
 
 def held(kernels, nbytes):
-    """The most bytes at one place, a value being there from the first to the last kernel that touches it."""
+    """The most bytes at one place, a value being there from the first to the last kernel that touches it.
+
+    Written over by the last one alone, it has gone there, and has no bytes if what it lies in is a result.
+    """
     places = sorted({max(k.nodes) for k in kernels})
-    touching = {
-        value: [max(k.nodes) for k in kernels if value in (*k.inputs, *k.outputs)] for value in nbytes if nbytes[value]
-    }
-    spans = {value: (min(spots), max(spots)) for value, spots in touching.items() if spots}
-    return max((sum(nbytes[v] for v, (a, b) in spans.items() if a <= at <= b) for at in places), default=0)
+    touching = {v: [k for k in kernels if v in (*k.inputs, *k.outputs)] for v in nbytes if nbytes[v]}
+    spans = {v: (min(s), max(s)) for v, ks in touching.items() if (s := [max(k.nodes) for k in ks])}
+    over = {}
+    for value, (_, end) in spans.items():
+        last = [k for k in touching[value] if max(k.nodes) == end]
+        for operand, result in last[0].overwrites:
+            if len(last) == 1 and operand == value and sum(result in k.outputs for k in kernels) == 1:
+                over[value] = result
+
+    def is_result(value):
+        return not nbytes.get(value) or (value in over and is_result(over[value]))
+
+    return (
+        max(
+            (sum(nbytes[v] for v, (a, b) in spans.items() if a <= at <= b - (v in over) and not is_result(v)))
+            for at in places
+        )
+        if places
+        else 0
+    )
 
 
 def enumerated(candidates, required, expensive, memory):
@@ -42,8 +61,18 @@ def enumerated(candidates, required, expensive, memory):
 
 
 @st.composite
+def sharing(draw, candidate):
+    """The candidate with some of its operands and results in pairs that may share memory."""
+    read = sorted(set(candidate.inputs) - set(candidate.outputs))
+    pairs = zip(draw(st.permutations(read)), draw(st.permutations(sorted(set(candidate.outputs)))), strict=False)
+    return replace(candidate, overwrites=tuple(pair for pair in pairs if draw(st.booleans())))
+
+
+@st.composite
 def memories(draw, problem):
-    candidates, required, _ = problem
+    candidates, required, expensive = problem
+    candidates = [draw(sharing(k)) for k in candidates]
+    problem = candidates, required, expensive
     stored = sorted({v for k in candidates for v in k.outputs} - set(required))
     nbytes = {value: draw(st.sampled_from([0, 1, 3, 10])) for value in stored}
     limit = draw(st.sampled_from([0, 1, 3, 5, 10, 13, 20, math.inf]))
@@ -70,7 +99,7 @@ def test_optimal_within_the_memory(drawn):
 @given(st.one_of(tangles(), programs()), st.data())
 @settings(max_examples=100)
 def test_the_peak_is_that_of_every_place(problem, data):
-    candidates, _, _ = problem
+    candidates = [data.draw(sharing(k)) for k in problem[0]]
     stored = sorted({v for k in candidates for v in k.outputs})
     nbytes = {value: data.draw(st.integers(0, 9)) for value in stored}
     chosen = data.draw(st.sets(st.sampled_from(range(len(candidates)))))
@@ -85,6 +114,20 @@ def test_a_limit_takes_the_dearer_kernel_and_says_so_where_none_is_left():
     assert solve([*two, one], values(1), [], memory=Memory(nbytes, 99)).chosen == (2,)
     with pytest.raises(PlanError, match="keeps to the memory limit"):
         solve(two, values(1), [], memory=Memory(nbytes, 99))
+
+
+def test_what_is_written_over_counts_once_and_in_a_result_not_at_all():
+    chain = [kernel([n], [n - 1] if n else [], [n], 1.0) for n in range(4)]
+    over = [replace(k, overwrites=((Value(n - 1), Value(n)),)) if n else k for n, k in enumerate(chain)]
+    nbytes = {Value(n): 100 for n in range(3)}
+    assert peak(chain, range(4), nbytes) == 200
+    assert peak(over[:3], range(3), nbytes) == 100
+    assert peak(over, range(4), nbytes) == 0
+    read_again = [*over[:3], kernel([3], [1, 2], [3], 1.0)]
+    assert peak(read_again, range(4), nbytes) == 200
+    assert solve(over, values(3), [], memory=Memory(nbytes, 0)).chosen == (0, 1, 2, 3)
+    with pytest.raises(PlanError, match="keeps to the memory limit"):
+        solve(read_again, values(3), [], memory=Memory(nbytes, 199))
 
 
 def test_memory_is_weighed_in_microseconds_a_byte():

@@ -1,10 +1,13 @@
 """The tuner with fakes for compiler, launch and clock: what fails is recorded, the fastest is chosen and remembered."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxorch.codegen.source import generate
 from jaxorch.errors import CompileError, LaunchError
 from jaxorch.ir.graph import Array, Input
 from jaxorch.ir.value import Value
@@ -13,7 +16,7 @@ from jaxorch.orchestration import tune as module
 from jaxorch.orchestration.devices import DEVICES
 from jaxorch.orchestration.measure import Timing
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.tune import random_arguments, tune
+from jaxorch.orchestration.tune import least_parts, random_arguments, tune
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.store import Store
 from tests.codegen.drive import program, whole_kernel
@@ -258,3 +261,26 @@ def test_the_first_guess_may_be_the_one_that_is_wrong(made, machine, store):
     first = configurations(*made)[0]
     machine.gives = lambda config: 1.0 if config == first else 2.0
     assert tuned(made, store).source.config != first
+
+
+def test_of_times_that_are_alike_the_least_parts_win():
+    """Splits of 1, 2 and 8 of a product of few rows: two per cent more of the time are noise, three are not."""
+    graph = program(lambda x, w: x @ w, np.zeros((16, 4096), jnp.bfloat16), np.zeros((4096, 256), jnp.bfloat16)).graph
+    kernel = whole_kernel(graph)
+    plain = configurations(graph, kernel)[0]
+    sources = [generate(graph, kernel, replace(plain, splits=splits)) for splits in (8, 2, 1)]
+    assert least_parts(sources, [10.0, 10.1, 10.3]) == 1
+    assert least_parts(sources, [10.0, 10.3, 10.3]) == 0
+    assert least_parts(sources, [10.0, 10.1, 10.2]) == 2
+    assert least_parts([sources[2]] * 2, [10.1, 10.0]) == 1
+
+
+@pytest.mark.parametrize("margin", [1.5, 2.5])
+def test_a_kernel_is_tuned_to_the_least_parts_within_the_noise(machine, store, margin):
+    graph = program(lambda x, w: x @ w, np.zeros((16, 4096), jnp.bfloat16), np.zeros((4096, 256), jnp.bfloat16)).graph
+    kernel = whole_kernel(graph)
+    tried = [c.splits for c in configurations(graph, kernel)[: module.TRIES["default"]]]
+    assert len(set(tried)) > 1
+    machine.microseconds = lambda config: 100.0 if config.splits == max(tried) else 100.0 + margin
+    found = tuned((graph, kernel), store)
+    assert found.source.config.splits == (min(tried) if margin < 2 else max(tried))
