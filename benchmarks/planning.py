@@ -1,8 +1,8 @@
 """`python -m benchmarks.planning [part ...]`: what planning takes, on any machine; nothing is run on a GPU.
 
-Parts: `depth` (the time to plan as layers grow), `models` (whole models of thousands of equations), `choice` (the
-binary program of eight transformer blocks), `calls` (what a call costs beside `jax.jit`'s) and `again` (a second
-process that finds the first one's choices).
+Parts: `depth` (the time to plan as layers grow), `models` (whole models of thousands of equations), `networks` (some of
+the benchmarks' own, of many different shapes), `choice` (the binary program of eight transformer blocks), `calls` (what
+a call costs beside `jax.jit`'s) and `again` (a second process that finds the first one's choices).
 """
 
 import argparse
@@ -27,14 +27,17 @@ from rich.table import Table
 import jaxorch
 from benchmarks import deep
 from benchmarks.blocks import Transformer, values
+from benchmarks.suites import KNOWN
 from jaxorch.frontend.trace import flatten
 from jaxorch.orchestration.blp import solve
+from jaxorch.orchestration.candidates import Built
 from jaxorch.orchestration.choice import Session, Way
 from jaxorch.pipeline import versions
 from jaxorch.target import Target
 
 DEVICE = "h200"
 LAYERS = (2, 4, 8, 16, 32)
+NETWORKS = ("gpt2_prefill_B1", "segformer_b0_B1", "efficientvit_b1_cityscapes_B1", "shufflenet_v2_B1", "yolox_nano_B1")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def planned(name: str, function: Callable[..., Any], specs: Sequence[Any], folde
     found = versions(trace, options)
     rewritten = time.perf_counter()
     session = Session(options, Target("cuda", DEVICE, live=False), partial(versions, options=options))
-    ways = [Way(version, session) for version in found]
+    built: dict[str, Built] = {}
+    ways = [Way(version, session, built) for version in found]
     end = time.perf_counter()
     best = min(ways, key=lambda way: way.cost)
     chosen = [best.choice.options[k] for k in best.choice.solution.chosen]
@@ -103,6 +107,10 @@ def whole_models(folder: str) -> list[Planned]:
         planned("decoder, 40 layers", *deep.decoder(40), folder),
         planned("training step of a decoder, 18 layers", *deep.decoder_step(18), folder),
     ]
+
+
+def networks(folder: str) -> list[Planned]:
+    return [planned(name, *KNOWN[name]()[:2], folder) for name in NETWORKS]
 
 
 def choice() -> dict[str, Any]:
@@ -195,7 +203,7 @@ def _show(console: Console, part: str, found: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the parts that the command line names, all of them by default."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
-    parser.add_argument("parts", nargs="*", help="depth, models, choice, calls, again; all by default")
+    parser.add_argument("parts", nargs="*", help="depth, models, networks, choice, calls, again; all by default")
     parser.add_argument("--out", type=Path, help="write the results, in JSON, here")
     parser.add_argument("--process", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -207,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts: dict[str, Callable[[], Any]] = {
             "depth": partial(depth, folder),
             "models": partial(whole_models, folder),
+            "networks": partial(networks, folder),
             "choice": choice,
             "calls": calls,
             "again": again,

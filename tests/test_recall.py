@@ -90,6 +90,26 @@ def test_reports_and_programs_are_the_same_from_the_store(tmp_path, request):
     assert "triton_kernel_call" in programs[0]
 
 
+def test_a_kernel_that_another_graph_had_first_is_found_again(tmp_path, request):
+    def joined(x, y):
+        return jax.nn.softmax(x * 2), jnp.concatenate([jax.nn.softmax(y), jax.nn.softmax(y.T)], axis=1)
+
+    def again():
+        primitive.clear()
+        specs = jax.ShapeDtypeStruct((512, 1024), jnp.float32), jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
+        chosen = Options(device="h200", cache_dir=str(tmp_path))
+        return jaxorch.explain(jaxorch.optimize(joined, options=chosen), *specs).to_json()
+
+    first = again()
+    (plan,) = plans(tmp_path)
+    (made,) = read(plan)["made"]
+    built_in = {kernel["version"] for kernel in made["kernels"].values()}
+    assert made["version"] in built_in
+    assert len(built_in) > 1
+    request.getfixturevalue("no_search")
+    assert again() == first
+
+
 @pytest.mark.parametrize("options", [{"effort": "fast"}, {"device": "a100"}, {"memory_weight": 1.0}])
 def test_other_options_are_another_choice(tmp_path, options):
     explained(tmp_path)
@@ -173,7 +193,7 @@ def test_equal_bodies_are_planned_once(tmp_path, monkeypatch):
     asked = []
     enumerate_candidates = choice.enumerate_candidates
     monkeypatch.setattr(
-        choice, "enumerate_candidates", lambda graph: asked.append(graph) or enumerate_candidates(graph)
+        choice, "enumerate_candidates", lambda graph, built: asked.append(graph) or enumerate_candidates(graph, built)
     )
 
     def loops(x):

@@ -80,7 +80,7 @@ class Body[V](Values[V]):
         guard = simplify_guard(ix.substitute_guard(node.place.guard, coords), self.sizes)
         if guard is None:
             return
-        self.bind((*(b.expr for b in guard), *index))
+        self.bind((*ix.guard_lookups(guard), *ix.coords_lookups(index)))
         value = self.view(node.updates, coords, ())
         offset = self.offset(index, node.array.shape)
         if node.combine != "set" and not node.unique:
@@ -150,6 +150,8 @@ class Body[V](Values[V]):
         return node
 
     def needed(self) -> dict[Reduction, int]:
+        if not self.reduces:
+            return {}
         accesses = Accesses()
         for output, copy in product(self.kernel.outputs, range(self.frame.copies)):
             coords = self.coords(output, copy)

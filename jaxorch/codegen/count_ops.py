@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ _LANE = -1  # the columns of a loop-carried tile, as an axis beside those of a s
 
 SECTOR = 32  # bytes: the least that a memory access moves
 PIECE = 64  # bytes: the least that memory delivers to the second-level cache
+
+_DENSE = 8  # places for each integer up to which different ones are marked and not sorted
 
 _L1_BYTE = 2  # operations in the time that a byte takes from the first-level cache (128 a clock and processor)
 
@@ -118,24 +121,9 @@ class CountOps:
         """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
         return max([1.0, *(waste for _, waste in self.samples(offset, guard, itemsize))])
 
-    def samples(self, offset: Expr, guard: Guard, itemsize: int) -> list[tuple[Any, float]]:
+    def samples(self, offset: Expr, guard: Guard, itemsize: int) -> _Samples:
         """The sectors that each of two sample tiles touches, and their bytes for each byte that it wants."""
-        found: list[tuple[Any, float]] = []
-        for part in (0, 0.5):
-            shapes = [*zip(self.tile.sizes, self.tile.blocks, (1, 64, 256, 64), strict=False)]
-            places = (4 / 3 * part, part, part, part)  # of the grid no half, which is the start along most of its axes
-            starts = [int(p * size) // block * block for p, (size, block, _) in zip(places, shapes, strict=False)]
-            counts = [min(block, most, size - start) for start, (size, block, most) in zip(starts, shapes, strict=True)]
-            coords: list[Any] = [
-                start + lanes for start, lanes in zip(starts, np.ogrid[tuple(slice(n) for n in counts)], strict=True)
-            ]
-            at, inside = np.broadcast_arrays(
-                np.asarray(ix.evaluate(offset, coords, _look)), np.asarray(ix.holds(guard, coords, _look)).astype(bool)
-            )
-            wanted = np.unique(at[inside])
-            sectors = np.unique(wanted * itemsize // SECTOR)
-            found.append((sectors, sectors.size * SECTOR / max(wanted.size * itemsize, SECTOR)))
-        return found
+        return _samples(offset, guard, itemsize, tuple(self.tile.sizes), tuple(self.tile.blocks))
 
     def undelivered(self, buffer: Buffer, samples: Sequence[tuple[Any, float]]) -> float:
         """Bytes of the pieces that no load before has fetched for each byte wanted that none has."""
@@ -167,10 +155,7 @@ class CountOps:
         blocks = list(self.tile.blocks)
         for axis in self.tile.loops:
             blocks[axis] = self.tile.sizes[axis]
-        blocks = [min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)]
-        coords = list(np.ogrid[tuple(slice(n) for n in blocks)])
-        at = np.broadcast_to(np.asarray(ix.evaluate(offset, coords, _look)), blocks)
-        return np.unique(at).size / at.size
+        return _fresh(offset, tuple(min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)))
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Dims]:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
@@ -320,6 +305,54 @@ class _Branch:
 
     def result(self) -> Dims:
         return self.dims
+
+
+type _Samples = tuple[tuple[np.ndarray[Any, Any], float], ...]
+
+
+@lru_cache(maxsize=1 << 13)  # kernels that hold a node read the same for it
+def _samples(offset: Expr, guard: Guard, itemsize: int, sizes: tuple[int, ...], tiles: tuple[int, ...]) -> _Samples:
+    """Of two sample tiles: the sectors touched, ascending, and their bytes for each byte of the elements wanted."""
+    found: list[tuple[np.ndarray[Any, Any], float]] = []
+    for part in (0, 0.5):
+        shapes = [*zip(sizes, tiles, (1, 64, 256, 64), strict=False)]
+        places = (4 / 3 * part, part, part, part)  # of the grid no half, which is the start along most of its axes
+        starts = [int(p * size) // block * block for p, (size, block, _) in zip(places, shapes, strict=False)]
+        counts = [min(block, most, size - start) for start, (size, block, most) in zip(starts, shapes, strict=True)]
+        lanes = _points(counts)
+        coords = [start + lane for start, lane in zip(starts, lanes, strict=True)]
+        at = np.asarray(ix.evaluate(offset, coords, _look))
+        if guard:
+            at, inside = np.broadcast_arrays(at, np.asarray(ix.holds(guard, coords, _look)).astype(bool))
+            at = at[inside]
+        sectors = _different(at * itemsize // SECTOR)
+        found.append((sectors, sectors.size * SECTOR / max(_different(at).size * itemsize, SECTOR)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=1 << 12)
+def _fresh(offset: Expr, blocks: tuple[int, ...]) -> float:
+    """The different elements that the points of a block read, for each of its points."""
+    at = np.asarray(ix.evaluate(offset, _points(blocks), _look))
+    return _different(at).size / math.prod(blocks)
+
+
+def _points(counts: Sequence[int]) -> list[Any]:
+    """Coordinates from 0 along each axis, that broadcast together."""
+    return list(np.ogrid[tuple(slice(n) for n in counts)])
+
+
+def _different(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The different integers among `values`, ascending."""
+    if not values.size:
+        return values.reshape(-1)
+    low, high = int(values.min()), int(values.max())
+    if high - low < _DENSE * values.size:
+        seen = np.zeros(high - low + 1, bool)
+        seen[values - low] = True
+        return np.flatnonzero(seen) + low
+    ordered = np.sort(values, axis=None)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
 
 
 def _look(lookup: Lookup, index: tuple[Any, ...]) -> Any:

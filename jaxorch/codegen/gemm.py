@@ -134,6 +134,8 @@ class GemmBody[V](ProductBody[V]):
     # Statistics of the left operand's rows
 
     def needed(self) -> dict[Reduction, int]:
+        if not self.reduces:
+            return {}
         tile, key = self.plane("row", "key"), len(self.frame.domain)
         found = Accesses()
         view = self.contract(self.core.last).operands[self.core.left]

@@ -99,7 +99,7 @@ class OnlineBody[V](ProductBody[V]):
         acc = self.ops.carry(tile, 0.0, FLOAT32)
         live, floor = self.live(scores) if not self.stores_keys else ((), 0.0)  # what is stored is all read
         with self.scope(ahead(scores)):
-            self.bind(b.expr for b in live)
+            self.bind(ix.guard_lookups(live))
         with self.over_keys(scores, live, self.doubt(peak, floor) if live else None):
             with self.scope(keys):
                 k = self.tile_of(first.first, 1 - first.query, first.at, inner, keys)
@@ -177,7 +177,7 @@ class OnlineBody[V](ProductBody[V]):
         """The scores in units of `scale`: what is multiplied by it as it is, masked values divided by it."""
         pieces = pieces_at(view, coords, self.sizes)
         for own, _, index in pieces:
-            self.bind((*(b.expr for b in own), *index))
+            self.bind((*ix.guard_lookups(own), *ix.coords_lookups(index)))
         result: V | None = None
         for own, value, index in reversed(pieces):
             here = self.unscaled_value(value, index, ix.both(guard, own))

@@ -23,7 +23,11 @@ _NEVER_NEGATIVE = frozenset({"exp", "exp2", "logistic", "abs", "square", "sqrt",
 def relaxed_nodes(graph: Graph, kernel: Kernel) -> frozenset[int]:
     """Nodes of the kernel whose float32 results only 16-bit values depend on, through harmless operations."""
     stored = {o.value.node for o in kernel.outputs}
-    users = {n: [u for u in kernel.nodes if any(v.node == n for v in reads(graph.nodes[u]))] for n in kernel.nodes}
+    users: dict[int, list[int]] = {n: [] for n in kernel.nodes}
+    for user in kernel.nodes:
+        for number in dict.fromkeys(v.node for v in reads(graph.nodes[user])):
+            if number in users:
+                users[number].append(user)
     relaxed: set[int] = set()
     for number in reversed(kernel.nodes):
         if number in stored or not users[number]:

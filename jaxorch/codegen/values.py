@@ -18,7 +18,7 @@ from jaxorch.codegen.precision import relaxed_nodes
 from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Contract, Graph, Map, Reduce
-from jaxorch.ir.index import Bound, Expr, Guard
+from jaxorch.ir.index import Bound, Expr, Guard, Lookup
 from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import (
@@ -55,6 +55,8 @@ class Values[V]:
         self.frame = kernel.frames[config.frame]
         self.members = frozenset(kernel.nodes)
         self.relaxed = relaxed_nodes(graph, kernel)
+        alone = self.members.difference(kernel.unrolled)
+        self.reduces = any(isinstance(graph.nodes[n], Reduce) for n in alone)  # rows of a tile
         ins, self.outs = buffers(graph, kernel)
         self.ins = dict(zip(kernel.inputs, ins, strict=True))
         self.tile: Tile | None = None
@@ -98,13 +100,12 @@ class Values[V]:
     # Values
 
     def value(self, value: Value, coords: Coords, guard: Guard) -> V:
-        dims = ix.guard_dims(guard).union(*(ix.dims_of(e) for e in coords))
         key = (value, coords, guard)
-        cache = self.cached(key, dims)
-        if key not in cache:
-            found = self.compute(value, coords, guard)
-            cache[key] = found
-        return cache[key]
+        cache = self.cached(key, ix.guard_dims(guard) | ix.coords_dims(coords))
+        found = cache.get(key)
+        if found is None:
+            found = cache[key] = self.compute(value, coords, guard)
+        return found
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         node = self.graph.nodes[value.node]
@@ -136,7 +137,7 @@ class Values[V]:
     def view(self, view: View, coords: Coords, guard: Guard) -> V:
         pieces = pieces_at(view, coords, self.sizes)
         for own, _, index in pieces:
-            self.bind((*(b.expr for b in own), *index))
+            self.bind((*ix.guard_lookups(own), *ix.coords_lookups(index)))
         # an unrolled reduction reads all its elements before it waits for one: no branches between
         if len(pieces) > 1 and not self.unrolling and all(self.uniform(g) for g, _, _ in pieces[:-1]):
             return self.choose_once(pieces, guard)
@@ -147,9 +148,9 @@ class Values[V]:
             result = self.ops.select(own, self.value(value, index, ix.both(guard, own)), result)
         return result
 
-    def bind(self, expressions: Iterable[Expr]) -> None:
-        """Computes the Lookups in `expressions` and tells the handler their values."""
-        for lookup in dict.fromkeys(k for e in expressions for k in ix.lookups_in(e)):
+    def bind(self, lookups: Iterable[Lookup]) -> None:
+        """Computes the Lookups and tells the handler their values."""
+        for lookup in dict.fromkeys(lookups):
             array = self.graph.array(lookup.value)
             value = self.value(lookup.value, looked_up_at(lookup, array, self.sizes), ())
             self.ops.bind(lookup, value, array.dtype)
@@ -196,7 +197,7 @@ class Values[V]:
         offset = self.offset(coords, buffer.array.shape)
         terms, const = linear_terms(offset, sizes)
         side_by_side = any(COLUMN in ix.dims_of(a) for a, _ in terms) and all(c % unroll == 0 for _, c in terms)
-        looked_up = {d for e in (offset, *(b.expr for b in guard)) for k in ix.lookups_in(e) for d in ix.dims_of(k)}
+        looked_up = {d for k in (*ix.lookups_in(offset), *ix.guard_lookups(guard)) for d in ix.dims_of(k)}
         if unroll == 1 or not side_by_side or buffer.array.size % unroll or COLUMN in looked_up:
             return self.ops.load(buffer, offset, guard)
         copy = const % unroll

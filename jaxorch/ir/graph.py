@@ -18,6 +18,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
+from jaxorch.ir.memo import remembered
 from jaxorch.ir.view import Piece, Value, View, lookups
 
 __all__ = [
@@ -283,6 +284,7 @@ def pieces_of(node: Node) -> tuple[Piece, ...]:
     return (*pieces, node.place) if isinstance(node, Scatter) else pieces
 
 
+@remembered
 def reads(node: Node) -> tuple[Value, ...]:
     """The values a node reads, without repeats: an operand's pieces before what their indices look up."""
     values = [value for view in operands_of(node) for value in view.values]

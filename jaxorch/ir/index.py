@@ -13,6 +13,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
+from jaxorch.ir.memo import remembered
 from jaxorch.ir.value import Value
 
 __all__ = [
@@ -31,12 +32,15 @@ __all__ = [
     "Sizes",
     "add",
     "both",
+    "coords_dims",
+    "coords_lookups",
     "decide",
     "delinearize",
     "dims_of",
     "evaluate",
     "floordiv",
     "guard_dims",
+    "guard_lookups",
     "holds",
     "linearize",
     "lookups_in",
@@ -282,9 +286,16 @@ def dims_of(expr: Expr) -> frozenset[int]:
             assert_never(expr)
 
 
+@remembered
 def guard_dims(guard: Guard) -> frozenset[int]:
     """The axes that `guard` depends on."""
     return frozenset[int]().union(*(dims_of(b.expr) for b in guard))
+
+
+@remembered
+def coords_dims(coords: tuple[Expr, ...]) -> frozenset[int]:
+    """The axes that any of `coords` depends on."""
+    return frozenset[int]().union(*map(dims_of, coords))
 
 
 def evaluate(expr: Expr, coords: Sequence[Any], lookup: Reader | None = None) -> Any:
@@ -343,6 +354,18 @@ def lookups_in(expr: Expr) -> Iterator[Lookup]:
             yield expr
         case _:
             assert_never(expr)
+
+
+@remembered
+def guard_lookups(guard: Guard) -> tuple[Lookup, ...]:
+    """Every Lookup in `guard`, each once."""
+    return tuple(dict.fromkeys(k for b in guard for k in lookups_in(b.expr)))
+
+
+@remembered
+def coords_lookups(coords: tuple[Expr, ...]) -> tuple[Lookup, ...]:
+    """Every Lookup in `coords`, each once."""
+    return tuple(dict.fromkeys(k for e in coords for k in lookups_in(e)))
 
 
 def map_lookups(expr: Expr, new: Callable[[Lookup], Expr]) -> Expr:

@@ -84,6 +84,8 @@ def unfilled(nodes: Sequence[Node]) -> dict[int, int]:
 
 def unfilled_reads(graph: Graph, open_: Mapping[int, int]) -> list[tuple[int | None, Value]]:
     """Who reads one of the arrays `open_` otherwise than to write into it, and which; None is the program's caller."""
+    if not open_:
+        return []
     found: list[tuple[int | None, Value]] = []
     for number, node in enumerate(graph.nodes):
         values = [value for view in operands_of(node) for value in view.values]

@@ -8,8 +8,9 @@ most `EVALUATED` points; a larger undecided index is accepted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn, assert_never
 
 import numpy as np
@@ -126,6 +127,10 @@ def _filled(graph: Graph) -> None:
 
 
 def _view(view: View, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
+    if len(view.pieces) == 1 and _exists(view.pieces[0].value, arrays):
+        (piece,) = view.pieces
+        if not piece.guard and _fits(piece.index, view.domain, arrays[piece.value.node][piece.value.output].shape):
+            return
     if not view.pieces:
         place.fail("pieces", 0, "at least one")
     for p, piece in enumerate(view.pieces):
@@ -135,6 +140,14 @@ def _view(view: View, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
         place.fail("dtypes of the pieces", ", ".join(d.name for d in dtypes), "one dtype")
     if 0 not in view.domain:
         _bounds(view, [arrays[p.value.node][p.value.output].shape for p in view.pieces], place)
+
+
+@lru_cache(maxsize=1 << 14)
+def _fits(index: tuple[Expr, ...], domain: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an index that looks nothing up uses axes of the domain only, and is inside an array of `shape`."""
+    inside = len(index) == len(shape) and all(0 <= a < len(domain) for a in ix.coords_dims(index))
+    inside = inside and not ix.coords_lookups(index)
+    return inside and all(_lies_in(ix.range_of(e, domain), size) for e, size in zip(index, shape, strict=True))
 
 
 def _piece(view: View, piece: Piece, arrays: Sequence[Sequence[Array]], place: _Place) -> None:
@@ -162,8 +175,8 @@ def _lookup(lookup: Lookup, arrays: Sequence[Sequence[Array]], place: _Place) ->
         place.fail("clamp of a lookup", (lookup.low, lookup.high), "low <= high")
 
 
-def _dims(guard: Guard, index: Iterable[Expr]) -> frozenset[int]:
-    return ix.guard_dims(guard).union(*(ix.dims_of(e) for e in index))
+def _dims(guard: Guard, index: tuple[Expr, ...]) -> frozenset[int]:
+    return ix.guard_dims(guard) | ix.coords_dims(index)
 
 
 def _bounds(view: View, shapes: Sequence[tuple[int, ...]], place: _Place) -> None:

@@ -56,7 +56,7 @@ class View:
     @property
     def values(self) -> tuple[Value, ...]:
         """The values read, in order of their first piece, then those looked up as indices; without repeats."""
-        looked_up = (lookup.value for p in self.pieces for lookup in lookups(p))
+        looked_up = [lookup.value for p in self.pieces for lookup in lookups(p)]
         return tuple(dict.fromkeys((*(p.value for p in self.pieces), *looked_up)))
 
 
@@ -68,8 +68,8 @@ def expressions(piece: Piece) -> Iterator[Expr]:
 
 def lookups(piece: Piece) -> Iterator[Lookup]:
     """Every Lookup in a piece, inner ones before those that need them."""
-    for expr in expressions(piece):
-        yield from ix.lookups_in(expr)
+    yield from ix.guard_lookups(piece.guard)
+    yield from ix.coords_lookups(piece.index)
 
 
 def map_piece(piece: Piece, new: Callable[[Lookup], Expr]) -> Piece:

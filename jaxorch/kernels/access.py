@@ -7,8 +7,9 @@ loads and the reductions met, each once.  Invariant: only values made outside th
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 
 from jaxorch.ir import index as ix
@@ -96,14 +97,26 @@ def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[
     """The pieces of `view` that may be selected at `coords` over axes of `sizes`; the last is the one left over."""
     found: list[tuple[Guard, Value, Coords]] = []
     for piece in view.pieces:
-        guard = simplify_guard(ix.substitute_guard(piece.guard, coords), sizes)
+        guard = _guard_at(piece.guard, coords, sizes) if piece.guard else ()
         if guard is None:
             continue
-        index = tuple(simplify(ix.substitute(e, coords), sizes) for e in piece.index)
-        found.append((guard, piece.value, index))
+        found.append((guard, piece.value, _index_at(piece.index, coords, sizes)))
         if not guard:
             break
     return found
+
+
+# every candidate that holds a node reads the same for it
+
+
+@lru_cache(maxsize=1 << 16)
+def _guard_at(guard: Guard, coords: Coords, sizes: tuple[int, ...]) -> Guard | None:
+    return simplify_guard(ix.substitute_guard(guard, coords), sizes)
+
+
+@lru_cache(maxsize=1 << 16)
+def _index_at(index: Coords, coords: Coords, sizes: tuple[int, ...]) -> Coords:
+    return tuple(simplify(ix.substitute(e, coords), sizes) for e in index)
 
 
 def without_zero(
@@ -165,9 +178,10 @@ class Walk:
     def value(self, value: Value, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
         """Walks one value; the result is the level of reduction it needs (0: none)."""
         key = (value, coords, guard, sizes)
-        if key not in self.levels:
-            self.levels[key] = self.compute(value, coords, guard, sizes)
-        return self.levels[key]
+        level = self.levels.get(key)
+        if level is None:
+            level = self.levels[key] = self.compute(value, coords, guard, sizes)
+        return level
 
     def compute(self, value: Value, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
         node = self.graph.nodes[value.node]
@@ -191,7 +205,7 @@ class Walk:
             case Scatter():  # coords are those of the updates
                 place = tuple(simplify(ix.substitute(e, coords), sizes) for e in expressions(node.place))
                 self.into.places[place] = None
-                return max(self.lookups(place, sizes), self.view(node.updates, coords, guard, sizes))
+                return max(self.lookups(ix.coords_lookups(place), sizes), self.view(node.updates, coords, guard, sizes))
             case Contract():
                 self.note_outside(value.node, node.array, coords, guard, sizes)
                 self.into.contractions[Reduction(value.node, coords)] = None
@@ -204,13 +218,13 @@ class Walk:
         for own, value, index in pieces_at(view, coords, sizes):
             if own:
                 self.into.guards[own, sizes] = None
-            level = max(level, self.lookups((*(b.expr for b in own), *index), sizes))
+            level = max(level, self.lookups((*ix.guard_lookups(own), *ix.coords_lookups(index)), sizes))
             level = max(level, self.value(value, index, ix.both(guard, own), sizes))
         return level
 
-    def lookups(self, expressions: Iterable[Expr], sizes: tuple[int, ...]) -> int:
+    def lookups(self, found: tuple[Lookup, ...], sizes: tuple[int, ...]) -> int:
         level = 0
-        for lookup in dict.fromkeys(k for e in expressions for k in ix.lookups_in(e)):
+        for lookup in dict.fromkeys(found):
             index = looked_up_at(lookup, self.graph.array(lookup.value), sizes)
             level = max(level, self.value(lookup.value, index, (), sizes))
         return level

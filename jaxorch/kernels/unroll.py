@@ -16,6 +16,7 @@ from collections.abc import Collection
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Contract, Graph, Node, Reduce, reads
+from jaxorch.ir.memo import remembered
 from jaxorch.ir.monoid import COMBINES
 from jaxorch.kernels.frame import split_axis
 from jaxorch.passes.derive import MOST_TAPS
@@ -32,11 +33,12 @@ def _small(node: Node) -> bool:
 
 def windows(graph: Graph, members: Collection[int]) -> frozenset[int]:
     """The reductions of a kernel that are better unrolled than rows of a tile, and its stencils."""
-    return frozenset(
-        n
-        for n in members
-        if (_small(graph.nodes[n]) and (is_window(graph.nodes[n]) or _pools(graph, n))) or is_stencil(graph.nodes[n])
-    )
+    return frozenset(n for n in members if _is_unrolled(graph.nodes[n]))
+
+
+@remembered
+def _is_unrolled(node: Node) -> bool:
+    return (_small(node) and (is_window(node) or _pools(node))) or is_stencil(node)
 
 
 def is_stencil(node: Node) -> bool:
@@ -58,9 +60,8 @@ def _columns(node: Contract) -> int:
     return math.prod(f[-1] for f in factors if len(f) > 1)
 
 
-def _pools(graph: Graph, number: int) -> bool:
+def _pools(node: Node) -> bool:
     """Whether a reduction joins blocks along an axis that is not the last of what it reads: rows with holes."""
-    node = graph.nodes[number]
     assert isinstance(node, Reduce)
     pieces = (piece for view in node.operands for piece in view.pieces)
     return any(overlap(e, node) for piece in pieces for e in piece.index[:-1])
@@ -75,6 +76,8 @@ def inner(graph: Graph, members: Collection[int]) -> frozenset[int]:
 
 def repeats_rows(graph: Graph, members: Collection[int], unrolled: Collection[int]) -> bool:
     """Whether an unrolled reduction needs a reduction that is not: that one would run for each of its elements."""
+    if not unrolled:
+        return False
     after: set[int] = set()  # members that need a row of the tile
     for number in sorted(members):
         node = graph.nodes[number]
@@ -88,6 +91,8 @@ def repeats_rows(graph: Graph, members: Collection[int], unrolled: Collection[in
 
 def taps_of(graph: Graph, members: Collection[int], unrolled: Collection[int]) -> int:
     """The most reads that one element of a member takes, unrolled reductions of unrolled reductions multiplied."""
+    if not unrolled:
+        return 1
     found: dict[int, int] = {}
     for number in sorted(members):
         node = graph.nodes[number]

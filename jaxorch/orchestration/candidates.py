@@ -18,7 +18,7 @@ from jaxorch.kernels.structure import Structure, Structures, carry_over
 from jaxorch.orchestration.growth import try_convex_sets
 from jaxorch.orchestration.pieces import Pieces, internal
 
-__all__ = ["Enumeration", "Fused", "Left", "enumerate_candidates", "sharing"]
+__all__ = ["Built", "Enumeration", "Fused", "Left", "enumerate_candidates", "sharing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,40 +41,47 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Enumeration:
-    """All candidates: generated kernels, XLA's own, and the sets that no schedule runs, with the reason.
-
-    firsts: by structure, the kernel that was built; its equals are carried over from it.
-    """
+    """All candidates: generated kernels, XLA's own, and the sets that no schedule runs, with the reason."""
 
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     rejected: Mapping[tuple[int, ...], str]
-    firsts: Mapping[str, Kernel]
 
 
-def enumerate_candidates(graph: Graph) -> Enumeration:
-    """All candidates of a graph, in a fixed order."""
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A kernel, or why there is none, and the graph and the set it was built for; its equals are carried over."""
+
+    graph: Graph
+    structure: Structure
+    kernel: Kernel | str
+
+
+def enumerate_candidates(graph: Graph, built: dict[str, Built] | None = None) -> Enumeration:
+    """All candidates of a graph, in a fixed order.
+
+    `built`: by structure, what was built for the program's other graphs; what is built here is added.
+    """
+    built = {} if built is None else built
     pieces, structures = Pieces(graph), Structures(graph)
     fused: list[Fused] = []
     rejected: dict[tuple[int, ...], str] = {}
-    known: dict[str, tuple[Structure, Kernel | str]] = {}
 
     def is_legal(chosen: frozenset[int]) -> bool:
         nodes, inputs, outputs = pieces.joined(sorted(chosen))
         structure = structures.of(nodes, outputs)
-        if structure.digest not in known:
-            known[structure.digest] = structure, build(graph, nodes, outputs)
-        first, kernel = known[structure.digest]
-        if isinstance(kernel, str):
-            rejected[nodes] = kernel
+        first = built.get(structure.digest)
+        if first is None:
+            first = built[structure.digest] = Built(graph, structure, build(graph, nodes, outputs))
+        if isinstance(first.kernel, str):
+            rejected[nodes] = first.kernel
             return False
-        fused.append(Fused(carry_over(kernel, first, structure), inputs, structure.digest))
+        fused.append(Fused(carry_over(first.kernel, first.structure, structure), inputs, structure.digest))
         return True
 
     kinds = [structures.of(p.nodes, p.outputs).digest for p in pieces.all]
     try_convex_sets(pieces, kinds, is_legal)
-    firsts = {structure: kernel for structure, (_, kernel) in known.items() if isinstance(kernel, Kernel)}
-    return Enumeration(tuple(fused), tuple(_left(pieces)), rejected, firsts)
+    return Enumeration(tuple(fused), tuple(_left(pieces)), rejected)
 
 
 def sharing(graph: Graph, fused: Fused, pairs: Iterable[tuple[int, int]]) -> tuple[tuple[Value, Value], ...]:

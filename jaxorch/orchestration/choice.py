@@ -25,7 +25,7 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.structure import Structures
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
-from jaxorch.orchestration.candidates import Enumeration, Fused, Left, enumerate_candidates, sharing
+from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates, sharing
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.header import header_of, names_of
@@ -139,10 +139,11 @@ class Rival:
 class Way:
     """One of a program's graphs: its candidates and the cheapest choice among them."""
 
-    def __init__(self, version: Version, session: Session) -> None:
+    def __init__(self, version: Version, session: Session, built: dict[str, Built] | None = None) -> None:
+        """`built`: the kernels of the program's other graphs, to which its own are added."""
         self.version, self.session = version, session
         self.trace, self.graph = version.trace, version.graph
-        self.found: Enumeration = enumerate_candidates(self.graph)
+        self.found: Enumeration = enumerate_candidates(self.graph, built)
         self.structures = Structures(self.graph)
         self.contested = {n for fused in self.found.fused for n in fused.kernel.nodes}
         self.choice = self.choose()

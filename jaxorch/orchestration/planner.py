@@ -21,6 +21,7 @@ from jaxorch.ir.graph import Graph, Input, Opaque
 from jaxorch.ir.text import array_text
 from jaxorch.ir.value import Value
 from jaxorch.orchestration import blp
+from jaxorch.orchestration.candidates import Built
 from jaxorch.orchestration.choice import Rival, Session, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.overwrite import Ends, donated, overwriting
@@ -84,7 +85,8 @@ def plan_program(trace: Trace, session: Session, ends: Ends) -> Planned:
     versions = session.versions(trace)
     made = recall(trace, versions, session)
     if made is None:
-        made = [_made(way, steps) for way, steps in _tried(_ways(versions, session), session)]
+        built: dict[str, Built] = {}
+        made = [_made(way, steps, built) for way, steps in _tried(_ways(versions, session, built), session)]
         remember(trace, versions, made, session)
     graph = versions[0].graph
     regions, carries, bodies = _bodies(trace, graph, session)
@@ -104,8 +106,8 @@ def plan_program(trace: Trace, session: Session, ends: Ends) -> Planned:
     return Planned(chosen, plan, best.solution, best.baselines, best.rival, verdict, kept, failures, bodies)
 
 
-def _made(way: Way, steps: Steps) -> Made:
-    return Made(way.version, steps, way.choice.solution, way.choice.baselines(), way.rival(), way.found.firsts)
+def _made(way: Way, steps: Steps, built: dict[str, Built]) -> Made:
+    return Made(way.version, steps, way.choice.solution, way.choice.baselines(), way.rival(), built)
 
 
 def _plan(made: Made, regions: Regions, trace: Trace) -> Plan:
@@ -119,7 +121,7 @@ def _is_new(plan: Plan, trace: Trace) -> bool:
     return bool(plan.kernels or plan.regions) or plan.trace is not trace
 
 
-def _ways(versions: Sequence[Version], session: Session) -> list[Way]:
+def _ways(versions: Sequence[Version], session: Session, built: dict[str, Built]) -> list[Way]:
     """A way for each version that has a choice of kernels; those that have none are dropped.
 
     Raises:
@@ -129,7 +131,7 @@ def _ways(versions: Sequence[Version], session: Session) -> list[Way]:
     errors: list[PlanError] = []
     for version in versions:
         try:
-            found.append(Way(version, session))
+            found.append(Way(version, session, built))
         except PlanError as error:
             errors.append(error)
     if not found:

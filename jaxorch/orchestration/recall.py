@@ -21,9 +21,9 @@ from jaxorch.frontend.trace import Trace, digest
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, build
-from jaxorch.kernels.structure import Structure, Structures, carry_over
+from jaxorch.kernels.structure import Structures, carry_over
 from jaxorch.orchestration.blp import Solution
-from jaxorch.orchestration.candidates import Left
+from jaxorch.orchestration.candidates import Built, Left
 from jaxorch.orchestration.choice import Rival, Session, Steps
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Version, arguments
 from jaxorch.orchestration.tune import place
@@ -38,14 +38,14 @@ KIND = "plan"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A version with the steps chosen for it; `firsts`: by structure of the kernels, the one that was built first."""
+    """A version with the steps chosen for it; `built`: by structure of the kernels, the one that was built first."""
 
     version: Version
     steps: Steps
     solution: Solution
     baselines: Mapping[str, float]
     rival: Rival | None
-    firsts: Mapping[str, Kernel]
+    built: Mapping[str, Built]
 
 
 def remember(trace: Trace, versions: Sequence[Version], made: Sequence[Made], session: Session) -> None:
@@ -53,7 +53,7 @@ def remember(trace: Trace, versions: Sequence[Version], made: Sequence[Made], se
     untimed = session.live and any(isinstance(s, KernelStep) and s.measured is None for m in made for s in m.steps)
     if not _may_keep(session) or session.interrupted or untimed:
         return
-    record = {"made": [_record(m, _number(versions, m.version)) for m in made], "failures": list(session.failures)}
+    record = {"made": [_record(m, versions) for m in made], "failures": list(session.failures)}
     session.store.put(KIND, _key(trace, session, session.live), record)
 
 
@@ -72,7 +72,7 @@ def recall(trace: Trace, versions: Sequence[Version], session: Session) -> list[
 
 def _read(record: Mapping[str, Any], versions: Sequence[Version], session: Session) -> list[Made] | None:
     try:
-        made = [_Reading(versions[int(m["version"])], session).made(m) for m in record["made"]]
+        made = [_Reading(versions, int(m["version"]), session).made(m) for m in record["made"]]
         failures = [str(failure) for failure in record["failures"]]
     except (JaxorchError, KeyError, IndexError, TypeError, ValueError):
         return None  # of another form, or no longer so: it is made again
@@ -104,7 +104,7 @@ def _code() -> str:
 # Writing
 
 
-def _record(made: Made, version: int) -> dict[str, Any]:
+def _record(made: Made, versions: Sequence[Version]) -> dict[str, Any]:
     structures = Structures(made.version.graph)
     kernels: dict[str, dict[str, Any]] = {}
     steps: list[dict[str, Any]] = []
@@ -115,17 +115,19 @@ def _record(made: Made, version: int) -> dict[str, Any]:
             steps.append({**named, "reason": step.reason, "estimated": step.estimated})
             continue
         structure = structures.of(step.kernel.nodes, _stored(step.kernel)).digest
-        kernels.setdefault(structure, _kernel_record(step, made.firsts[structure]))
+        kernels.setdefault(structure, _kernel_record(step, made.built[structure], versions))
         steps.append({"kernel": structure, "nodes": list(step.kernel.nodes), "outputs": _names(_stored(step.kernel))})
     rival = made.rival and asdict(made.rival)
     chosen = {"solution": asdict(made.solution), "baselines": dict(made.baselines), "rival": rival}
-    return {"version": version, "kernels": kernels, "steps": steps, **chosen}
+    return {"version": _number(versions, made.version), "kernels": kernels, "steps": steps, **chosen}
 
 
-def _kernel_record(step: KernelStep, first: Kernel) -> dict[str, Any]:
+def _kernel_record(step: KernelStep, first: Built, versions: Sequence[Version]) -> dict[str, Any]:
+    assert isinstance(first.kernel, Kernel)
     return {
-        "nodes": list(first.nodes),
-        "outputs": _names(_stored(first)),
+        "version": next(k for k, version in enumerate(versions) if version.graph is first.graph),
+        "nodes": list(first.kernel.nodes),
+        "outputs": _names(_stored(first.kernel)),
         "header": _header(step.source),
         "config": list(astuple(step.source.config)),
         "digest": step.source.digest,
@@ -154,7 +156,7 @@ def _names(values: Sequence[Value]) -> list[list[int]]:
 class _Known:
     """A kernel made from a record, whose equals are carried over from it."""
 
-    structure: Structure
+    built: Built
     kernel: Kernel
     source: Source
     compiled: Compiled
@@ -165,30 +167,35 @@ class _Known:
 class _Reading:
     """Makes steps of a version from its record. Whatever does not fit raises."""
 
-    def __init__(self, version: Version, session: Session) -> None:
-        self.version, self.graph, self.session = version, version.graph, session
-        self.structures = Structures(version.graph)
+    def __init__(self, versions: Sequence[Version], number: int, session: Session) -> None:
+        self.versions, self.version, self.session = versions, versions[number], session
+        self.graph = self.version.graph
+        self.structures = Structures(self.graph)
 
     def made(self, record: Mapping[str, Any]) -> Made:
         known = {structure: self.known(kernel) for structure, kernel in record["kernels"].items()}
         steps = tuple(self.steps(record["steps"], known))
         fields: dict[str, Any] = {**record["solution"], "chosen": tuple(record["solution"]["chosen"])}
-        firsts = {structure: k.kernel for structure, k in known.items()}
-        return Made(self.version, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), firsts)
+        built = {structure: k.built for structure, k in known.items()}
+        return Made(self.version, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), built)
 
     def known(self, record: Mapping[str, Any]) -> _Known:
         device = self.session.device
-        nodes, stored = tuple(record["nodes"]), _values(record["outputs"])
-        kernel = build(self.graph, nodes, stored)
+        nodes, stored, graph = (
+            tuple(record["nodes"]),
+            _values(record["outputs"]),
+            self.versions[int(record["version"])].graph,
+        )
+        kernel = build(graph, nodes, stored)
         if isinstance(kernel, str):
             raise ValueError(kernel)
-        source = generate(self.graph, kernel, Config(*record["config"]), header=record["header"])
+        source = generate(graph, kernel, Config(*record["config"]), header=record["header"])
         if source.digest != record["digest"]:
             raise ValueError(f"{source.name}: another source than was chosen")
         limits: dict[str, Any] = {"arch": device.arch, "shared_limit": device.shared_per_block}
-        compiled = check(source, *arguments(self.graph, kernel), **limits, store=self.session.store)
-        structure = self.structures.of(nodes, stored)
-        return _Known(structure, kernel, source, compiled, float(record["estimated"]), record["measured"])
+        compiled = check(source, *arguments(graph, kernel), **limits, store=self.session.store)
+        built = Built(graph, Structures(graph).of(nodes, stored), kernel)
+        return _Known(built, kernel, source, compiled, float(record["estimated"]), record["measured"])
 
     def steps(
         self, records: Sequence[Mapping[str, Any]], known: Mapping[str, _Known]
@@ -200,9 +207,9 @@ class _Reading:
                 continue
             like = known[record["kernel"]]
             structure = self.structures.of(record["nodes"], _values(record["outputs"]))
-            if structure.digest != like.structure.digest:
+            if structure.digest != like.built.structure.digest:
                 raise ValueError("another kernel than was chosen")
-            kernel = carry_over(like.kernel, like.structure, structure)
+            kernel = carry_over(like.kernel, like.built.structure, structure)
             yield KernelStep(kernel, like.source, like.estimated, like.measured, like.compiled)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from jaxorch.ir.graph import Graph, Input, Node, Scatter, operands_of, reads, with_operands
 from jaxorch.ir.index import Lookup
-from jaxorch.ir.view import Piece, Value, View, map_piece
+from jaxorch.ir.view import Piece, Value, View, lookups, map_piece
 
 __all__ = ["drop_unused", "rename", "rename_view", "reorder", "replace_values", "rewritten"]
 
@@ -31,7 +31,10 @@ def _rename_piece(piece: Piece, new: Callable[[Value], Value]) -> Piece:
     def look(lookup: Lookup) -> Lookup:
         return replace(lookup, value=new(lookup.value))
 
-    return replace(map_piece(piece, look), value=new(piece.value))
+    value = new(piece.value)
+    if any(lookups(piece)):
+        return replace(map_piece(piece, look), value=value)
+    return piece if value == piece.value else Piece(piece.guard, value, piece.index)
 
 
 def rename_view(view: View, new: Callable[[Value], Value]) -> View:

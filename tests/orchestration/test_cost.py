@@ -46,6 +46,14 @@ def test_an_estimate_is_bytes_over_bandwidth_and_a_launch():
     assert time_of(ELEMENTWISE, (64 * M, F32)) == pytest.approx(expected, rel=0.02)
 
 
+def test_a_loop_over_products_takes_time_to_start():
+    # bound by memory: 16 rows, and a matrix of 64 MB
+    graph, kernel = kernel_of(lambda x, w: x @ w, (16, 4096, BF16), (4096, 8192, BF16))
+    (config, *_) = configurations(graph, kernel)
+    moved = minimum_bytes(graph, kernel) / H200.memory_bandwidth * 1e6
+    assert moved + launch() + 1 < config_time(graph, kernel, config, H200) < 1.3 * moved + 3 * launch()
+
+
 @pytest.mark.parametrize("f", [ELEMENTWISE, jax.nn.softmax, lambda x: x.T + 1, lambda x: x.sum(-1)])
 def test_more_bytes_take_longer(f):
     times = [time_of(f, (n, 1024, F32)) for n in (1024, 4096, 16384, 65536)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks import deep
 from jaxorch.frontend.trace import flatten
 from jaxorch.options import Options
-from jaxorch.orchestration import growth
+from jaxorch.orchestration import candidates, growth
 from jaxorch.orchestration.candidates import enumerate_candidates
 from jaxorch.pipeline import graphs, optimized_graph
 from tests.orchestration.test_random_plans import programs, runnable
@@ -22,7 +22,7 @@ def graph_of(function, specs):
 
 def found(graph):
     every = enumerate_candidates(graph)
-    return every.fused, every.left, every.firsts
+    return every.fused, every.left
 
 
 def without_memory(graph):
@@ -46,6 +46,26 @@ class Counts:
 
         monkeypatch.setattr(growth._Search, "anew", counted_anew)
         monkeypatch.setattr(growth._Search, "repeat", counted_repeat)
+
+
+def test_kernels_of_variants_are_built_once(monkeypatch):
+    function, specs = deep.decoder_step(3)
+    made, build = [], candidates.build
+    monkeypatch.setattr(candidates, "build", lambda *args: made.append(args) or build(*args))
+    built, counts = {}, []
+    for graph in graphs(flatten(jax.make_jaxpr(function)(*specs)), Options()):
+        alone = enumerate_candidates(graph)
+        made.clear()
+        shared = enumerate_candidates(graph, built)
+        counts.append(len(made))
+        assert (shared.left, shared.rejected) == (alone.left, alone.rejected)
+        for ours, theirs in zip(shared.fused, alone.fused, strict=True):
+            assert (ours.structure, ours.inputs) == (theirs.structure, theirs.inputs)
+            assert (ours.kernel.nodes, ours.kernel.outputs) == (theirs.kernel.nodes, theirs.kernel.outputs)
+            assert sorted(ours.kernel.inputs) == sorted(theirs.kernel.inputs)
+    first, *others = counts
+    assert others
+    assert all(0 < count < first for count in others)
 
 
 @pytest.mark.parametrize("model", [deep.decoder, deep.decoder_step])
