@@ -241,14 +241,15 @@ def test_rows_written_over_a_donated_operand(shape, kernels_win):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [16, 200, 4096])
-def test_a_residual_overwritten_by_the_product_that_is_added_to_it(rows, kernels_win):
+@pytest.mark.parametrize(("rows", "overwritten"), [(16, 0), (200, 1), (4096, 1)])
+def test_a_residual_overwritten_by_the_product_that_is_added_to_it(rows, overwritten, kernels_win):
+    """Not of few rows: their sums are split, and put together by one of the programs that read."""
     x, w, v = (
         0.1 * jax.random.normal(jax.random.key(k), shape, F32)
         for k, shape in enumerate([(rows, 1024), (1024, 4096), (4096, 1024)])
     )
     ours, theirs, count = over(lambda x, w, v: jnp.tanh(x @ w) @ v + x, x, w, v, donate=(0,))
-    assert count == 1
+    assert count == overwritten
     np.testing.assert_allclose(ours, theirs, rtol=2e-2, atol=5e-2)
 
 
