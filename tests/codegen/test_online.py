@@ -14,7 +14,7 @@ from jax import lax
 from jaxorch.codegen import products
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
-from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
+from tests.codegen.drive import agree, interpreted, numpied, program, scheduled, whole_kernel
 
 F32 = np.dtype(np.float32)
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -415,6 +415,24 @@ def test_several_points_of_the_grid_a_program(shared):
         got = interpreted(made.graph, kernel, config, made.inputs(kernel))[value].astype(np.float64)
         want = reference(q, k, v, lambda s: s + bias)
         np.testing.assert_allclose(got.reshape(want.shape), want, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_points_of_the_grid_choose_between_sources_that_are_the_same_for_all(axis):
+    """What a branch gives differs between points where its condition does."""
+
+    def f(q, first, second, v):
+        half = tuple(n // 2 if a == axis else n for a, n in enumerate(v.shape))
+        keys = [jnp.broadcast_to(k, half) for k in (first, second)]
+        return attention(q, jnp.concatenate(keys, axis) * 2, v)
+
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 4, 2, 21, 16) for _ in range(3))
+    made, kernel = online_of(f, q, k[0, 0], k[1, 1], v)
+    (value,) = made.graph.outputs
+    for points in (2, 4, 8):
+        got = interpreted(made.graph, kernel, Config(0, 32, 16, 4, 2, 32, points=points), made.inputs(kernel))[value]
+        agree(got, made.values[value], 3e-2)
 
 
 def test_points_are_tried_where_one_block_holds_the_keys():
