@@ -6,8 +6,9 @@ stores it, and before it does.
 
 The walk itself says so: a handler that keeps the loads and stores of the last launch, in the order in which they are
 written.  A kernel stores each element of an output once, so a load at a store's own index, over the same tile, finds
-no element that another program or another lane stores, unless only some of them store there.  A tile with fewer elements than threads is excepted: Triton
-gives each of its elements to several threads, and one of them may read what another has stored.
+no element that another program or another lane stores, unless a guard leaves the store to some of those that load.
+A tile with fewer elements than threads is excepted: Triton gives each of its elements to several threads, and one of
+them may read what another has stored.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _WARP = 32
 class _Place:
     """Where a tile is read or written: `copies` elements from a flat offset on, over the tile's coordinates.
 
-    `guard`: which of the points write: what others read there may have been overwritten.
+    `guard`: which of the tile's points write.
     """
 
     offset: Expr

@@ -342,7 +342,7 @@ class TritonOps(Writer):
         return self.name(f"tl.where({condition}, {then.name}, {otherwise.name})", dims)
 
     def branch(self, guard: Guard) -> _Branch:
-        return _Branch(self, self.condition(guard, self.axes(), start=True), self.guard_dims(guard) & self.scalars)
+        return _Branch(self, self.condition(guard, self.axes(), start=True))
 
     def valid(self, value: Text, otherwise: Text) -> Text:
         if not self.tile.sizes[COLUMN] % self.tile.block_columns:
@@ -407,11 +407,11 @@ def _straight_name(tile: Tile) -> str:
 
 
 class _Branch:
-    def __init__(self, ops: TritonOps, condition: str, dims: frozenset[int]) -> None:
-        """`dims`: the axes, scalars here, that the condition varies along."""
-        self.ops, self.condition, self.dims = ops, condition, dims
+    def __init__(self, ops: TritonOps, condition: str) -> None:
+        self.ops, self.condition = ops, condition
         self.target = f"choice{ops.count}"
         ops.count += 1
+        self.dims = frozenset[int]()
 
     @contextmanager
     def side(self, head: str) -> Generator[None]:
