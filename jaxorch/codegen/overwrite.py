@@ -6,8 +6,9 @@ stores it, and before it does.
 
 The walk itself says so: a handler that keeps the loads and stores of the last launch, in the order in which they are
 written.  A kernel stores each element of an output once, so a load at a store's own index, over the same tile, finds
-no element that another program or another lane stores.  A tile with fewer elements than threads is excepted: Triton
-gives each of its elements to several threads, and one of them may read what another has stored.
+no element that another program or another lane stores, unless a guard leaves the store to some of those that load.
+A tile with fewer elements than threads is excepted: Triton gives each of its elements to several threads, and one of
+them may read what another has stored.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ _WARP = 32
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a tile is read or written: `copies` elements from a flat offset on, over the tile's coordinates."""
+    """Where a tile is read or written: `copies` elements from a flat offset on, over the tile's coordinates.
+
+    `guard`: which of the tile's points write.
+    """
 
     offset: Expr
     copies: int
     tile: Tile
+    guard: Guard = ()
 
     def elements(self) -> int:
         """How many elements a program holds of it at once."""
@@ -50,6 +55,7 @@ class _Place:
         """Whether each program and lane reads here what it stores there."""
         return (
             (self.offset, self.copies) == (store.offset, store.copies)
+            and not store.guard
             and self.tile.repeats == 1
             and _owners(self.tile) == _owners(store.tile)
         )
@@ -70,9 +76,16 @@ class _Accesses(CountOps):
         self.loads: dict[str, list[tuple[int, _Place]]] = {}
         self.stores: dict[str, list[tuple[int, _Place]]] = {}
 
-    def keep(self, kept: dict[str, list[tuple[int, _Place]]], buffer: Buffer, offset: Expr, copies: int = 1) -> None:
+    def keep(
+        self,
+        kept: dict[str, list[tuple[int, _Place]]],
+        buffer: Buffer,
+        offset: Expr,
+        copies: int = 1,
+        guard: Guard = (),
+    ) -> None:
         self.time += 1
-        kept.setdefault(buffer.name, []).append((self.time, _Place(offset, copies, self.tile)))
+        kept.setdefault(buffer.name, []).append((self.time, _Place(offset, copies, self.tile, guard)))
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         self.keep(self.loads, buffer, offset)
@@ -83,7 +96,7 @@ class _Accesses(CountOps):
         return [ix.dims_of(offset) | ix.guard_dims(guard)] * copies
 
     def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:
-        self.keep(self.stores, buffer, offset)
+        self.keep(self.stores, buffer, offset, guard=guard)
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Dims]) -> None:
         self.keep(self.stores, buffer, offset, len(values))

@@ -68,7 +68,7 @@ def ticket_count(kernel: Kernel, config: Config) -> int:
 
 
 def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
-    """What the first launch of a split kernel leaves for the second: sums and, of a softmax, peaks and totals."""
+    """The parts that the programs of a split kernel leave: sums and, of a softmax, peaks and totals."""
     assert kernel.core is not None
     grid, rows, columns, *heads = kernel.frames[config.frame].sizes
     node = graph.nodes[kernel.core.last]
@@ -102,7 +102,7 @@ def early_outputs(kernel: Kernel) -> tuple[int, ...]:
 
 
 def combine_config(kernel: Kernel, config: Config) -> Config:
-    """How the second launch of a split kernel is cut up: small tiles, since it does little but read."""
+    """How the second of two launches is cut up: small tiles, since it does little but read."""
     _, rows, columns, *_ = kernel.frames[config.frame].sizes
     wide = columns if kernel.schedule == "online" else min(columns, 128)
     block_rows = max(min(power_of_two(rows), 256 // (power_of_two(wide) * config.heads)), 2)

@@ -17,10 +17,10 @@ from jaxorch.codegen.ops import Buffer, Product, Tile, ahead, moves
 from jaxorch.codegen.triton_casts import TRITON_NAME, triton_literal, triton_store_cast
 from jaxorch.codegen.triton_ops import TritonOps
 from jaxorch.codegen.triton_ranges import live_range
-from jaxorch.codegen.triton_writer import Axes, Block, Text
+from jaxorch.codegen.triton_writer import Axes, Block, Names, Text
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_narrow_float
-from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Mod
+from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Lookup, Mod
 from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
@@ -183,16 +183,35 @@ class TritonProducts(TritonOps):
     def dims(self, expr: Expr) -> frozenset[int]:
         return super().dims(expr) | (frozenset((STEP,)) if moves(expr, self.tile) else frozenset[int]())
 
-    def atom(self, atom: Expr, axes: Axes, names: tuple[str, ...]) -> str:
-        if self.grid != "here" or STEP in self.dims(atom):
+    def same(self, expr: Expr, names: Names) -> Names:
+        """`names`, but before the loop over points for an expression that is the same for all of them."""
+        return ("grid", *names[1:]) if names[GRID] == "here" and STEP not in self.dims(expr) else names
+
+    def remember(self, lookup: Lookup, text: Text, axes: Axes) -> None:
+        super().remember(lookup, text, replace(axes, names=self.same(lookup, axes.names)))
+
+    def known(self, atom: Expr, axes: Axes, names: Names) -> str | None:
+        return super().known(atom, axes, self.same(atom, names))
+
+    def atom(self, atom: Expr, axes: Axes, names: Names) -> str:
+        known = self.known(atom, axes, names)
+        if known is not None:
+            return known
+        if self.blocks[-1].kind == "branch" or self.same(atom, names) == names:
             return super().atom(atom, axes, names)
         # The same for all points: written before their loop, at the first of them.
         here, self.grid = self.blocks.pop(), "grid"
-        fixed = replace(axes, names=("grid", *axes.names[1:]))
+        fixed = replace(axes, names=self.same(atom, axes.names))
         found = super().atom(atom, fixed, fixed.names if names == axes.names else fixed.starts)
         self.blocks.append(here)
         self.grid = "here"
         return found
+
+    def branch(self, guard: Guard):
+        made = super().branch(guard)
+        if self.grid == "here":  # it stands in the loop over points
+            made.dims |= {STEP}
+        return made
 
     @contextmanager
     def steps(self, counter: str, block: int, first: str, last: str) -> Generator[None]:

@@ -15,7 +15,7 @@ from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Sel
 from jaxorch.ir.simplify import linear_terms
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
-__all__ = ["Axes", "Block", "Text", "Writer"]
+__all__ = ["Axes", "Block", "Names", "Text", "Writer"]
 
 type Names = tuple[str, ...]
 type Sizes = tuple[int, ...]

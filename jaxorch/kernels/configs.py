@@ -77,7 +77,7 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
 
 
 def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
-    """Configurations of these blocks; one launch writes in place, so its sums are not split over two."""
+    """Configurations of these blocks; sums are not split where results are written in place."""
     found = [Config(frame, *each, heads=heads) for *each, heads in blocks]
     return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
 

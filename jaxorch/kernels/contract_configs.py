@@ -81,7 +81,7 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
         splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, 512, _PROGRAMS)
         for nth, splits in enumerate(splits_of if not (core.beside or core.sums) else (1,)):
             found.append((nth if heads else splits > 1, (block_rows, block_columns, warps, stages, keys, splits, held)))
-    # Stable: of those with enough programs the best guess first, and before all those that need no second launch; with
+    # Stable: of those with enough programs the best guess first, those whose sums are whole before all others; with
     # heads, of which wider tiles leave fewer programs, each tile in its best number of parts first.
     return [blocks for _, blocks in sorted(found, key=lambda f: (-min(_programs(frame, f[1]), _PROGRAMS), f[0]))]
 

@@ -65,7 +65,7 @@ def call(
     arch: int | None = None,
     tickets: Tickets | None = None,
 ) -> list[Any]:
-    """Launches a kernel (both of its launches) on the GPU inside traced code; `arch`: its capability if not here.
+    """Launches a kernel (each of its launches) on the GPU inside traced code; `arch`: its capability if not here.
 
     `tickets`: those of the program, if the kernel is not alone.
 

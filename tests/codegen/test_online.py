@@ -14,7 +14,7 @@ from jax import lax
 from jaxorch.codegen import products
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
-from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
+from tests.codegen.drive import agree, interpreted, numpied, program, scheduled, whole_kernel
 
 F32 = np.dtype(np.float32)
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -415,6 +415,44 @@ def test_several_points_of_the_grid_a_program(shared):
         got = interpreted(made.graph, kernel, config, made.inputs(kernel))[value].astype(np.float64)
         want = reference(q, k, v, lambda s: s + bias)
         np.testing.assert_allclose(got.reshape(want.shape), want, rtol=0, atol=2e-2)
+
+
+def in_points(f, *arrays):
+    """Checks a kernel of attention in programs of several points."""
+    made, kernel = online_of(f, *arrays)
+    (value,) = made.graph.outputs
+    for points in (2, 4, 8):
+        config = Config(0, 32, 16, 4, 2, 32, points=points)
+        agree(interpreted(made.graph, kernel, config, made.inputs(kernel))[value], made.values[value], 3e-2)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_points_of_the_grid_choose_between_sources_that_are_the_same_for_all(axis, repeats):
+    """What a branch gives may differ between the points of a program, whatever its condition looks like."""
+
+    def f(q, first, second, v):
+        shape = [1, 1, *v.shape[2:]]
+        keys = jnp.concatenate([jnp.broadcast_to(k, shape) for k in (first, second)], axis)
+        keys = jnp.repeat(keys, v.shape[axis] // (2 * repeats), axis)
+        return attention(q, jnp.broadcast_to(jnp.concatenate([keys] * repeats, axis), v.shape) * 2, v)
+
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 8, 4, 21, 16) for _ in range(3))
+    in_points(f, q, k[0, 0], k[1, 1], v)
+
+
+def test_points_of_the_grid_that_look_up_the_same_rows_of_a_table():
+    def biased(q, k, v, table, at):
+        return attention(q, k, v, lambda s: s + table[at].transpose(2, 0, 1))
+
+    def rotated(q, k, v, table, at):
+        return attention(q, k + table[at, :16].astype(k.dtype), v)
+
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 8, 4, 21, 16) for _ in range(3))
+    in_points(biased, q, k, v, normal(rng, 50, 4, dtype=F32), rng.integers(0, 50, (21, 21), np.int32))
+    in_points(rotated, q, k, v, normal(rng, 50, 16, dtype=F32), rng.integers(0, 50, (4, 21), np.int32))
 
 
 def test_points_are_tried_where_one_block_holds_the_keys():

@@ -180,6 +180,20 @@ def test_kernels_that_overwrite_give_the_same_and_store_once(name):
         assert compiled(made.graph, kernel, config, 90, over={k: o}).spill_bytes == 0
 
 
+@pytest.mark.parametrize(("grid", "allowed"), [(3, set()), (1, {(0, 0)})])
+def test_what_points_of_the_grid_share_is_not_overwritten_by_the_one_that_stores_it(grid, allowed):
+    def f(x, w, c):
+        x = x * 2
+        return x, c[:, None, None] * (x @ w)
+
+    rng = np.random.default_rng(0)
+    arrays = normal(rng, 32, 64), normal(rng, 64, 24), normal(rng, grid)
+    made, kernel = stored_by(f, *arrays, schedule="gemm", early=1)
+    position = [made.graph.nodes[v.node].position for v in kernel.inputs]
+    pairs = overwritable(made.graph, kernel, Config(0, 32, 32, 1, 1, 64))
+    assert {(position[k], o) for k, o in pairs} == allowed
+
+
 @pytest.mark.parametrize("elements", [0, 64])
 def test_results_of_two_launches_take_memory_of_their_own(monkeypatch, elements):
     """What the first of them stores from an operand is no result of the second."""
