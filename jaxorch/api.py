@@ -11,7 +11,7 @@ import inspect
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import jax
 import jax.core
@@ -209,7 +209,7 @@ class _Donation:
         """As `jit` has it: of those given in one way alone, the signature says the other."""
         numbers, names = keywords.get("donate_argnums"), keywords.get("donate_argnames")
         parameters = _parameters(fun) if numbers is not None or names is not None else []
-        found = [numbers] if isinstance(numbers, int) else list(numbers or ())
+        found = [] if numbers is None else [numbers] if isinstance(numbers, SupportsIndex) else list(numbers)
         named = [names] if isinstance(names, str) else list(names or ())
         if names is None:
             named = [name for n, name in enumerate(parameters) if n in found]

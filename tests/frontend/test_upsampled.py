@@ -278,6 +278,13 @@ def test_float64_that_was_turned_off_is_left_alone():
     assert convolve_before_upsampling(trace) is trace
 
 
+def test_strict_promotion_is_for_the_user_alone():
+    specs = [jax.ShapeDtypeStruct(s.shape, BF16) for s in (X, SKIP, weights(7))]
+    with jax.numpy_dtype_promotion("strict"):
+        trace, other = derived(joined, *specs)
+    assert other is not trace
+
+
 def test_new_equations_stand_for_the_lines_of_the_old():
     trace, other = derived(joined, X, SKIP, weights(7))
     (old,) = [e for e in trace.equations if e.primitive == "conv_general_dilated"]
