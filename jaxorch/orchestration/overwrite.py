@@ -55,11 +55,13 @@ def ends_of(trace: Trace, donated: Sequence[bool] | None) -> Ends:
 def donated(graph: Graph, written: Sequence[int], given: Sequence[int], ends: Ends) -> list[int]:
     """The operands to give away where the program is timed: those written into, and those that are overwritten.
 
-    With one of the latter go all of its type that results end in, or others would take its place.
+    Of the types of the latter they are the ones that results end in, all of them and no others: JAX pairs operands and
+    results by their order, and each operand given away needs a result.
     """
     arrays = {n.position: n.array for n in graph.nodes if isinstance(n, Input)}
     types = {arrays[k] for k in given}
-    return sorted({*written, *(k for k in (ends or {}).values() if arrays.get(k) in types)})
+    ending = (k for k in (ends or {}).values() if arrays.get(k) in types)
+    return sorted({*(k for k in written if arrays[k] not in types), *ending})
 
 
 def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[int]]:

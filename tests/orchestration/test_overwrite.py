@@ -15,6 +15,8 @@ from jaxorch import Options, pipeline, primitive
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Contract, Input, Opaque
 from jaxorch.orchestration import choice, planner
+from jaxorch.orchestration.guard import Verdict
+from jaxorch.orchestration.measure import program_times
 from jaxorch.orchestration.overwrite import ends_of
 from jaxorch.runtime import launch
 from jaxorch.runtime.interpret import StoreReport
@@ -298,3 +300,25 @@ def test_programs_give_what_jit_gives_and_store_once(drawn):
         np.testing.assert_array_equal(kept[k], arrays[k])
     for count in stored:  # of an input never, of an output once
         assert count.size == 0 or set(np.unique(count)) in ({0}, {1}) or loops == "scan"
+
+
+def test_each_operand_given_away_for_timing_has_a_result(monkeypatch):
+    """An operand that is written into, though its caller keeps it, is of the type of those that are overwritten."""
+    asked = []
+
+    def timed(plans, original, operands, outputs, given, *_):
+        sets = [[jnp.zeros(a.shape, a.dtype) for a in operands]]
+        program_times([jax.jit(f, donate_argnums=given) for f in (*plans, original)], sets, donated=given, repeats=1)
+        asked.append(given)
+        return Verdict(1.0, 2.0)
+
+    def f(x, y, kept):
+        return kept.at[2:4].set(norm(x)[2:4]), norm(y)
+
+    live = property(lambda self: True)
+    monkeypatch.setattr(planner, "compare", timed)
+    monkeypatch.setattr(choice.Session, "live", live)
+    monkeypatch.setattr(choice.Way, "corrected", lambda self: False)
+    target = Target("cpu", "h200", live=False, donated=(True, True, False))
+    pipeline.planned(jax.make_jaxpr(f)(SQUARE, SQUARE, SQUARE), INTERPRET, target)
+    assert asked == [[0, 1]]
