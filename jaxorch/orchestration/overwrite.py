@@ -67,7 +67,7 @@ def donated(graph: Graph, written: Sequence[int], given: Sequence[int], ends: En
 def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[int]]:
     """The plan with results over operands that die, and the program's operands that are among these.
 
-    A kernel that does not compile so keeps buffers of its own.
+    A kernel that does not compile so keeps buffers of its own, and so do those left when tuning is interrupted.
     """
     steps = list(plan.steps)
     given: list[int] = []
@@ -78,6 +78,11 @@ def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[in
             steps[number] = _step(plan, step, over, session)
         except CompileError:
             continue
+        except KeyboardInterrupt:
+            if not session.live:
+                raise
+            session.interrupt()
+            break
         nodes = (plan.graph.nodes[step.kernel.inputs[k].node] for k, _ in over)
         given += (node.position for node in nodes if isinstance(node, Input))
     return replace(plan, steps=tuple(steps)), given

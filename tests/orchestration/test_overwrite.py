@@ -14,7 +14,7 @@ import jaxorch
 from jaxorch import Options, pipeline, primitive
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Contract, Input, Opaque
-from jaxorch.orchestration import choice, planner
+from jaxorch.orchestration import choice, overwrite, planner
 from jaxorch.orchestration.guard import Verdict
 from jaxorch.orchestration.measure import program_times
 from jaxorch.orchestration.overwrite import ends_of
@@ -322,3 +322,19 @@ def test_each_operand_given_away_for_timing_has_a_result(monkeypatch):
     target = Target("cpu", "h200", live=False, donated=(True, True, False))
     pipeline.planned(jax.make_jaxpr(f)(SQUARE, SQUARE, SQUARE), INTERPRET, target)
     assert asked == [[0, 1]]
+
+
+def test_an_interrupt_while_kernels_are_made_to_overwrite_ends_the_tuning_alone(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    specs = [jax.make_jaxpr(lambda x: norm(made(x)))(SQUARE), INTERPRET, Target("cpu", "h200", live=False, donated=())]
+    monkeypatch.setattr(overwrite, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # nothing was being tuned
+        pipeline.planned(*specs)
+    monkeypatch.setattr(choice.Session, "live", property(lambda self: not self.interrupted))
+    monkeypatch.setattr(choice.Way, "corrected", lambda self: False)
+    with pytest.warns(jaxorch.JaxorchWarning, match="interrupted"):
+        plan = pipeline.planned(*specs)
+    assert plan.kernels
+    assert not any(step.source.aliases for step in plan.kernels)
