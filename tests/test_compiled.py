@@ -53,7 +53,10 @@ def test_a_spine_case_is_one_kernel_and_nothing_else(name, h200):
 def test_a_contraction_case_is_kernels_and_nothing_else(name, h200):
     compiled = compile_case(name, h200)
     assert not compiled.report.left
-    assert {i.opcode for i in compiled.entry} <= {"parameter", "custom-call", "bitcast", "get-tuple-element", "tuple"}
+    others = {"parameter", "custom-call", "bitcast", "get-tuple-element", "tuple"}
+    rest = [i.opcode for i in compiled.entry if i.opcode not in others]
+    split = any("joined" in kernel.name for kernel in compiled.report.kernels)
+    assert rest == ["fusion"] * split  # the zeros that the programs of a split sum count from
     assert not compiled.copies(0)
     assert compiled.memory.temp_size_in_bytes < MIB  # the scores and their like are nowhere
 

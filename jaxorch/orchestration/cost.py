@@ -63,7 +63,9 @@ def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) ->
     counts, parts = count(graph, kernel, config), launches(kernel, config)
     time = _roofline(counts, grid_size(kernel, config, parts[0]), device, _matrix_efficiency(graph, kernel))
     ramp = 0.0 if kernel.core is None else _RAMP_S
-    return time + (ramp + len(parts) * device.launch_s) * 1e6
+    # The last program's ticket, its loads and its stores wait for one another as long as a second launch takes.
+    waits = 2 if config.splits > 1 else 1
+    return time + (ramp + waits * device.launch_s) * 1e6
 
 
 def _matrix_efficiency(graph: Graph, kernel: Kernel) -> float:

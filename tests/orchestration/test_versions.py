@@ -171,7 +171,7 @@ def test_a_plan_of_library_calls_alone_is_another_program(monkeypatch):
     arrays = arrays_of(SMALL[0], jax.ShapeDtypeStruct((3, 3, 2, 5), F32))
     trace, other = derived(f, *arrays)
     session = Session(INTERPRET, H200, lambda _: (Version(other, lift(other)),))
-    monkeypatch.setattr(choice, "enumerate_candidates", lambda *known: replace(enumerate_candidates(*known), fused=()))
+    monkeypatch.setattr(choice, "enumerate_candidates", lambda *args: replace(enumerate_candidates(*args), fused=()))
     found = planner.plan_program(trace, session, None)
     assert found.kept
     assert not found.plan.kernels
