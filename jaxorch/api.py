@@ -8,10 +8,11 @@ program to its lowering rule, where it is planned.
 import dataclasses
 import functools
 import inspect
+import operator
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import jax
 import jax.core
@@ -209,7 +210,8 @@ class _Donation:
         """As `jit` has it: of those given in one way alone, the signature says the other."""
         numbers, names = keywords.get("donate_argnums"), keywords.get("donate_argnames")
         parameters = _parameters(fun) if numbers is not None or names is not None else []
-        found = [numbers] if isinstance(numbers, int) else list(numbers or ())
+        given = [] if numbers is None else [numbers] if isinstance(numbers, SupportsIndex) else numbers
+        found = [operator.index(number) for number in given]
         named = [names] if isinstance(names, str) else list(names or ())
         if names is None:
             named = [name for n, name in enumerate(parameters) if n in found]

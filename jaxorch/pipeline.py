@@ -1,4 +1,4 @@
-"""All stages in order: jaxpr -> trace -> graph -> passes -> candidates -> plan -> program.
+"""All stages in order: jaxpr -> traces -> graphs -> passes -> candidates -> plans -> program.
 
 Input: a closed jaxpr, options and a target.  Output: a `Program`, which runs inside traced code, and its
 report.  Invariant: a program computes what the jaxpr does; what is not improved runs as XLA would run it.

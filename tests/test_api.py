@@ -384,6 +384,7 @@ def donated_in(jaxpr: Any) -> Any:
     [
         ({}, (False,) * 4, (False,) * 4),
         ({"donate_argnums": 0}, (True, True, False, False), (True, False, False, True)),
+        ({"donate_argnums": np.int64(1)}, (False, False, True, False), (False, True, False, False)),
         ({"donate_argnums": (-1,)}, (False,) * 4, (False,) * 4),  # as jax.jit has it
         ({"donate_argnames": "b"}, (False, False, True, False), (False, True, False, False)),
         ({"donate_argnums": 2, "donate_argnames": ("a", "b")}, (False, False, False, True), (True, True, False, True)),

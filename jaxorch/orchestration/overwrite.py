@@ -55,17 +55,19 @@ def ends_of(trace: Trace, donated: Sequence[bool] | None) -> Ends:
 def donated(graph: Graph, written: Sequence[int], given: Sequence[int], ends: Ends) -> list[int]:
     """The operands to give away where the program is timed: those written into, and those that are overwritten.
 
-    With one of the latter go all of its type that results end in, or others would take its place.
+    Of the types of the latter they are the ones that results end in, all of them and no others: JAX pairs operands and
+    results by their order, and each operand given away needs a result.
     """
     arrays = {n.position: n.array for n in graph.nodes if isinstance(n, Input)}
     types = {arrays[k] for k in given}
-    return sorted({*written, *(k for k in (ends or {}).values() if arrays.get(k) in types)})
+    ending = (k for k in (ends or {}).values() if arrays.get(k) in types)
+    return sorted({*(k for k in written if arrays[k] not in types), *ending})
 
 
 def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[int]]:
     """The plan with results over operands that die, and the program's operands that are among these.
 
-    A kernel that does not compile so keeps buffers of its own.
+    A kernel that does not compile so keeps buffers of its own, and so do those left when tuning is interrupted.
     """
     steps = list(plan.steps)
     given: list[int] = []
@@ -76,6 +78,11 @@ def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[in
             steps[number] = _step(plan, step, over, session)
         except CompileError:
             continue
+        except KeyboardInterrupt:
+            if not session.live:
+                raise
+            session.interrupt()
+            break
         nodes = (plan.graph.nodes[step.kernel.inputs[k].node] for k, _ in over)
         given += (node.position for node in nodes if isinstance(node, Input))
     return replace(plan, steps=tuple(steps)), given

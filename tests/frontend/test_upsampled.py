@@ -78,7 +78,10 @@ UPSAMPLINGS = {"repeat": repeated, "broadcast": lambda *args: broadcast(*args)[0
 
 @st.composite
 def programs(draw):
-    """(function, shapes): a convolution of images joined along their features, some or all of them upsampled."""
+    """A convolution of images joined along their features, some or all of them upsampled.
+
+    As (function, shapes, whether it is derived).
+    """
     rank = draw(st.integers(1, 3))
     lhs, rhs, out = (tuple(draw(st.permutations(range(rank + 2)))) for _ in range(3))
     window = [draw(st.integers(1, 5 if rank < 3 else 3)) for _ in range(rank)]
@@ -108,9 +111,7 @@ def programs(draw):
         numbers = lax.ConvDimensionNumbers(lhs, rhs, out)
         return lax.conv_general_dilated(image, w, [1] * rank, padding, dimension_numbers=numbers)
 
-    applies = max(factors) > 1 and (
-        max(window) > 1 or len(kinds) == 1
-    )  # single elements of joined images are a product
+    applies = max(factors) > 1 and (max(window) > 1 or len(kinds) == 1)  # single elements of joined images are left
     return f, [placed((outside, sum(features), *window), rhs), *shapes], applies
 
 
@@ -279,6 +280,13 @@ def test_float64_that_was_turned_off_is_left_alone():
         specs = [jax.ShapeDtypeStruct(s.shape, np.float64) for s in (X, weights(4))]
         trace = traced(lambda x, w: conv(up(x), w), *specs)
     assert convolve_before_upsampling(trace) is trace
+
+
+def test_strict_promotion_is_for_the_user_alone():
+    specs = [jax.ShapeDtypeStruct(s.shape, BF16) for s in (X, SKIP, weights(7))]
+    with jax.numpy_dtype_promotion("strict"):
+        trace, other = derived(joined, *specs)
+    assert other is not trace
 
 
 def test_new_equations_stand_for_the_lines_of_the_old():

@@ -14,7 +14,9 @@ import jaxorch
 from jaxorch import Options, pipeline, primitive
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Contract, Input, Opaque
-from jaxorch.orchestration import choice, planner
+from jaxorch.orchestration import choice, overwrite, planner
+from jaxorch.orchestration.guard import Verdict
+from jaxorch.orchestration.measure import program_times
 from jaxorch.orchestration.overwrite import ends_of
 from jaxorch.runtime import launch
 from jaxorch.runtime.interpret import StoreReport
@@ -298,3 +300,41 @@ def test_programs_give_what_jit_gives_and_store_once(drawn):
         np.testing.assert_array_equal(kept[k], arrays[k])
     for count in stored:  # of an input never, of an output once
         assert count.size == 0 or set(np.unique(count)) in ({0}, {1}) or loops == "scan"
+
+
+def test_each_operand_given_away_for_timing_has_a_result(monkeypatch):
+    """An operand that is written into, though its caller keeps it, is of the type of those that are overwritten."""
+    asked = []
+
+    def timed(plans, original, operands, outputs, given, *_):
+        sets = [[jnp.zeros(a.shape, a.dtype) for a in operands]]
+        program_times([jax.jit(f, donate_argnums=given) for f in (*plans, original)], sets, donated=given, repeats=1)
+        asked.append(given)
+        return Verdict(1.0, 2.0)
+
+    def f(x, y, kept):
+        return kept.at[2:4].set(norm(x)[2:4]), norm(y)
+
+    live = property(lambda self: True)
+    monkeypatch.setattr(planner, "compare", timed)
+    monkeypatch.setattr(choice.Session, "live", live)
+    monkeypatch.setattr(choice.Way, "corrected", lambda self: False)
+    target = Target("cpu", "h200", live=False, donated=(True, True, False))
+    pipeline.planned(jax.make_jaxpr(f)(SQUARE, SQUARE, SQUARE), INTERPRET, target)
+    assert asked == [[0, 1]]
+
+
+def test_an_interrupt_while_kernels_are_made_to_overwrite_ends_the_tuning_alone(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    specs = [jax.make_jaxpr(lambda x: norm(made(x)))(SQUARE), INTERPRET, Target("cpu", "h200", live=False, donated=())]
+    monkeypatch.setattr(overwrite, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # nothing was being tuned
+        pipeline.planned(*specs)
+    monkeypatch.setattr(choice.Session, "live", property(lambda self: not self.interrupted))
+    monkeypatch.setattr(choice.Way, "corrected", lambda self: False)
+    with pytest.warns(jaxorch.JaxorchWarning, match="interrupted"):
+        plan = pipeline.planned(*specs)
+    assert plan.kernels
+    assert not any(step.source.aliases for step in plan.kernels)

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-import jax
+import numpy as np
 from jax import lax
 
 __all__ = ["Axis", "Group", "axes_of", "convolve", "joined", "part", "products"]
 
-_jax: Any = jax  # what is used of it carries few types
-_lax: Any = lax
+_lax: Any = lax  # what is used of it carries few types
 
 type Taps = tuple[tuple[int, ...], ...]
 """For each element that is needed, in order: the taps that fall on it."""
@@ -105,7 +104,7 @@ def convolve(image: Any, weights: Any, factors: Sequence[int], params: Mapping[s
     """The convolution, with `params`, of the image upsampled by `factors` along the window's axes."""
     phases = _Phases(axes_of(params, image.shape, weights.shape, factors), image, params, weights.dtype)
     adds = any(factor > 1 for factor in factors)
-    wide = _jax.numpy.promote_types(weights.dtype, "float32") if adds else weights.dtype
+    wide = np.promote_types(weights.dtype, np.float32) if adds else weights.dtype  # JAX's own may be set to refuse
     return phases.over(0, _lax.convert_element_type(weights, wide), ())
 
 
