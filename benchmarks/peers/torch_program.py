@@ -70,7 +70,7 @@ def traced(jaxpr: core.Jaxpr, tensors: Tensors, donated: Sequence[int]) -> torch
     def function(*tensors: torch.Tensor) -> list[torch.Tensor]:
         outputs = program(*tensors)
         overwritten = {id(tensors[k]) for k in donated}
-        outputs = [out.clone() if id(out._base) in overwritten else out for out in outputs]
+        outputs = [out.clone() if {id(out), id(out._base)} & overwritten else out for out in outputs]
         for argument, place in replaced(tensors, outputs, donated):
             outputs[place] = tensors[argument].copy_(outputs[place])
         return outputs
