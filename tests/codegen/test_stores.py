@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -83,6 +83,9 @@ def online(kernel, rows=16, keys=16, splits=(1, 2, 3)):
 )
 def test_growing_caches_of_any_length(heads, keys, dims, dtype):
     """Keys that divide no block, groups of queries in one block of rows and in several, one share of keys to three."""
+    assume(
+        heads[2] * heads[3] * dims[1] not in (sum(keys) * dims[0], sum(keys) * dims[1])
+    )  # not as large as the result
     arrays = caches(np.random.default_rng(0), *heads, *keys, *dims, dtype=dtype)
     made, kernel = stored_by(grown, *arrays, schedule="online", early=2)
     check(made, kernel, online(kernel), 1e-2 if dtype == F32 else 5e-2)

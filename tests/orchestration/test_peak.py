@@ -74,7 +74,7 @@ def memories(draw, problem):
     candidates = [draw(sharing(k)) for k in candidates]
     problem = candidates, required, expensive
     stored = sorted({v for k in candidates for v in k.outputs} - set(required))
-    nbytes = {value: draw(st.sampled_from([0, 1, 3, 10])) for value in stored}
+    nbytes = {value: draw(st.sampled_from([1, 3, 10])) for value in stored}  # without bytes are results alone
     limit = draw(st.sampled_from([0, 1, 3, 5, 10, 13, 20, math.inf]))
     return problem, Memory(nbytes, limit, draw(st.sampled_from([0.0, 0.0, 0.25, 2.0])))
 
