@@ -7,15 +7,13 @@ little is to be combined; any other is one, "whole".
 
 from __future__ import annotations
 
-import math
-
 from jaxorch.codegen.body import Body
 from jaxorch.codegen.gemm import GemmBody
 from jaxorch.codegen.online import OnlineBody
 from jaxorch.codegen.ops import ProductOps
 from jaxorch.codegen.products import Launch, combine_config, joins
 from jaxorch.ir.graph import Graph
-from jaxorch.kernels.configs import Config
+from jaxorch.kernels.configs import Config, tile_count
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["emit", "grid_size", "launches"]
@@ -29,14 +27,11 @@ def launches(kernel: Kernel, config: Config) -> tuple[Launch, ...]:
 
 
 def grid_size(kernel: Kernel, config: Config, launch: Launch = "whole") -> int:
-    """Programs of a launch: (grid points) x (blocks of rows, heads and columns) x (splits) / (points a program)."""
+    """Programs of a launch: (tiles) x (splits) / (points a program)."""
     if launch == "combine":
         config = combine_config(kernel, config)
-    grid, rows, _, *heads = kernel.frames[config.frame].sizes
-    blocks = kernel.column_blocks(config.frame, config.block_columns)
-    blocks *= math.prod(-(-n // config.heads) for n in heads)
     splits = config.splits if launch in ("partial", "joined") else 1
-    return grid * splits // config.points * -(-rows // config.block_rows) * blocks
+    return tile_count(kernel, config) * splits // config.points
 
 
 def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: ProductOps[V], launch: Launch = "whole") -> None:

@@ -7,7 +7,6 @@ two spans that it varies along, so that a tile of it is one block of memory.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
-from jaxorch.kernels.configs import Config, power_of_two
+from jaxorch.kernels.configs import Config, power_of_two, tile_count
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core, Stored
@@ -40,7 +39,6 @@ __all__ = [
     "joins",
     "launch_buffers",
     "scratch_arrays",
-    "ticket_count",
 ]
 
 type Launch = Literal["whole", "partial", "combine", "joined"]
@@ -58,13 +56,6 @@ def joins(kernel: Kernel, config: Config) -> bool:
     _, rows, columns, *_ = kernel.frames[config.frame].sizes
     tile = min(rows, config.block_rows) * min(columns, config.block_columns) * config.heads
     return config.splits > 1 and config.splits * tile <= _JOINED * 32 * config.num_warps
-
-
-def ticket_count(kernel: Kernel, config: Config) -> int:
-    """How many counters a "joined" launch needs, one for each tile: its programs draw numbers from it."""
-    grid, rows, _, *heads = kernel.frames[config.frame].sizes
-    tiles = kernel.column_blocks(config.frame, config.block_columns) * math.prod(-(-n // config.heads) for n in heads)
-    return grid * -(-rows // config.block_rows) * tiles
 
 
 def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
@@ -87,7 +78,7 @@ def launch_buffers(
         return ins, outs
     scratch = tuple(Buffer(f"part{k}", a) for k, a in enumerate(scratch_arrays(graph, kernel, config)))
     if launch == "joined":
-        return (*ins, Buffer("tickets", Array((ticket_count(kernel, config),), np.dtype(np.int32)))), (*scratch, *outs)
+        return (*ins, Buffer("tickets", Array((tile_count(kernel, config),), np.dtype(np.int32)))), (*scratch, *outs)
     early = early_outputs(kernel)
     if launch == "partial":
         return ins, (*scratch, *(outs[k] for k in early))

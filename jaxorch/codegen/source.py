@@ -21,13 +21,12 @@ from jaxorch.codegen.products import (
     early_outputs,
     launch_buffers,
     scratch_arrays,
-    ticket_count,
 )
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
 from jaxorch.codegen.values import buffers
 from jaxorch.ir.graph import Array, Graph, Reduce
-from jaxorch.kernels.configs import Config
+from jaxorch.kernels.configs import Config, tile_count
 from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["Source", "generate"]
@@ -80,7 +79,7 @@ def generate(
     match launches(kernel, config):
         case ("joined",):
             source = _launch(graph, kernel, config, "joined", header, interpret, over)
-            tickets = ticket_count(kernel, config)
+            tickets = tile_count(kernel, config)
             return replace(source, scratch=scratch_arrays(graph, kernel, config), tickets=tickets)
         case ("whole",):
             return _launch(graph, kernel, config, "whole", header, interpret, over)

@@ -17,7 +17,7 @@ from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["Config", "configurations", "power_of_two", "whole"]
+__all__ = ["Config", "configurations", "power_of_two", "tile_count", "whole"]
 
 
 _FULL = 256  # programs that keep a large GPU busy
@@ -42,6 +42,13 @@ class Config:
     # what 1 is left out of: digests of generated sources hold the repr
     points: int = field(default=1, repr=False)
     heads: int = field(default=1, repr=False)
+
+
+def tile_count(kernel: Kernel, config: Config) -> int:
+    """Tiles of a kernel: (grid points) x (blocks of rows, heads and columns)."""
+    grid, rows, _, *heads = kernel.frames[config.frame].sizes
+    blocks = kernel.column_blocks(config.frame, config.block_columns)
+    return grid * -(-rows // config.block_rows) * blocks * math.prod(-(-n // config.heads) for n in heads)
 
 
 def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
@@ -90,7 +97,7 @@ def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[C
     of those whose results have 16 columns, Triton 3.6 made loops over points with wrong results.
     """
     assert kernel.core is not None
-    grid, rows, *_ = kernel.frames[0].sizes
+    grid = kernel.frames[0].sizes[0]
     reduced = sum(isinstance(graph.nodes[n], Reduce) for n in kernel.nodes)
     if kernel.unrolled or reduced > 2:  # the peak and the total
         return found
@@ -98,8 +105,7 @@ def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[C
     for config in found[:3]:
         if config.splits > 1 or kernel.core.key > config.block_keys or config.num_stages == 1:
             continue
-        blocks = -(-rows // config.block_rows) * kernel.column_blocks(0, config.block_columns)
-        counts = [p for p in (8, 4) if grid % p == 0 and grid // p * blocks >= _FULL]
+        counts = [p for p in (8, 4) if grid % p == 0 and tile_count(kernel, config) // p >= _FULL]
         more += (replace(config, points=p) for p in counts)
     return [*found[:3], *more, *found[3:]]
 
