@@ -119,7 +119,7 @@ class CountOps:
 
     def waste(self, offset: Expr, guard: Guard, itemsize: int) -> float:
         """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
-        return max([1.0, *(waste for _, waste in self.samples(offset, guard, itemsize))])
+        return _worst(self.samples(offset, guard, itemsize))
 
     def samples(self, offset: Expr, guard: Guard, itemsize: int) -> _Samples:
         """The sectors that each of two sample tiles touches, and their bytes for each byte that it wants."""
@@ -142,7 +142,7 @@ class CountOps:
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
         samples = self.samples(offset, guard, buffer.array.dtype.itemsize)
-        waste = max([1.0, *(waste for _, waste in samples)])
+        waste = _worst(samples)
         delivered = waste if self.in_step else self.undelivered(buffer, samples)
         fresh, moving = self.fresh(offset), moves(offset, self.tile)
         self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=fresh, moving=moving)
@@ -305,6 +305,10 @@ class _Branch:
 
     def result(self) -> Dims:
         return self.dims
+
+
+def _worst(samples: _Samples) -> float:
+    return max([1.0, *(waste for _, waste in samples)])
 
 
 type _Samples = tuple[tuple[np.ndarray[Any, Any], float], ...]

@@ -18,6 +18,7 @@ from typing import Any
 from jaxorch.codegen.source import Source, generate
 from jaxorch.errors import JaxorchError
 from jaxorch.frontend.trace import Trace, digest
+from jaxorch.ir.graph import Graph
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import Config
 from jaxorch.kernels.kernel import Kernel, build
@@ -57,8 +58,8 @@ def remember(trace: Trace, versions: Sequence[Version], made: Sequence[Made], se
     session.store.put(KIND, _key(trace, session, session.live), record)
 
 
-def _number(versions: Sequence[Version], version: Version) -> int:
-    return next(k for k, other in enumerate(versions) if other is version)
+def _number(versions: Sequence[Version], graph: Graph) -> int:
+    return next(k for k, version in enumerate(versions) if version.graph is graph)
 
 
 def recall(trace: Trace, versions: Sequence[Version], session: Session) -> list[Made] | None:
@@ -119,13 +120,13 @@ def _record(made: Made, versions: Sequence[Version]) -> dict[str, Any]:
         steps.append({"kernel": structure, "nodes": list(step.kernel.nodes), "outputs": _names(_stored(step.kernel))})
     rival = made.rival and asdict(made.rival)
     chosen = {"solution": asdict(made.solution), "baselines": dict(made.baselines), "rival": rival}
-    return {"version": _number(versions, made.version), "kernels": kernels, "steps": steps, **chosen}
+    return {"version": _number(versions, made.version.graph), "kernels": kernels, "steps": steps, **chosen}
 
 
 def _kernel_record(step: KernelStep, first: Built, versions: Sequence[Version]) -> dict[str, Any]:
     assert isinstance(first.kernel, Kernel)
     return {
-        "version": next(k for k, version in enumerate(versions) if version.graph is first.graph),
+        "version": _number(versions, first.graph),
         "nodes": list(first.kernel.nodes),
         "outputs": _names(_stored(first.kernel)),
         "header": _header(step.source),
