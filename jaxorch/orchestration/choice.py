@@ -49,7 +49,10 @@ type Over = tuple[tuple[int, int], ...]
 """Inputs of a kernel that outputs overwrite, both by number."""
 
 _SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
-"""Seconds, by effort, after which no further plan or choice is tried beside those that are there."""
+"""Seconds, by effort, after which no further plan or choice is tried beside those that are there, ..."""
+
+_CORRECTIONS = 2
+"""... but for as many choices of the first plan: one that is made of estimates alone holds those that are too low."""
 
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
@@ -242,11 +245,16 @@ class Way:
             PlanError: without the kernels that failed there is no choice.
         """
         met = [(self.working(), self.choice)]
-        while self.session.live and self.corrected() and self.session.searches and len(met) <= _ROUNDS:
+        while self.session.live and self.corrected(len(met)) and self.goes_on(len(met)):
             self.choice = self.choose()
             met.append((self.working(), self.choice))
         steps, self.choice = min(met, key=lambda found: self.known_cost(found[1]))
         return steps
+
+    def goes_on(self, choices: int) -> bool:
+        """Whether a choice is to be made again, after so many."""
+        session = self.session
+        return session.live and choices <= _ROUNDS and (session.searches or choices <= _CORRECTIONS)
 
     def known_cost(self, choice: _Choice) -> float:
         """What a choice costs by the times known now, and by the memory that it takes."""
@@ -258,8 +266,8 @@ class Way:
             self.choice = self.choose()
         return steps
 
-    def corrected(self) -> bool:
-        """Puts measured times where estimates were; whether there were any of what is chosen."""
+    def corrected(self, choices: int) -> bool:
+        """Puts measured times where estimates were; whether there were any of what is chosen, after `choices` made."""
         session, chosen = self.session, [self.choice.options[k] for k in self.choice.solution.chosen]
         fresh = {
             o.structure: time
@@ -268,15 +276,15 @@ class Way:
         }
         fresh = {structure: time + GAP_US for structure, time in fresh.items() if structure not in session.timed}
         session.timed.update(fresh)
-        return self.timed_left([o for o in chosen if isinstance(o, Left)]) or bool(fresh)
+        return self.timed_left([o for o in chosen if isinstance(o, Left)], choices) or bool(fresh)
 
-    def timed_left(self, chosen: Sequence[Left]) -> bool:
+    def timed_left(self, chosen: Sequence[Left], choices: int) -> bool:
         """Times XLA's version of chosen nodes that a kernel may have, the dearest first; whether any was."""
         session, found = self.session, False
         costs = {k: self.left_cost(left) for k, left in enumerate(chosen) if self.is_contested(left)}
         for k in sorted(costs, key=lambda k: -costs[k]):
             structure = self.structure(chosen[k])
-            if costs[k] < _CONTESTED_US or structure in session.xla or not session.searches:
+            if costs[k] < _CONTESTED_US or structure in session.xla or not self.goes_on(choices):
                 continue
             session.xla[structure] = self.xla_cost(chosen[k], structure, costs[k])
             found = True

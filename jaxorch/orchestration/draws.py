@@ -47,8 +47,10 @@ def _random(seed: int, array: Array, place: int) -> np.ndarray[Any, Any]:
         return rng.integers(least, most + 1, array.shape, np.int32).astype(array.dtype)
     numbers = _normal(array.dtype)
     start = int(rng.integers(numbers.size))
-    turned = np.concatenate([numbers[start:], numbers[: min(start, array.size)]])
-    return np.resize(turned, array.shape) if array.size > turned.size else turned[: array.size].reshape(array.shape)
+    taken = numbers[start : start + array.size]
+    if taken.size < array.size:
+        taken = np.resize(np.concatenate([taken, numbers[: array.size]]), array.size)
+    return taken.reshape(array.shape)
 
 
 @cache
