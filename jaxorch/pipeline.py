@@ -15,6 +15,7 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from jaxorch.errors import CompileError, JaxorchWarning
+from jaxorch.frontend.derive.shifted import window_as_features
 from jaxorch.frontend.derive.upsampled import convolve_before_upsampling
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.trace import Trace, flatten
@@ -61,7 +62,7 @@ type Pass = Callable[[Graph, Options], Graph]
 
 # What may be done to the trace before it is lifted, where it pays: each gives another trace of the same meaning, whose
 # parts XLA may run too, or the same.
-DERIVATIONS: tuple[Callable[[Trace], Trace], ...] = (convolve_before_upsampling,)
+DERIVATIONS: tuple[Callable[[Trace], Trace], ...] = (convolve_before_upsampling, window_as_features)
 
 # Every pass, in order.
 PASSES: tuple[Pass, ...] = (
@@ -129,9 +130,10 @@ def graphs(trace: Trace, options: Options) -> tuple[Graph, ...]:
 
 
 def versions(trace: Trace, options: Options) -> tuple[Version, ...]:
-    """The graphs of the trace, and then those of the traces derived from it."""
-    derived = [apply(trace) for apply in DERIVATIONS]
-    traces = (trace, *(other for other in derived if other is not trace))
+    """The graphs of the trace, and then those of the traces derived from it, by one derivation or several."""
+    traces = [trace]
+    for apply in DERIVATIONS:
+        traces += [other for own in traces if (other := apply(own)) is not own]
     return tuple(Version(own, graph) for own in traces for graph in graphs(own, options))
 
 

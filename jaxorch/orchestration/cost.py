@@ -7,6 +7,7 @@ promised about speed is measured (`tune`, `guard`).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from jaxorch.codegen.count_ops import Counts, count
 from jaxorch.codegen.emit import grid_size, launches
@@ -112,15 +113,19 @@ def _window_reads(graph: Graph, left: Left) -> int:
 
 def _read_bytes(graph: Graph, left: Left) -> int:
     """Bytes of what the nodes read from outside: of a large array no more than the elements wanted."""
-    wanted: dict[Value, int] = {}
+    wanted: dict[Value, dict[Any, int]] = {}  # by where a view reads it: parts of an array are read one after the other
     for node in (graph.nodes[n] for n in left.nodes):
         for view in operands_of(node):
             points = math.prod(view.domain)
             for value in view.values:
                 if value.node not in left.nodes and not isinstance(graph.nodes[value.node], Const):
-                    wanted[value] = max(wanted.get(value, 0), points)
+                    found, places = (
+                        wanted.setdefault(value, {}),
+                        tuple(p.index for p in view.pieces if p.value == value),
+                    )
+                    found[places] = max(found.get(places, 0), points)
     arrays = {value: graph.array(value) for value in wanted}
-    return sum(min(arrays[v].size, points) * arrays[v].dtype.itemsize for v, points in wanted.items())
+    return sum(min(a.size, sum(wanted[v].values())) * a.dtype.itemsize for v, a in arrays.items())
 
 
 def _is_free(graph: Graph, node: Map) -> bool:

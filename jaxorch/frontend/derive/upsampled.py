@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxorch.frontend.derive.convolutions import is_dense
 from jaxorch.frontend.derive.phases import axes_of, convolve, joined, part, products
 from jaxorch.frontend.derive.sources import Sources
 from jaxorch.frontend.indexing import INDEXED
@@ -52,20 +53,15 @@ def convolve_before_upsampling(trace: Trace) -> Trace:
 
 def _may_apply(trace: Trace, equation: Equation) -> bool:
     """Whether it is one without strides, dilation and groups, of floats, and may read what is upsampled."""
-    if equation.primitive != "conv_general_dilated":
+    params = equation.params
+    if not is_dense(trace, equation, _FLOATS) or {*params["window_strides"], *params["rhs_dilation"]} != {1}:
         return False
-    params, avals = equation.params, [trace.avals[v] for v in (*equation.inputs, *equation.outputs)]
-    steps = (*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"])
-    groups = params["feature_group_count"], params["batch_group_count"]
-    if {*steps, *groups} != {1} or any(aval.dtype.name not in _FLOATS or 0 in aval.shape for aval in avals):
-        return False
-    wide = all(_jax.dtypes.canonicalize_dtype(aval.dtype) == aval.dtype for aval in avals)
     numbers = params["dimension_numbers"]
     parts = list(_joined(trace, equation.inputs[0], int(numbers.lhs_spec[1])))
-    longest = max((int(avals[1].shape[a]) for a in numbers.rhs_spec[2:]), default=1)
+    longest = max((int(trace.avals[equation.inputs[1]].shape[a]) for a in numbers.rhs_spec[2:]), default=1)
     # a product over single elements is one of matrices, whose kernel reads joined images where they are
     fits = longest <= _LONGEST and (longest > 1 or len(parts) == 1)
-    return wide and fits and any(_may_repeat(trace, v) for v in parts)
+    return fits and any(_may_repeat(trace, v) for v in parts)
 
 
 def _may_repeat(trace: Trace, variable: int) -> bool:
