@@ -8,6 +8,9 @@ from jax import lax
 
 import jaxorch
 from jaxorch import Options
+from jaxorch.frontend.derive.shifted import window_as_features
+from jaxorch.frontend.trace import flatten
+from jaxorch.orchestration.planner import as_traced
 
 pytestmark = pytest.mark.gpu
 
@@ -54,3 +57,46 @@ def test_convolutions_of_upsampled_images(name, dtype):
     np.testing.assert_array_equal(np.asarray(optimised(*arrays)).astype(np.float64), got)  # the same in every run
     report = jaxorch.explain(optimised, *arrays)
     assert any("conv_general_dilated" in line.primitives for line in report.left)
+
+
+def last_layer(x, w, b):
+    """Of a network that makes images: the borders reflected, 9 x 9 places of 32 features to 3."""
+    y = jnp.pad(jax.nn.relu(x), ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    return lax.conv_general_dilated(y, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + b
+
+
+FEW = {
+    "candy": (last_layer, [(1, 224, 224, 32), (9, 9, 32, 3), (3,)]),
+    "to one feature": (conv, [(2, 160, 200, 64), (5, 5, 64, 1)]),  # both axes: a product of matrices
+    "one dimension": (
+        lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME", dimension_numbers=("NCW", "OIW", "NCW")),
+        [(8, 64, 16000), (4, 64, 25)],
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("name", FEW)
+def test_convolutions_to_few_features(name, dtype, kernels_win):
+    """As sums of shifted terms, in kernels, and by XLA alone: at most twice as far from float64 as the program."""
+    f, shapes = FEW[name]
+    rng = np.random.default_rng(0)
+    arrays = [np.asarray(rng.standard_normal(s), dtype) for s in shapes]
+    arrays[1] = np.asarray(arrays[1].astype(F32) / np.sqrt(arrays[1].size), dtype)
+    with jax.enable_x64(True):
+        exact = np.asarray(jax.jit(f)(*(jnp.asarray(a.astype(np.float64)) for a in arrays)))
+    trace = flatten(jax.make_jaxpr(f)(*arrays))
+    other = window_as_features(trace)
+    assert other is not trace
+    optimised = jaxorch.optimize(f, options=FAST)
+    (derived,) = jax.jit(lambda *operands: as_traced(other, *operands))(*arrays)
+    got, plain = (np.asarray(g(*arrays)).astype(np.float64) for g in (optimised, jax.jit(f)))
+    size = np.sqrt(np.mean(exact**2))
+    own, *new = (np.sqrt(np.mean((r - exact) ** 2)) / size for r in (plain, got, np.asarray(derived, np.float64)))
+    # XLA may sum by transforms in full float32, where products round operands to TF32
+    least = 1e-3 if dtype == F32 else 4e-3
+    assert max(new) <= max(2 * own, least)
+    np.testing.assert_array_equal(np.asarray(optimised(*arrays)).astype(np.float64), got)  # the same in every run
+    report = jaxorch.explain(optimised, *arrays)
+    assert [line.schedule for line in report.kernels] == ["gemm", "pointwise"]
+    assert [line.spill_bytes for line in report.kernels] == [0, 0]

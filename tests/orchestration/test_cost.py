@@ -162,6 +162,14 @@ def test_xlas_time_grows_with_bytes():
     assert large > 2 * small
 
 
+def test_parts_of_an_array_are_all_read():
+    graph, (left,) = left_of(lambda x: x[:M] + x[M : 2 * M], (8 * M, F32))
+    apart, (other,) = left_of(lambda x, y: x[:M] + y[M : 2 * M], (8 * M, F32), (8 * M, F32))
+    assert left_time(graph, left, H200) == pytest.approx(left_time(apart, other, H200))
+    same, (once,) = left_of(lambda x: jnp.exp(x[1 : M + 1]) * jnp.sin(x[1 : M + 1]), (8 * M, F32))
+    assert left_time(same, once, H200) < left_time(graph, left, H200)
+
+
 def test_values_inside_are_not_read():
     graph, (left,) = left_of(lambda x: jnp.exp(jnp.sin(x)), (M, F32))
     assert sum(isinstance(graph.nodes[n], Map) for n in left.nodes) == 2

@@ -11,6 +11,7 @@ from jax import lax
 
 import jaxorch
 from jaxorch import pipeline
+from jaxorch.frontend.derive import shifted
 from jaxorch.frontend.derive.upsampled import convolve_before_upsampling
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.trace import flatten
@@ -114,6 +115,22 @@ def test_kernels_of_the_derived_program(dtype):
 def test_the_derived_program_runs(derived_only):
     arrays = arrays_of(*SMALL)
     close(jaxorch.optimize(joined, options=INTERPRET)(*arrays), joined(*arrays))
+    assert derived_only
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1)])
+def test_a_sum_of_shifted_terms_runs(axes, derived_only, monkeypatch):
+    monkeypatch.setattr(shifted, "_worth_it", lambda shape: axes)
+
+    def f(x, w, b):
+        return jnp.tanh(conv(jax.nn.relu(x), w) + b)
+
+    arrays = arrays_of(*(jax.ShapeDtypeStruct(s, F32) for s in ((2, 6, 7, 4), (5, 3, 4, 2), (2,))))
+    optimised = jaxorch.optimize(f, options=INTERPRET)
+    close(optimised(*arrays), f(*arrays), 1e-2)  # products of operands rounded to TF32
+    assert [line.schedule for line in jaxorch.explain(optimised, *arrays).kernels] == ["gemm", "pointwise"]
+    gradients = (jax.grad(lambda *a, g=g: jnp.sum(g(*a) ** 2), (0, 1, 2))(*arrays) for g in (optimised, f))
+    close(*gradients, tolerance=5e-2)
     assert derived_only
 
 
