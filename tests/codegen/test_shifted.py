@@ -51,8 +51,9 @@ def test_kernels_of_a_last_layer(axes, dtype, monkeypatch):
     for found in enumerate_candidates(made.graph).fused:
         kernel = found.kernel
         config = configurations(made.graph, kernel)[0]
-        runs = numpied(made.graph, kernel, made.inputs(kernel)), interpreted(
-            made.graph, kernel, config, made.inputs(kernel)
+        runs = (
+            numpied(made.graph, kernel, made.inputs(kernel)),
+            interpreted(made.graph, kernel, config, made.inputs(kernel)),
         )
         for value, got in (each for run in runs for each in run.items()):
             agree(got, made.values[value], tolerance)
@@ -66,7 +67,7 @@ def candy(x, w, bias):
 
 
 def test_the_last_layer_of_a_network_is_a_product_and_a_sum_without_spills(kernels_win, tmp_path):
-    """At 224 x 224: what is before the window is read nine times, not 81, and 27 numbers a pixel are added in threes."""
+    """At 224 x 224: the image is read nine times, not 81, and 27 numbers a pixel are added, nine for each feature."""
     specs = [jax.ShapeDtypeStruct(s, F32) for s in ((1, 224, 224, 32), (9, 9, 32, 3), (3,))]
     options = Options(effort="fast", device="h200", cache_dir=str(tmp_path))
     report = jaxorch.explain(jaxorch.optimize(candy, options=options), *specs)

@@ -152,13 +152,14 @@ def test_an_infinite_weight_meets_the_zeros_of_the_padding(monkeypatch):
     assert np.isposinf(got[1:, 1:]).all()
 
 
-def test_the_product_has_the_programs_precision(monkeypatch):
+def test_operands_have_the_precision_that_they_had(monkeypatch):
     for axes, primitive in (((0,), "conv_general_dilated"), ((0, 1), "dot_general")):
         features_are(monkeypatch, axes)
-        _, other = derived(lambda x, w: conv(x, w, precision=("high", "highest")), X, weights())
-        (made,) = [e for e in other.equations if e.primitive in ("conv_general_dilated", "dot_general")]
-        assert made.primitive == primitive
-        assert made.params["precision"] == (lax.Precision.HIGH, lax.Precision.HIGHEST)
+        _, other = derived(lambda x, w: conv(x, w, "VALID", precision=("high", "highest")), X, weights())
+        (made,) = [e for e in other.equations if e.primitive == primitive]
+        found = dict(zip(made.inputs, made.params["precision"], strict=True))
+        assert found.pop(other.inputs[0]) == lax.Precision.HIGH
+        assert list(found.values()) == [lax.Precision.HIGHEST]
 
 
 # Where it applies

@@ -148,9 +148,9 @@ def _sum(params: Mapping[str, Any], axes: Sequence[int], dtype: Any, image: Any,
 
 def _is_product(params: Mapping[str, Any], axes: Sequence[int], weights: Sequence[int]) -> bool:
     """Whether no axis is left along which a window lies, or moves in steps."""
-    spec = params["dimension_numbers"].rhs_spec
-    left = [k for k in range(len(spec) - 2) if k not in axes]
-    return all(weights[spec[2 + k]] == params["window_strides"][k] == 1 for k in left)
+    _, _, *window = map(int, params["dimension_numbers"].rhs_spec)
+    left = (k for k in range(len(window)) if k not in axes)
+    return all(weights[window[k]] == int(params["window_strides"][k]) == 1 for k in left)
 
 
 def _more_features(params: Mapping[str, Any], axes: Sequence[int], weights: Any) -> Any:
@@ -178,18 +178,18 @@ def _product(params: Mapping[str, Any], image: Any, weights: Any, dtype: Any) ->
     if any(low or high for low, high in padding.values()):
         image = _lax.pad(image, np.zeros((), image.dtype), [(*padding.get(a, (0, 0)), 0) for a in range(image.ndim)])
     matrix = _lax.reshape(weights, weights.shape[:2])
-    given = {"precision": params["precision"], "preferred_element_type": dtype}
-    made = _lax.dot_general(matrix, image, (((1,), (inside,)), ((), ())), **given)
-    found = [0, *(1 + a - (a > inside) for a in (batch, *places))]
-    return _lax.transpose(made, found)
+    precision = params["precision"] and params["precision"][::-1]  # the operands the other way round
+    over = ((1,), (inside,)), ((), ())
+    made = _lax.dot_general(matrix, image, over, precision=precision, preferred_element_type=dtype)
+    return _lax.transpose(made, [0, *(1 + a - (a > inside) for a in (batch, *places))])
 
 
 def _shifted(params: Mapping[str, Any], axes: Sequence[int], terms: Any, weights: Sequence[int]) -> Iterator[Any]:
     """For every place of the window along these axes: its features, from as far on as it lies."""
-    spec = params["dimension_numbers"].rhs_spec
-    window, features = [int(weights[spec[2 + k]]) for k in axes], int(weights[spec[0]])
+    out, _, *places = map(int, params["dimension_numbers"].rhs_spec)
+    window, features = [weights[places[k]] for k in axes], weights[out]
     dilation = [int(params["rhs_dilation"][k]) for k in axes]
-    results = [terms.shape[2 + k] - (n - 1) * d for k, n, d in zip(axes, window, dilation, strict=True)]
+    results: list[int] = [terms.shape[2 + k] - (n - 1) * d for k, n, d in zip(axes, window, dilation, strict=True)]
     for number, place in enumerate(product(*map(range, window))):
         along = {2 + k: (t * d, n) for k, t, d, n in zip(axes, place, dilation, results, strict=True)}
         yield part(terms, {0: (number * features, features), **along})
