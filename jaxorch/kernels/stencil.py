@@ -92,8 +92,11 @@ def _blocks(graph: Graph, scopes: Sequence[Sequence[_Read]], plain: Frame) -> It
     pairs = (zip(sorted(axes), ns, strict=True) for axes in combinations(useful, 2) for ns in _counts(counts, axes))
     for block in (*(b for b in single if b[0][0] in useful), *map(tuple, pairs)):
         held = math.prod(n for _, n in block)
-        if held <= _HELD[-1] and points // held >= min(_FEWEST, points // 4) and loaded(block) <= _MOST_BYTES:
-            yield block, loaded(block) / (held * alone)
+        if held > _HELD[-1] or points // held < min(_FEWEST, points // 4):
+            continue
+        share = shares.get(block) or loaded(block) / (held * alone)
+        if share * held * alone <= _MOST_BYTES:
+            yield block, share
 
 
 def _counts(counts: Mapping[int, Sequence[int]], axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
