@@ -140,7 +140,7 @@ def _written(
         tile = replace(tile, sizes=frame.sizes)
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}
     if kernel.core is None:
-        plain = TritonOps(tile, unroll=frame.unroll, interpret=interpret, **common)
+        plain = TritonOps(tile, unroll=frame.unroll, interpret=interpret, of_windows=bool(kernel.unrolled), **common)
         Body(graph, kernel, config, plain).run()
         return plain
     ops = TritonProducts(tile, interpret=interpret, **common)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxorch.codegen.ops import Buffer, Tile, first_block
-from jaxorch.codegen.triton_casts import TRITON_NAME
+from jaxorch.codegen.triton_casts import TRITON_NAME, triton_load_shift
 from jaxorch.codegen.triton_scalars import TRITON, triton_literal, triton_load_cast, triton_store_cast
 from jaxorch.codegen.triton_writer import Axes, Block, Text, Writer
 from jaxorch.ir import index as ix
@@ -39,12 +39,21 @@ class TritonOps(Writer):
     """Ops whose values are `Text`.  `blocks[0].lines` is the function's body once `emit` has returned."""
 
     def __init__(
-        self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, unroll: int, interpret: bool
+        self,
+        tile: Tile,
+        *,
+        column_blocks: int,
+        num_stages: int,
+        wide: bool,
+        unroll: int,
+        interpret: bool,
+        of_windows: bool = False,
     ) -> None:
-        """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits."""
+        """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits; `of_windows`: it casts many loads."""
         super().__init__(tile)
         self.tile, self.unroll, self.num_stages, self.interpret = tile, unroll, num_stages, interpret
         self.lane_type = ".to(tl.int64)" if wide else ""
+        self.load_cast = triton_load_shift if of_windows else triton_load_cast
         self.helpers: dict[str, None] = {}
         self.bound: dict[str, frozenset[int]] = {}  # the axes of each Lookup's text, by its name
         self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
@@ -202,7 +211,7 @@ class TritonOps(Writer):
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:
         raw, dims = self.loading(buffer, offset, guard)
-        return self.name(triton_load_cast(raw, buffer.array.dtype), dims)
+        return self.name(self.load_cast(raw, buffer.array.dtype), dims)
 
     def loading(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, frozenset[int]]:
         """The load as an expression in the buffer's dtype, and the axes that it varies along."""
@@ -254,7 +263,7 @@ class TritonOps(Writer):
         pointer, mask = self.wide_access(buffer, offset, guard)
         loaded = self.name(f"tl.load({pointer}{mask}{', other=0' if mask else ''})", self.whole, "wide")
         parts = self.split(loaded.name, copies)
-        return [self.name(triton_load_cast(p, buffer.array.dtype), self.whole) for p in parts]
+        return [self.name(self.load_cast(p, buffer.array.dtype), self.whole) for p in parts]
 
     def split(self, name: str, copies: int) -> list[str]:
         """The names of elements k, k + copies, k + 2*copies, ... of a wide tile, for each k."""
