@@ -19,7 +19,18 @@ from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.heads import heads_frame
 from jaxorch.kernels.softmax import Softmax
 
-__all__ = ["LARGEST_INNER", "Contracted", "Core", "Sides", "Stored", "Written", "contract_of", "dims", "merge", "operand"]
+__all__ = [
+    "LARGEST_INNER",
+    "Contracted",
+    "Core",
+    "Sides",
+    "Stored",
+    "Written",
+    "contract_of",
+    "dims",
+    "merge",
+    "operand",
+]
 
 LARGEST_INNER = 256
 """The most elements along an axis that an online tile holds whole: inner products, and columns."""

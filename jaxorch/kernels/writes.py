@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Graph, Scatter, pieces_of
+from jaxorch.ir.graph import Graph, Map, Scatter, pieces_of
 from jaxorch.ir.index import Const, Dim, Expr
 from jaxorch.ir.place import inverse
 from jaxorch.ir.simplify import coefficient, simplify, simplify_guard
@@ -67,10 +67,10 @@ def _sizes(made: Contracted, written: Written, graph: Graph) -> tuple[int, ...]:
 def _written(graph: Graph, members: frozenset[int], made: Contracted, number: int) -> Written | str:
     node, key = graph.nodes[number], len(made.frames[0].domain)
     assert isinstance(node, Scatter)
-    tile = _reader(graph, members, made, number)
-    if tile is None or key not in tile.axes:
+    reader = _reader(graph, members, made, number)
+    if reader is None or key not in reader[0].axes:
         return "an array written in place that is read elsewhere than as one operand, whole"
-    ((_, _, read),) = pieces_at(tile.view, tile.coords, tile.sizes)
+    tile, read = reader
     backwards = inverse(replace(node.place, guard=()), node.updates.domain, node.array.shape)
     if node.combine != "set" or backwards is None:
         return "a write beside a contraction whose place is not known, or that is combined with what is there"
@@ -101,10 +101,26 @@ def _from(start: Expr, expr: Expr, key: int, sizes: tuple[int, ...]) -> Expr:
     return simplify(ix.substitute(expr, coords), sizes)
 
 
-def _reader(graph: Graph, members: frozenset[int], made: Contracted, number: int) -> OperandTile | None:
-    """The operand that reads a node's array, if nothing else in the kernel does and it reads nothing else."""
-    value = Value(number)
-    pieces = [p for k in sorted(members - {number}) for p in pieces_of(graph.nodes[k])]
-    if sum(p.value == value for p in pieces) + sum(k.value == value for p in pieces for k in lookups(p)) != 1:
-        return None
-    return next((tile for tile in operand_tiles(graph, made) if tile.view.values == (value,)), None)
+def _reader(
+    graph: Graph, members: frozenset[int], made: Contracted, number: int
+) -> tuple[OperandTile, tuple[Expr, ...]] | None:
+    """The operand that reads a node's array, and where, if nothing else in the kernel does and it reads nothing else."""
+    for tile in operand_tiles(graph, made):
+        view, at = tile.view, tile.coords
+        while len(view.pieces) == 1:
+            ((_, value, at),) = pieces_at(view, at, tile.sizes)
+            if _readers(graph, members, value) != 1:
+                break
+            if value == Value(number):
+                return tile, at
+            source = graph.nodes[value.node]
+            if value.node not in members or not isinstance(source, Map) or source.op != "copy":
+                break
+            (view,) = source.operands
+    return None
+
+
+def _readers(graph: Graph, members: frozenset[int], value: Value) -> int:
+    """How many operands in the kernel read a value; of one written in place, what reads it as it is then."""
+    pieces = [p for k in sorted(members - {value.node}) for p in pieces_of(graph.nodes[k])]
+    return sum((p.value == value) + sum(k.value == value for k in lookups(p)) for p in pieces)
