@@ -104,7 +104,7 @@ def _from(start: Expr, expr: Expr, key: int, sizes: tuple[int, ...]) -> Expr:
 def _reader(
     graph: Graph, members: frozenset[int], made: Contracted, number: int
 ) -> tuple[OperandTile, tuple[Expr, ...]] | None:
-    """The operand that reads a node's array, and where, if nothing else in the kernel does and it reads nothing else."""
+    """The operand that reads a node's array and nothing else, and where, if nothing else in the kernel does."""
     for tile in operand_tiles(graph, made):
         view, at = tile.view, tile.coords
         while len(view.pieces) == 1:
