@@ -53,7 +53,8 @@ class Stored:
 class Written:
     """Updates of a Scatter that are `count` keys, from `key` on, of operand number `operand` of a Contract.
 
-    `at` is the update of a point whose keys are counted from there; a program writes those that it then reads.
+    `at` is the update of a point whose keys are counted from there, with nothing looked up; a program writes those that
+    it then reads.
     """
 
     value: Value
@@ -106,7 +107,7 @@ class Core:
             sums=tuple(Reduction(number(r.node), moved(r.coords)) for r in self.sums),
             stored=tuple(replace(s, value=new(s.value), contract=number(s.contract)) for s in self.stored),
             written=tuple(
-                Written(new(w.value), number(w.contract), w.operand, *moved((w.key,)), w.count, moved(w.at))
+                replace(w, value=new(w.value), contract=number(w.contract), key=ix.map_lookups(w.key, look))
                 for w in self.written
             ),
         )

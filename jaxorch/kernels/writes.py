@@ -89,7 +89,11 @@ def _written(graph: Graph, members: frozenset[int], made: Contracted, number: in
     at = tuple(_from(start, ix.substitute(e, read), key, sizes) for e in backwards[1])
     varied = frozenset[int]().union(*(ix.dims_of(e) for e in at))
     points = {axis for axis in made.frames[0].grid if sizes[axis] > 1}
-    if not points <= varied or not is_covered(at, node.updates.domain, replace(tile, sizes=sizes)):
+    if (
+        any(ix.coords_lookups(at))
+        or not points <= varied
+        or not is_covered(at, node.updates.domain, replace(tile, sizes=sizes))
+    ):
         return "an array written in place of which several points of the grid read the same"
     return Written(Value(number), tile.contract, tile.operand, start, count, at)
 
