@@ -70,7 +70,7 @@ def test_caches_that_grow_are_stored_as_they_are_read(heads):
 
 
 @pytest.mark.parametrize("position", [0, 63, 64, 2047, 4000, 4095, -1, 9999])
-@pytest.mark.parametrize("heads", [(16, 8, 4, 1), (1, 8, 4, 1), (4, 2, 8, 3)])
+@pytest.mark.parametrize("heads", [(16, 8, 4, 1), (1, 8, 4, 1), (4, 4, 4, 2)])
 @pytest.mark.parametrize("order", ["bhmd", "bmhd"])
 def test_caches_that_are_filled_are_attended_to_in_the_same_kernel(heads, position, order):
     """The program that writes a key reads it: again and again, with the cache given away each time."""
@@ -79,7 +79,7 @@ def test_caches_that_are_filled_are_attended_to_in_the_same_kernel(heads, positi
     optimised = jaxorch.optimize(partial(step, order=order), options=FAST, donate_argnums=(3, 4))
     mine, theirs = ([jnp.asarray(kc), jnp.asarray(vc)] for _ in range(2))
     for turn in range(4):
-        new = (q * (1 + turn), k * (1 - turn), v * (1 + turn))
+        new = [(x.astype(np.float32) * (turn - 1.5)).astype(x.dtype) for x in (q, k, v)]
         got, *mine = optimised(*new, *mine, angle, at)
         want, *theirs = expected(*new, *theirs, angle, at)
         pairs = zip((got, *mine), (want, *theirs), strict=True)
