@@ -1,5 +1,7 @@
 """Contractions on the device, against float64: attention in its forms, products with what surrounds them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from tests.codegen.test_online import (
 )
 from tests.codegen.test_products import layer_norm, rms_norm
 from tests.codegen.test_stores import caches, grown
+from tests.codegen.test_writes import operands, step
 
 pytestmark = pytest.mark.gpu
 
@@ -64,6 +67,29 @@ def test_caches_that_grow_are_stored_as_they_are_read(heads):
     if heads[-1] == 1:
         (kernel,) = jaxorch.explain(optimised, *arrays).kernels
         assert kernel.schedule == "online"
+
+
+@pytest.mark.parametrize("position", [0, 63, 64, 2047, 4000, 4095, -1, 9999])
+@pytest.mark.parametrize("heads", [(16, 8, 4, 1), (1, 8, 4, 1), (4, 4, 4, 2)])
+@pytest.mark.parametrize("order", ["bhmd", "bmhd"])
+def test_caches_that_are_filled_are_attended_to_in_the_same_kernel(heads, position, order):
+    """The program that writes a key reads it: again and again, with the cache given away each time."""
+    q, k, v, kc, vc, angle, at = operands(0, *heads, 1, 4096, 128, 128, position, order=order)
+    expected = jax.jit(partial(step, order=order))
+    optimised = jaxorch.optimize(partial(step, order=order), options=FAST, donate_argnums=(3, 4))
+    mine, theirs = ([jnp.asarray(kc), jnp.asarray(vc)] for _ in range(2))
+    for turn in range(4):
+        new = [(x.astype(np.float32) * (turn - 1.5)).astype(x.dtype) for x in (q, k, v)]
+        got, *mine = optimised(*new, *mine, angle, at)
+        want, *theirs = expected(*new, *theirs, angle, at)
+        pairs = zip((got, *mine), (want, *theirs), strict=True)
+        for found, wanted in pairs:
+            np.testing.assert_allclose(
+                *(np.asarray(x).astype(np.float64) for x in (found, wanted)), rtol=2e-2, atol=5e-2
+            )
+    report = jaxorch.explain(optimised, q, k, v, kc, vc, angle, at)
+    (kernel,) = [kernel for kernel in report.kernels if kernel.schedule == "online"]
+    assert "scatter" in kernel.primitives
 
 
 @pytest.mark.parametrize(
