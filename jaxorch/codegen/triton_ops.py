@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxorch.codegen.ops import Buffer, Tile, first_block
 from jaxorch.codegen.triton_casts import TRITON_NAME
+from jaxorch.codegen.triton_interleaved import Interleaving
 from jaxorch.codegen.triton_scalars import TRITON, triton_literal, triton_load_cast, triton_store_cast
 from jaxorch.codegen.triton_writer import Axes, Block, Text, Writer
 from jaxorch.ir import index as ix
@@ -39,11 +40,11 @@ class TritonOps(Writer):
     """Ops whose values are `Text`.  `blocks[0].lines` is the function's body once `emit` has returned."""
 
     def __init__(
-        self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, unroll: int, interpret: bool
+        self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, side: Interleaving, interpret: bool
     ) -> None:
-        """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits."""
+        """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits; `side`: what is unrolled."""
         super().__init__(tile)
-        self.tile, self.unroll, self.num_stages, self.interpret = tile, unroll, num_stages, interpret
+        self.tile, self.side, self.num_stages, self.interpret = tile, side, num_stages, interpret
         self.lane_type = ".to(tl.int64)" if wide else ""
         self.helpers: dict[str, None] = {}
         self.bound: dict[str, frozenset[int]] = {}  # the axes of each Lookup's text, by its name
@@ -142,16 +143,19 @@ class TritonOps(Writer):
         return Axes(("grid", "row", self.column), self.tile.sizes, self.row_start, row_lane, start, lane)
 
     def wide_axes(self) -> Axes:
-        """Axes whose column counts single elements rather than groups of `unroll`."""
-        name, count = f"{self.column}_wide", self.tile.block_columns * self.unroll
+        """Axes whose column counts single elements rather than columns of unrolled ones."""
+        name, side, block = f"{self.column}_wide", self.side, self.tile.block_columns
         grid, rows, columns = self.tile.sizes
-        start = self.once(f"{name}_start", f"column_block * {count}") if self.column_blocks > 1 else ""
-        lane = self.arange(count)
+        start = self.once(f"{name}_start", f"column_block * {block * side.count}") if self.column_blocks > 1 else ""
+        lane = self.arange(side.lanes(block))
+        if side.padded > side.length:
+            self.once(f"{name}_inside", f"{lane} % {side.padded} < {side.length}")
+            lane = self.once(f"{name}_lane", side.element(lane))
         self.once(name, f"{start} + {lane}" if start else lane)
-        if columns % self.tile.block_columns:
-            self.once(f"{name}_mask", f"{name} < {columns * self.unroll}")
+        if columns % block:
+            self.once(f"{name}_mask", f"{name} < {columns * side.count}")
         row_lane = "" if self.flat else "row_lane"
-        return Axes(("grid", "row", name), (grid, rows, columns * self.unroll), self.row_start, row_lane, start, lane)
+        return Axes(("grid", "row", name), (grid, rows, columns * side.count), self.row_start, row_lane, start, lane)
 
     @property
     def whole(self) -> frozenset[int]:
@@ -162,16 +166,15 @@ class TritonOps(Writer):
         """The shape of a tile of so many columns; its rows are the frame's unless given."""
         return [columns] if self.flat else [self.frame.block_rows if rows is None else rows, columns]
 
-    def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
-        """The mask argument of a load or store that varies along `dims` (empty if none is needed)."""
+    def mask(self, dims: frozenset[int], guard: Guard, axes: Axes, *tests: str) -> str:
+        """The mask argument of a load or store that varies along `dims` (empty if none is needed); `tests` join it."""
         overruns = (
             (ROW, "row_mask", not self.flat and self.frame.sizes[ROW] % self.frame.block_rows),
             (COLUMN, f"{axes.names[COLUMN]}_mask", self.tile.sizes[COLUMN] % self.tile.block_columns),
         )
-        tests = [name for axis, name, over in overruns if over and axis in dims and not self.ends(guard, axis)]
-        if guard:
-            tests.append(self.condition(guard, axes))
-        return f", mask={' & '.join(tests)}" if tests else ""
+        over = [name for axis, name, over in overruns if over and axis in dims and not self.ends(guard, axis)]
+        found = [*tests, *over, *([self.condition(guard, axes)] if guard else [])]
+        return f", mask={' & '.join(found)}" if found else ""
 
     def ends(self, guard: Guard, axis: int) -> bool:
         """Whether the guard itself ends before the axis does; another test would make the mask's runs shorter."""
@@ -236,9 +239,9 @@ class TritonOps(Writer):
         return f"tl.zeros({shape}, tl.int32)"
 
     def wide(self, expr: Expr, add_copy: bool) -> Expr:
-        """`expr` over the wide column: column = wide // unroll, plus the copy number wide % unroll if asked."""
-        wide = ix.substitute(expr, (Dim(GRID), Dim(ROW), ix.floordiv(Dim(COLUMN), self.unroll)))
-        return ix.add(wide, ix.mod(Dim(COLUMN), self.unroll)) if add_copy else wide
+        """`expr` over the wide column: column = wide // count, plus the copy number wide % count if asked."""
+        wide = ix.substitute(expr, (Dim(GRID), Dim(ROW), ix.floordiv(Dim(COLUMN), self.side.count)))
+        return ix.add(wide, ix.mod(Dim(COLUMN), self.side.count)) if add_copy else wide
 
     def wide_access(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, str]:
         """Pointer and mask of a whole wide tile."""
@@ -248,24 +251,21 @@ class TritonOps(Writer):
         pointer = self.pointer(buffer, at, axes)
         if not self.flat and ROW not in self.shaped_by(at, axes):
             pointer = f"{pointer} + {self.zeros(frozenset((ROW,)))}"
-        return pointer, self.mask(frozenset((ROW, COLUMN)), wide_guard, axes)
+        padding = [f"{axes.names[COLUMN]}_inside"] if self.side.padded > self.side.length else []
+        return pointer, self.mask(frozenset((ROW, COLUMN)), wide_guard, axes, *padding)
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Text]:
         pointer, mask = self.wide_access(buffer, offset, guard)
         loaded = self.name(f"tl.load({pointer}{mask}{', other=0' if mask else ''})", self.whole, "wide")
-        parts = self.split(loaded.name, copies)
+        parts = self.side.parted(loaded.name, self.shape, self.tile.block_columns, self.halves)
         return [self.name(triton_load_cast(p, buffer.array.dtype), self.whole) for p in parts]
 
-    def split(self, name: str, copies: int) -> list[str]:
-        """The names of elements k, k + copies, k + 2*copies, ... of a wide tile, for each k."""
-        if copies == 1:
-            return [name]
-        shape = [*self.shape(self.tile.block_columns * copies // 2), 2]
-        pair = [f"half{self.count}", f"half{self.count + 1}"]
+    def halves(self, expr: str) -> tuple[str, str]:
+        """Names of the two tiles that `expr` gives."""
+        first, second = f"half{self.count}", f"half{self.count + 1}"
         self.count += 2
-        self.put(f"{pair[0]}, {pair[1]} = tl.split(tl.reshape({name}, {shape}))", self.whole)
-        halves = [self.split(half, copies // 2) for half in pair]
-        return [halves[k % 2][k // 2] for k in range(copies)]
+        self.put(f"{first}, {second} = {expr}", self.whole)
+        return first, second
 
     def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
         pointer, mask = self.target(buffer, offset, value, guard)
@@ -294,14 +294,8 @@ class TritonOps(Writer):
         pointer, mask = self.wide_access(buffer, offset, ())
         parts = [self.spread(v) for v in values]
         cast = [self.name(triton_store_cast(p.name, buffer.array.dtype), p.dims).name for p in parts]
-        joined = self.join(cast)
+        joined = self.side.joined(cast, self.shape, self.tile.block_columns, self.halves)
         self.put(f"tl.store({pointer}, {joined}{mask})")
-
-    def join(self, names: list[str]) -> str:
-        if len(names) == 1:
-            return names[0]
-        shape = self.shape(self.tile.block_columns * len(names))
-        return f"tl.reshape(tl.join({self.join(names[0::2])}, {self.join(names[1::2])}), {shape})"
 
     # Values
 

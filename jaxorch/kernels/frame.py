@@ -18,6 +18,9 @@ from jaxorch.kernels.access import Accesses
 
 __all__ = ["COLUMN", "GRID", "HEAD", "ROW", "Frame", "flat_frames", "refine", "split_axis"]
 
+_MOST_VALUES = 128  # that a thread has in its registers
+_MOST_UNROLLED = 64  # values a column
+
 # The axes of a kernel's index expressions once a frame is chosen.
 GRID, ROW, COLUMN, HEAD = 0, 1, 2, 3
 
@@ -27,7 +30,7 @@ class Frame:
     """The (refined) domain of a kernel and the role of each of its axes.
 
     A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes
-    flattened).  With `unroll` u > 1 the column's fastest axis of size u is unrolled: a program holds u
+    flattened).  With `unroll` u > 1 the column's fastest axes, of u points, are unrolled: a program holds u
     values a column and stores them side by side.  Of the axes `held` (then `unroll` is 1) a program holds all points as
     values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes
     may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
@@ -52,6 +55,16 @@ class Frame:
         return self.unroll * math.prod(self.domain[a] for a in self.held)
 
     @property
+    def columns_each(self) -> int:
+        """How many neighbouring columns a thread should hold: the more, the wider its reads, but each has `unroll`."""
+        return max(1, min(8, 1 << (_MOST_VALUES // self.unroll).bit_length() - 1))
+
+    @property
+    def joins_columns(self) -> bool:
+        """Whether a column's values are too odd a number to be joined: then those of several columns are, and padded."""
+        return not _is_power_of_two(self.unroll)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Extents of (GRID, ROW, COLUMN), and of HEAD if there are heads; COLUMN counts groups of `unroll`."""
         roles = (self.grid, self.rows, self.columns, self.heads)
@@ -74,6 +87,10 @@ class Frame:
         """The tile's row, counted in the domain's own order of all axes but the columns, over (GRID, ROW, COLUMN)."""
         coords, axes = self.coords(), sorted((*self.grid, *self.rows))
         return simplify(ix.linearize([coords[a] for a in axes], [self.domain[a] for a in axes]), self.sizes)
+
+
+def _is_power_of_two(count: int) -> bool:
+    return count & (count - 1) == 0
 
 
 def split_axis(expressions: Iterable[Expr], axis: int, size: int) -> tuple[int, ...]:
@@ -132,10 +149,14 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
     axes = tuple(range(len(domain)))
     big = [offset for offset, size in offsets if 8 * size >= math.prod(domain)]
     frames: list[Frame] = []
-    if len(domain) > 1 and domain[-1] in (2, 4):
-        frames.append(Frame(domain, (), (), axes, unroll=domain[-1]))
-    elif len(domain) > 1:
-        frames.extend(_transposing(domain, big))
+    count = _interleaved(domain, offsets)
+    pairs = domain[-1] if count == 1 and len(domain) > 1 and domain[-1] in (2, 4) else count
+    if pairs > 1:
+        frames.append(Frame(domain, (), (), axes, unroll=pairs))
+    if len(domain) > 1 and pairs not in (2, 4):
+        transposing = _transposing(domain, big)
+        # whose tiles have holes where the columns are no power of two
+        frames = [*transposing, *frames] if _is_power_of_two(count) else [*frames, *transposing]
     suffix = _guarded_suffix(domain, accesses)
     if suffix is not None:
         frames.append(Frame(domain, (), axes[:suffix], axes[suffix:]))
@@ -144,6 +165,24 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
         frames.insert(0, Frame(domain, (), axes[:looked_up], axes[looked_up:]))
     frames.append(Frame(domain, (), (), axes))
     return tuple(dict.fromkeys(frames))
+
+
+def _interleaved(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]]) -> int:
+    """The product of the last axes, if a load lies along the axis before them and not along them; else 1.
+
+    So elements that lie side by side in the result are far apart in memory, as those of (channel, window) are of an
+    image with channels last. A program that holds them all for each of a block of channels reads runs of channels.
+    """
+    last = len(domain) - 1
+    for offset, size in offsets:
+        strides = [coefficient(offset, a, domain) for a in range(len(domain))]
+        unit = [a for a in range(last) if strides[a] == 1 and domain[a] >= 8]
+        if not unit or strides[last] in (0, 1):
+            continue
+        count = math.prod(domain[unit[-1] + 1 :])
+        if count <= _MOST_UNROLLED and count * len(offsets) <= _MOST_VALUES and 8 * size * count >= math.prod(domain):
+            return count
+    return 1
 
 
 def _transposing(domain: tuple[int, ...], offsets: Sequence[Expr]) -> list[Frame]:
