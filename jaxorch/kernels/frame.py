@@ -20,6 +20,7 @@ __all__ = ["COLUMN", "GRID", "HEAD", "ROW", "Frame", "flat_frames", "refine", "s
 
 _MOST_VALUES = 128  # that a thread has in its registers
 _MOST_UNROLLED = 64  # values a column
+_SHORTEST, _LONG = 8, 16  # elements that make a run worth reading as one, and that fill sectors on their own
 
 # The axes of a kernel's index expressions once a frame is chosen.
 GRID, ROW, COLUMN, HEAD = 0, 1, 2, 3
@@ -148,15 +149,14 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
     """
     axes = tuple(range(len(domain)))
     big = [offset for offset, size in offsets if 8 * size >= math.prod(domain)]
-    frames: list[Frame] = []
     count = _interleaved(domain, offsets)
     pairs = domain[-1] if count == 1 and len(domain) > 1 and domain[-1] in (2, 4) else count
-    if pairs > 1:
-        frames.append(Frame(domain, (), (), axes, unroll=pairs))
-    if len(domain) > 1 and pairs not in (2, 4):
-        transposing = _transposing(domain, big)
-        # whose tiles have holes where the columns are no power of two
-        frames = [*transposing, *frames] if _is_power_of_two(count) else [*frames, *transposing]
+    unrolled = [Frame(domain, (), (), axes, unroll=pairs)] if pairs > 1 else []
+    transposing = _transposing(domain, big) if pairs not in (2, 4) else []
+    if _is_power_of_two(count):  # a tile's columns have no holes
+        frames = transposing or unrolled
+    else:
+        frames = [*unrolled, *transposing] if count < _LONG else [*transposing, *unrolled]
     suffix = _guarded_suffix(domain, accesses)
     if suffix is not None:
         frames.append(Frame(domain, (), axes[:suffix], axes[suffix:]))
@@ -168,21 +168,25 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
 
 
 def _interleaved(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]]) -> int:
-    """The product of the last axes, if a load lies along the axis before them and not along them; else 1.
+    """The points of the last axes, if a large load lies along the axis before them and not along them; else 1.
 
-    So elements that lie side by side in the result are far apart in memory, as those of (channel, window) are of an
-    image with channels last. A program that holds them all for each of a block of channels reads runs of channels.
+    So elements that lie side by side in the result come from far apart in memory, as those of (channel, window) do from
+    an image with channels last, or of a stack along the last axis from its arrays. A program that holds them all, for
+    a block of channels, reads runs of channels.
     """
     last = len(domain) - 1
+    found: list[tuple[int, int | None]] = []  # the points of the axes after the run, the load's stride along the last
     for offset, size in offsets:
         strides = [coefficient(offset, a, domain) for a in range(len(domain))]
-        unit = [a for a in range(last) if strides[a] == 1 and domain[a] >= 8]
-        if not unit or strides[last] in (0, 1):
-            continue
-        count = math.prod(domain[unit[-1] + 1 :])
-        if count <= _MOST_UNROLLED and count * len(offsets) <= _MOST_VALUES and 8 * size * count >= math.prod(domain):
-            return count
-    return 1
+        along = next((a for a in range(last, -1, -1) if strides[a] == 1 and domain[a] > 1), None)
+        if along is not None and (along == last or domain[along] >= _SHORTEST):
+            count = math.prod(domain[along + 1 :])
+            found += [(count, strides[last])] if 8 * size * count >= math.prod(domain) else []
+    contiguous = any(count == 1 for count, _ in found)
+    # what does not vary along many elements is one load for each run of them
+    fitting = (n for n, stride in found if stride != 0 or (n < _SHORTEST and not contiguous))
+    count = next((n for n in fitting if n > 1), 1)
+    return count if count <= _MOST_UNROLLED and count * len(offsets) <= _MOST_VALUES else 1
 
 
 def _transposing(domain: tuple[int, ...], offsets: Sequence[Expr]) -> list[Frame]:
@@ -192,7 +196,7 @@ def _transposing(domain: tuple[int, ...], offsets: Sequence[Expr]) -> list[Frame
         strides = [coefficient(offset, a, domain) for a in range(len(domain))]
         if strides[last] in (0, 1):
             continue
-        unit = [a for a in range(last) if strides[a] == 1 and domain[a] >= 8]
+        unit = [a for a in range(last) if strides[a] == 1 and domain[a] >= _SHORTEST]
         if not unit:
             continue
         first = end = unit[-1]
