@@ -153,5 +153,4 @@ def _written(
 
 def _interleaving(frame: Frame, config: Config, itemsize: int) -> Interleaving:
     """How unrolled values are joined where the widest array has elements of `itemsize` bytes."""
-    fitting = (frame.columns_each, WIDEST_ACCESS // itemsize, config.block_columns)
-    return Interleaving(frame.unroll, min(fitting) if frame.joins_columns else 1)
+    return Interleaving(frame.unroll, min(frame.joined, WIDEST_ACCESS // itemsize, config.block_columns))

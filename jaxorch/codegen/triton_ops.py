@@ -142,13 +142,18 @@ class TritonOps(Writer):
         row_lane = "" if self.flat else "row_lane"
         return Axes(("grid", "row", self.column), self.tile.sizes, self.row_start, row_lane, start, lane)
 
-    def wide_axes(self) -> Axes:
-        """Axes whose column counts single elements rather than columns of unrolled ones."""
-        name, side, block = f"{self.column}_wide", self.side, self.tile.block_columns
+    def wide_axes(self, part: int | None) -> Axes:
+        """Axes whose column counts single elements rather than columns of unrolled ones, of one part of them or all."""
+        side, block = self.side, self.tile.block_columns
+        name = f"{self.column}_wide" if part is None else f"{self.column}_part{part}"
         grid, rows, columns = self.tile.sizes
-        start = self.once(f"{name}_start", f"column_block * {block * side.count}") if self.column_blocks > 1 else ""
-        lane = self.arange(side.lanes(block))
-        if side.padded > side.length:
+        start = ""
+        if self.column_blocks > 1:
+            start = self.once(f"{self.column}_wide_start", f"column_block * {block * side.count}")
+        lane = self.arange(side.lanes(block) if part is None else block)
+        if part is not None:
+            lane = self.once(f"{name}_lane", side.element_of_part(lane, part))
+        elif side.is_padded:
             self.once(f"{name}_inside", f"{lane} % {side.padded} < {side.length}")
             lane = self.once(f"{name}_lane", side.element(lane))
         self.once(name, f"{start} + {lane}" if start else lane)
@@ -166,15 +171,16 @@ class TritonOps(Writer):
         """The shape of a tile of so many columns; its rows are the frame's unless given."""
         return [columns] if self.flat else [self.frame.block_rows if rows is None else rows, columns]
 
-    def mask(self, dims: frozenset[int], guard: Guard, axes: Axes, *tests: str) -> str:
-        """The mask argument of a load or store that varies along `dims` (empty if none is needed); `tests` join it."""
+    def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
+        """The mask argument of a load or store that varies along `dims` (empty if none is needed)."""
         overruns = (
             (ROW, "row_mask", not self.flat and self.frame.sizes[ROW] % self.frame.block_rows),
             (COLUMN, f"{axes.names[COLUMN]}_mask", self.tile.sizes[COLUMN] % self.tile.block_columns),
         )
-        over = [name for axis, name, over in overruns if over and axis in dims and not self.ends(guard, axis)]
-        found = [*tests, *over, *([self.condition(guard, axes)] if guard else [])]
-        return f", mask={' & '.join(found)}" if found else ""
+        tests = [name for axis, name, over in overruns if over and axis in dims and not self.ends(guard, axis)]
+        if guard:
+            tests.append(self.condition(guard, axes))
+        return f", mask={' & '.join(tests)}" if tests else ""
 
     def ends(self, guard: Guard, axis: int) -> bool:
         """Whether the guard itself ends before the axis does; another test would make the mask's runs shorter."""
@@ -216,8 +222,7 @@ class TritonOps(Writer):
         missing = dims & {ROW, COLUMN, HEAD} - self.shaped_by(offset, axes)
         if mask and missing:  # the pointers must have the mask's shape
             pointer = f"{pointer} + {self.zeros(missing)}"
-        other = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
-        return f"tl.load({pointer}{mask}{f', other={other}' if mask else ''}{self.kept(dims)})", dims
+        return f"tl.load({pointer}{_filled(mask, buffer)}{self.kept(dims)})", dims
 
     def kept(self, dims: frozenset[int]) -> str:
         """The cache's orders for a load of the row: it shall stay until the last loop over it has read it."""
@@ -243,22 +248,26 @@ class TritonOps(Writer):
         wide = ix.substitute(expr, (Dim(GRID), Dim(ROW), ix.floordiv(Dim(COLUMN), self.side.count)))
         return ix.add(wide, ix.mod(Dim(COLUMN), self.side.count)) if add_copy else wide
 
-    def wide_access(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, str]:
-        """Pointer and mask of a whole wide tile."""
-        axes = self.wide_axes()
+    def wide_access(self, buffer: Buffer, offset: Expr, guard: Guard, part: int | None = None) -> tuple[str, str]:
+        """Pointer and mask of a whole wide tile, or of one of its parts."""
+        axes = self.wide_axes(part)
         at = simplify(self.wide(offset, True), axes.sizes)
         wide_guard = tuple(ix.Bound(self.wide(b.expr, False), b.low, b.high) for b in guard)
         pointer = self.pointer(buffer, at, axes)
         if not self.flat and ROW not in self.shaped_by(at, axes):
             pointer = f"{pointer} + {self.zeros(frozenset((ROW,)))}"
-        padding = [f"{axes.names[COLUMN]}_inside"] if self.side.padded > self.side.length else []
-        return pointer, self.mask(frozenset((ROW, COLUMN)), wide_guard, axes, *padding)
+        mask = self.mask(frozenset((ROW, COLUMN)), wide_guard, axes)
+        if part is None and self.side.is_padded:
+            mask = f"{mask or ', mask='}{' & ' if mask else ''}{axes.names[COLUMN]}_inside"
+        return pointer, mask
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Text]:
-        pointer, mask = self.wide_access(buffer, offset, guard)
-        loaded = self.name(f"tl.load({pointer}{mask}{', other=0' if mask else ''})", self.whole, "wide")
-        parts = self.side.parted(loaded.name, self.shape, self.tile.block_columns, self.halves)
-        return [self.name(triton_load_cast(p, buffer.array.dtype), self.whole) for p in parts]
+        loaded: list[str] = []
+        for part in range(copies) if self.side.is_padded else (None,):
+            pointer, mask = self.wide_access(buffer, offset, guard, part)
+            loaded.append(self.name(f"tl.load({pointer}{_filled(mask, buffer)})", self.whole, "wide").name)
+        values = self.side.taken_apart(loaded, self.shape, self.tile.block_columns, self.halves)
+        return [self.name(triton_load_cast(v, buffer.array.dtype), self.whole) for v in values]
 
     def halves(self, expr: str) -> tuple[str, str]:
         """Names of the two tiles that `expr` gives."""
@@ -393,6 +402,12 @@ class TritonOps(Writer):
         size, block = tile.sizes[COLUMN], tile.block_columns
         expr = f"(({size + block - 1} - {self.arange(block)}) // {block}).to(tl.float32)"
         return self.name(expr, frozenset((COLUMN,)))
+
+
+def _filled(mask: str, buffer: Buffer) -> str:
+    """The mask argument of a load, and the zero that it gives elsewhere."""
+    zero = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
+    return f"{mask}, other={zero}" if mask else ""
 
 
 def _straight_name(tile: Tile) -> str:

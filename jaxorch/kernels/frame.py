@@ -61,9 +61,15 @@ class Frame:
         return max(1, min(8, 1 << (_MOST_VALUES // self.unroll).bit_length() - 1))
 
     @property
-    def joins_columns(self) -> bool:
-        """Whether a column's values are too odd a number to be joined: then those of several columns are, and padded."""
-        return not _is_power_of_two(self.unroll)
+    def joined(self) -> int:
+        """The most columns whose values are put in order together, as those of one column alone are an odd number.
+
+        A thread that holds so many neighbours has read them at once, and so from the middle of one run.
+        """
+        if _is_power_of_two(self.unroll):
+            return 1
+        run = next(n for a, n in enumerate(self.domain) if math.prod(self.domain[a + 1 :]) == self.unroll)
+        return min(self.columns_each, run & -run)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -150,9 +156,9 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
     axes = tuple(range(len(domain)))
     big = [offset for offset, size in offsets if 8 * size >= math.prod(domain)]
     count = _interleaved(domain, offsets)
-    pairs = domain[-1] if count == 1 and len(domain) > 1 and domain[-1] in (2, 4) else count
-    unrolled = [Frame(domain, (), (), axes, unroll=pairs)] if pairs > 1 else []
-    transposing = _transposing(domain, big) if pairs not in (2, 4) else []
+    each = domain[-1] if count == 1 and len(domain) > 1 and domain[-1] in (2, 4) else count
+    unrolled = [Frame(domain, (), (), axes, unroll=each)] if each > 1 else []
+    transposing = _transposing(domain, big) if each not in (2, 4) else []
     if _is_power_of_two(count):  # a tile's columns have no holes
         frames = transposing or unrolled
     else:
@@ -175,6 +181,8 @@ def _interleaved(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]]) -
     a block of channels, reads runs of channels.
     """
     last = len(domain) - 1
+    if last < 1:
+        return 1
     found: list[tuple[int, int | None]] = []  # the points of the axes after the run, the load's stride along the last
     for offset, size in offsets:
         strides = [coefficient(offset, a, domain) for a in range(len(domain))]
@@ -191,6 +199,8 @@ def _interleaved(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]]) -
 
 def _transposing(domain: tuple[int, ...], offsets: Sequence[Expr]) -> list[Frame]:
     # A load that is not contiguous along the last axis but is along another one wants a 2-D tile.
+    if len(domain) < 2:
+        return []
     last = len(domain) - 1
     for offset in offsets:
         strides = [coefficient(offset, a, domain) for a in range(len(domain))]
