@@ -175,6 +175,9 @@ def _first_twice(lists: Sequence[list[Config]]) -> list[list[Config]]:
 
 def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
     _, rows, columns = frame.sizes
+    if frame.unroll not in (1, 2, 4):
+        yield from _interleaved(number, frame)
+        return
     if not frame.rows:
         for block, warps in ((1024, 4), (2048, 4), (2048, 8), (512, 4), (4096, 8), (512, 2), (256, 2), (8192, 8)):
             block = max(block // frame.unroll, 32)
@@ -203,9 +206,19 @@ def _held(frame: Frame) -> int:
     return math.prod(frame.domain[a] for a in frame.held)
 
 
+def _interleaved(number: int, frame: Frame) -> Iterator[Config]:
+    """Blocks of columns of which each thread has eight neighbours, or fewer where a column has many values."""
+    columns = power_of_two(frame.sizes[2])
+    for warps, times in ((4, 1), (2, 1), (1, 1), (8, 1), (4, 2), (2, 2)):
+        yield Config(number, 1, min(32 * warps * frame.columns_each * times, columns), warps)
+
+
 def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
     # at most eight elements a thread, since each holds the reads of a whole window
     _, rows, columns = frame.sizes
+    if frame.unroll not in (1, 2, 4):
+        yield from _interleaved(number, frame)
+        return
     if not frame.rows:
         for block, warps in ((1024, 4), (512, 4), (512, 2), (2048, 8), (1024, 8), (256, 2)):
             block = max(block // frame.unroll, 32)
