@@ -25,6 +25,7 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.structure import Structures
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
+from jaxorch.orchestration.ahead import Ahead
 from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates, sharing
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
@@ -33,10 +34,11 @@ from jaxorch.orchestration.leftover import GAP_US, xla_time
 from jaxorch.orchestration.peak import peak
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Version
 from jaxorch.orchestration.progress import Progress
-from jaxorch.orchestration.tune import Tuned, place, tune
+from jaxorch.orchestration.tune import Tuned, Underway, begin, place, tune
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
+from jaxorch.runtime.workers import Workers
 from jaxorch.target import Target, local_arch
 
 __all__ = ["Over", "Rival", "Session", "Steps", "Way"]
@@ -301,32 +303,45 @@ class Way:
 
     def tried(self) -> Steps | None:
         steps: list[KernelStep | LeftStep] = []
-        chosen = (self.choice.options[number] for number in self.choice.solution.chosen)
-        self.session.progress.expect(len({o.structure for o in chosen if isinstance(o, Fused)} - {*self.session.tuned}))
-        for number in self.choice.solution.chosen:
-            option = self.choice.options[number]
-            if isinstance(option, Left):
-                steps.append(LeftStep(option, self.reason(option), self.candidate(option).cost))
-                continue
-            step = self.tuned(option, self.session.estimates[option.structure])
-            if step is None:
-                return None
-            steps.append(step)
+        untuned = self.untuned()
+        self.session.progress.expect(len(untuned))
+        with Workers() as workers:
+            ahead = Ahead({s: partial(self.begun, kernel, workers) for s, kernel in untuned.items()})
+            for number in self.choice.solution.chosen:
+                option = self.choice.options[number]
+                if isinstance(option, Left):
+                    steps.append(LeftStep(option, self.reason(option), self.candidate(option).cost))
+                    continue
+                step = self.tuned(option, self.session.estimates[option.structure], ahead)
+                if step is None:
+                    return None
+                steps.append(step)
         return tuple(steps)
 
-    def tuned(self, option: Fused, estimate: float) -> KernelStep | None:
+    def untuned(self) -> dict[str, Kernel]:
+        """The chosen kernels that are not tuned yet, each structure once."""
+        chosen = (self.choice.options[number] for number in self.choice.solution.chosen)
+        kernels = {o.structure: o.kernel for o in chosen if isinstance(o, Fused)}
+        return {s: kernel for s, kernel in kernels.items() if s not in self.session.tuned}
+
+    def begun(self, kernel: Kernel, workers: Workers) -> Underway | None:
+        """A kernel whose configurations have begun to compile, if they are going to be timed."""
+        if not self.session.live:
+            return None
+        return begin(self.graph, kernel, self.session.device, workers=workers, **self.common(kernel))
+
+    def tuned(self, option: Fused, estimate: float, ahead: Ahead) -> KernelStep | None:
         """The kernel's step; None if it failed, which is recorded."""
         kernel, structure, session = option.kernel, option.structure, self.session
         if structure in session.failed:  # in another way
             return None
-        header = header_of(self.trace, self.graph, kernel)
         if session.options.backend == "interpret":
-            config = configurations(self.graph, kernel)[0]
+            config, header = configurations(self.graph, kernel)[0], header_of(self.trace, self.graph, kernel)
             return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
         if structure not in session.tuned:
             try:
                 with session.progress.step(self.doing(kernel)):
-                    session.tuned[structure] = self.fastest(kernel, header)
+                    session.tuned[structure] = self.fastest(kernel, structure, ahead)
             except (CompileError, UnsupportedError) as error:
                 session.failed[structure] = None
                 session.failures[str(error)] = None
@@ -338,16 +353,21 @@ class Way:
         names = " ".join(names_of(self.graph.nodes[n] for n in kernel.nodes))
         return f"{'tunes' if self.session.live else 'compiles'} {kernel.schedule}: {names:.40}"
 
-    def fastest(self, kernel: Kernel, header: Sequence[str]) -> Tuned:
+    def fastest(self, kernel: Kernel, structure: str, ahead: Ahead) -> Tuned:
         """The kernel in its best configuration, or in the first where the search for that is interrupted."""
-        session = self.session
-        common: dict[str, Any] = {"effort": session.options.effort, "store": session.store, "header": header}
+        session, common = self.session, self.common(kernel)
         if session.live:
             try:
-                return tune(self.graph, kernel, session.device, live=True, **common)
+                underway = ahead.take(structure)
+                return tune(self.graph, kernel, session.device, live=True, underway=underway, **common)
             except KeyboardInterrupt:
                 session.interrupt()
         return tune(self.graph, kernel, session.device, live=False, **common)
+
+    def common(self, kernel: Kernel) -> dict[str, Any]:
+        """What `begin` and `tune` are told alike."""
+        header = header_of(self.trace, self.graph, kernel)
+        return {"effort": self.session.options.effort, "store": self.session.store, "header": header}
 
     def reason(self, left: Left) -> str:
         nodes = [self.graph.nodes[n] for n in left.nodes]

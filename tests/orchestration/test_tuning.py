@@ -40,8 +40,10 @@ class Machine:
         self.before_comparing = lambda: None
         monkeypatch.setattr(choice, "local_arch", lambda: 90)
         monkeypatch.setattr(tune, "check", lambda *args, **named: self.compiled())
-        monkeypatch.setattr(tune, "check_all", lambda sources, *args, **named: [self.compiled() for _ in sources])
-        monkeypatch.setattr(tune, "launched", lambda source, outputs, rotation, *, tickets: source)
+        monkeypatch.setattr(tune, "check_soon", lambda sources, *a, **named: lambda: [self.compiled() for _ in sources])
+        monkeypatch.setattr(tune, "forget", lambda *args, **named: None)
+        monkeypatch.setattr(tune, "launchable", lambda sources, outputs, rotation, *, tickets: sources)
+        monkeypatch.setattr(tune, "launched", lambda source, rotation: source)
         monkeypatch.setattr(tune, "agreeing", lambda versions, arguments, donated: [True] * len(versions))
         monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
         monkeypatch.setattr(tune, "device_times", self.times)
