@@ -109,6 +109,23 @@ def test_layers_with_attention_hold_no_scores_and_copy_no_cache(name, h200):
     assert 1.5 * compiled.memory.temp_size_in_bytes < plain.memory.temp_size_in_bytes
 
 
+def test_a_looked_up_row_is_normed_and_multiplied_by_one_kernel(h200):
+    """Whether there is such a row is a branch inside the loop whose sums have one row."""
+
+    def f(table, scale, w, number):
+        row = table.at[number].get(mode="fill")[None].astype(jnp.float32)
+        square = jnp.mean(jnp.square(row), -1, keepdims=True)
+        return (row * lax.rsqrt(square + 1e-5) * scale.astype(jnp.float32)).astype(w.dtype) @ w
+
+    shapes = ((32000, 2048), (2048,), (2048, 4096))
+    specs = [*(jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes), jax.ShapeDtypeStruct((), jnp.int32)]
+    compiled = compile_program(f, specs, h200)
+    (kernel,) = compiled.report.kernels
+    assert (kernel.schedule, kernel.spill_bytes) == ("gemm", 0)
+    assert "else:" in kernel.code
+    assert not compiled.report.left
+
+
 def test_growing_caches_are_written_once_each(h200):
     """By the kernel that multiplies them, beside which there is but the one that adds up the parts of its sums."""
     compiled = compile_case("kv_concat", h200)

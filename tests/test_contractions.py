@@ -51,7 +51,8 @@ def decode(x, wn, wqkv, wo, kc, vc, c, s, pos):
 
 def token(table, wn, w, number):
     """The first product of a decoder for one token: a row that is NaN where the token is none, normed."""
-    return rms_norm(table.at[number].get(mode="fill")[None], wn) @ w
+    row = table.at[number].get(mode="fill")[None].astype(F32)
+    return rms_norm(row, wn.astype(F32)).astype(w.dtype) @ w
 
 
 def vision(x, w, b, wo):
