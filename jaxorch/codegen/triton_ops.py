@@ -319,12 +319,17 @@ class TritonOps(Writer):
 
     # Values
 
-    def spread(self, value: Text) -> Text:
-        """The value as a whole tile."""
-        if self.whole <= value.dims:
-            return value
-        shape = self.shape(self.tile.block_columns)
-        return self.name(f"tl.broadcast_to({value.name}, {shape})", self.whole | value.dims)
+    def spread(self, value: Text, varied: frozenset[int] | None = None) -> Text:
+        """The value as a whole tile, but for axes of one coordinate that are not `varied` along, if that is given."""
+        wanted = self.whole
+        if varied is not None:
+            wanted = frozenset(axis for axis in wanted if axis in varied or self.tile.sizes[axis] > 1)
+        return value if wanted <= value.dims else self.widen(value, wanted)
+
+    def widen(self, value: Text, dims: frozenset[int]) -> Text:
+        """The value as a tile that has all its lanes along `dims`."""
+        shape = self.shape(self.tile.block_columns if COLUMN in dims else 1, None if ROW in dims else 1)
+        return self.name(f"tl.broadcast_to({value.name}, {shape})", dims | value.dims)
 
     def const(self, value: bool | int | float, dtype: np.dtype[Any]) -> Text:
         return Text(triton_literal(value, dtype), frozenset())
@@ -427,29 +432,39 @@ def _straight_name(tile: Tile) -> str:
 
 
 class _Branch:
+    """Both sides are written once both are known, since their results must be of one shape."""
+
     def __init__(self, ops: TritonOps, condition: str) -> None:
         self.ops, self.condition = ops, condition
         self.target = f"choice{ops.count}"
         ops.count += 1
         self.dims = frozenset[int]()
+        self.sides: list[tuple[str, Block, Text]] = []
+        self.value = Text("", frozenset())
 
     @contextmanager
     def side(self, head: str) -> Generator[None]:
         self.ops.blocks.append(Block("branch"))
         yield
-        block = self.ops.blocks.pop()
-        self.ops.indented(head, block)
+        self.sides.append((head, self.ops.blocks.pop(), self.value))
 
     def then(self) -> AbstractContextManager[None]:
         return self.side(f"if {self.condition}:")
 
-    def otherwise(self) -> AbstractContextManager[None]:
-        return self.side("else:")
+    @contextmanager
+    def otherwise(self) -> Generator[None]:
+        with self.side("else:"):
+            yield
+        varied = frozenset[int]().union(*(value.dims for _, _, value in self.sides))
+        for head, block, value in self.sides:
+            self.ops.blocks.append(block)
+            found = self.ops.spread(value, varied)
+            self.ops.put(f"{self.target} = {found.name}")
+            self.dims |= found.dims
+            self.ops.indented(head, self.ops.blocks.pop())
 
     def set(self, value: Text) -> None:
-        whole = self.ops.spread(value)
-        self.dims |= whole.dims
-        self.ops.put(f"{self.target} = {whole.name}")
+        self.value = value
 
     def result(self) -> Text:
         return Text(self.target, self.dims)
