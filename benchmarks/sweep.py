@@ -20,10 +20,11 @@ from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.options import Options
 from jaxorch.orchestration.cost import config_time
 from jaxorch.orchestration.devices import Device, device
+from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.tune import FEW_SPILLS, TRIES, launched, random_arguments
+from jaxorch.orchestration.tune import FEW_SPILLS, TRIES, launchable, launched
 from jaxorch.pipeline import planned
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import check
@@ -59,7 +60,8 @@ def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int
         try:
             compiled = check(source, inputs, outputs, arch=table.arch, shared_limit=table.shared_per_block)
             if rotation:
-                running[len(rows)] = launched(source, outputs, rotation)
+                (version,) = launchable([source], outputs, rotation)
+                running[len(rows)] = launched(version, rotation)
         except (JaxorchError, jax.errors.JaxRuntimeError) as error:
             failure = str(error).splitlines()[0]
         frame = kernel.frames[config.frame]

@@ -252,6 +252,12 @@ class CountOps:
         yield
         self.taken, self.splits = outer
 
+    @contextmanager
+    def owner(self, tile: Tile, live: Guard, place: Expr) -> Generator[None]:
+        self.splits = tile.splits
+        yield
+        self.splits = 1
+
     def over_points(self, count: int) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -17,12 +17,16 @@ from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["Config", "configurations", "power_of_two", "tile_count", "whole"]
+__all__ = ["Config", "configurations", "joins", "power_of_two", "tile_count", "whole"]
 
 
 _FULL = 256  # programs that keep a large GPU busy
 _POINTS = 8  # elements that a thread has of a tile: 16-byte loads of bfloat16
 _RESULTS = 32  # values of windows that a thread has in its registers while it reads what they share
+
+# Elements of all parts of a tile that a thread may have to add up where the last of the tile's programs does it: its
+# loads are in flight together. More are left to a launch of their own, with more programs.
+_JOINED = 64
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,6 +55,13 @@ def tile_count(kernel: Kernel, config: Config) -> int:
     grid, rows, _, *heads = kernel.frames[config.frame].sizes
     blocks = kernel.column_blocks(config.frame, config.block_columns)
     return grid * -(-rows // config.block_rows) * blocks * math.prod(-(-n // config.heads) for n in heads)
+
+
+def joins(kernel: Kernel, config: Config) -> bool:
+    """Whether the last program to leave its part of a tile combines the parts, in the same launch."""
+    _, rows, columns, *_ = kernel.frames[config.frame].sizes
+    tile = min(rows, config.block_rows) * min(columns, config.block_columns) * config.heads
+    return config.splits > 1 and config.splits * tile <= _JOINED * 32 * config.num_warps
 
 
 def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
@@ -86,9 +97,14 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
 
 
 def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
-    """Configurations of these blocks; sums are not split where results are written in place."""
+    """Configurations of these blocks; sums are not split over two launches where results are written in place.
+
+    Keys that are written are read by one block of rows.
+    """
     found = [Config(frame, *each, heads=heads) for *each, heads in blocks]
-    return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
+    if kernel.core and kernel.core.written:
+        found = [c for c in found if c.block_rows >= kernel.frames[frame].sizes[1]]
+    return [c if joins(kernel, c) else replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
 
 
 def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[Config]:
@@ -101,7 +117,7 @@ def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[C
     assert kernel.core is not None
     grid = kernel.frames[0].sizes[0]
     reduced = sum(isinstance(graph.nodes[n], Reduce) for n in kernel.nodes)
-    if kernel.unrolled or reduced > 2:  # the peak and the total
+    if kernel.unrolled or reduced > 2 or kernel.core.written:  # the peak and the total
         return found
     more: list[Config] = []
     for config in found[:3]:
@@ -159,6 +175,9 @@ def _first_twice(lists: Sequence[list[Config]]) -> list[list[Config]]:
 
 def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
     _, rows, columns = frame.sizes
+    if frame.unroll not in (1, 2, 4):
+        yield from _interleaved(number, frame)
+        return
     if not frame.rows:
         for block, warps in ((1024, 4), (2048, 4), (2048, 8), (512, 4), (4096, 8), (512, 2), (256, 2), (8192, 8)):
             block = max(block // frame.unroll, 32)
@@ -187,9 +206,19 @@ def _held(frame: Frame) -> int:
     return math.prod(frame.domain[a] for a in frame.held)
 
 
+def _interleaved(number: int, frame: Frame) -> Iterator[Config]:
+    """Blocks of columns of which each thread has eight neighbours, or fewer where a column has many values."""
+    columns = power_of_two(frame.sizes[2])
+    for warps, times in ((4, 1), (2, 1), (1, 1), (8, 1), (4, 2), (2, 2)):
+        yield Config(number, 1, min(32 * warps * frame.columns_each * times, columns), warps)
+
+
 def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
     # at most eight elements a thread, since each holds the reads of a whole window
     _, rows, columns = frame.sizes
+    if frame.unroll not in (1, 2, 4):
+        yield from _interleaved(number, frame)
+        return
     if not frame.rows:
         for block, warps in ((1024, 4), (512, 4), (512, 2), (2048, 8), (1024, 8), (256, 2)):
             block = max(block // frame.unroll, 32)

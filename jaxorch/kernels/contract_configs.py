@@ -23,6 +23,7 @@ _LEAST = 16  # rows or columns of the matrix unit's smallest tile
 # programs wanted before sums are split: two for each processor of a large GPU where memory is what binds, else one
 _FEW_ROWS_PROGRAMS = 256
 _PROGRAMS = 128
+_SCARCE = 32  # tiles of 64 by 64, for a quarter of those processors
 _HEADS_SUMS = 64  # most elements of the sums of a tile with heads that a thread holds
 
 
@@ -69,7 +70,9 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     assert core is not None
     _, rows, columns, *heads = frame.sizes
     found: list[tuple[int, Blocks]] = []
-    shapes = _heads_shapes(*heads) if heads else ((*shape, 1) for shape in _gemm_shapes(rows, columns))
+    scarce = not heads and rows > _LEAST and _tiles(frame, 64, 64) <= _SCARCE
+    plain = (*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns))
+    shapes = _heads_shapes(*heads) if heads else ((*shape, 1) for shape in plain)
     for block_rows, block_columns, depth, warps, stages, held in shapes:
         block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
         if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
@@ -78,7 +81,8 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
         programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held))
         few = rows <= 64
-        splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, 512, _PROGRAMS)
+        least = 128 if scarce else 512
+        splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, least, _PROGRAMS)
         for nth, splits in enumerate(splits_of if not (core.beside or core.sums) else (1,)):
             found.append((nth if heads else splits > 1, (block_rows, block_columns, warps, stages, keys, splits, held)))
     # Stable: of those with enough programs the best guess first, those whose sums are whole before all others; with
@@ -93,9 +97,21 @@ def _depth(block: int, keys: int) -> int:
 
 
 def _programs(frame: Frame, blocks: Blocks) -> int:
-    grid, rows, columns, *heads = frame.sizes
-    tiles = -(-rows // blocks[0]) * -(-columns // blocks[1]) * math.prod(-(-n // blocks[6]) for n in heads)
-    return grid * tiles * blocks[5]
+    heads = frame.sizes[3:]
+    return _tiles(frame, *blocks[:2]) * math.prod(-(-n // blocks[6]) for n in heads) * blocks[5]
+
+
+def _tiles(frame: Frame, block_rows: int, block_columns: int) -> int:
+    """How many tiles there are, those of one head."""
+    grid, rows, columns, *_ = frame.sizes
+    return grid * -(-rows // block_rows) * -(-columns // block_columns)
+
+
+def _scarce_shapes() -> Iterator[tuple[int, int, int, int, int]]:
+    """`_gemm_shapes` for a product of so few tiles that most processors idle: what a program does one step after the
+    other is what it takes.
+    """
+    yield from ((32, 32, 256, 4, 4), (16, 64, 256, 4, 4), (32, 64, 256, 4, 3), (16, 32, 512, 4, 3))
 
 
 def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, int]]:

@@ -25,6 +25,7 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.structure import Structures
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
+from jaxorch.orchestration.ahead import Ahead
 from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates, sharing
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
@@ -33,10 +34,11 @@ from jaxorch.orchestration.leftover import GAP_US, xla_time
 from jaxorch.orchestration.peak import peak
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Version
 from jaxorch.orchestration.progress import Progress
-from jaxorch.orchestration.tune import Tuned, place, tune
+from jaxorch.orchestration.tune import Tuned, Underway, begin, place, tune
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
+from jaxorch.runtime.workers import Workers
 from jaxorch.target import Target, local_arch
 
 __all__ = ["Over", "Rival", "Session", "Steps", "Way"]
@@ -47,7 +49,10 @@ type Over = tuple[tuple[int, int], ...]
 """Inputs of a kernel that outputs overwrite, both by number."""
 
 _SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
-"""Seconds, by effort, after which no further plan or choice is tried beside those that are there."""
+"""Seconds, by effort, after which no further plan or choice is tried beside those that are there, ..."""
+
+_CORRECTIONS = 2
+"""... but for as many choices of the first plan: one that is made of estimates alone holds those that are too low."""
 
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
@@ -240,11 +245,16 @@ class Way:
             PlanError: without the kernels that failed there is no choice.
         """
         met = [(self.working(), self.choice)]
-        while self.session.live and self.corrected() and self.session.searches and len(met) <= _ROUNDS:
+        while self.session.live and self.corrected(len(met)) and self.goes_on(len(met)):
             self.choice = self.choose()
             met.append((self.working(), self.choice))
         steps, self.choice = min(met, key=lambda found: self.known_cost(found[1]))
         return steps
+
+    def goes_on(self, choices: int) -> bool:
+        """Whether a choice is to be made again, after so many."""
+        session = self.session
+        return session.live and choices <= _ROUNDS and (session.searches or choices <= _CORRECTIONS)
 
     def known_cost(self, choice: _Choice) -> float:
         """What a choice costs by the times known now, and by the memory that it takes."""
@@ -256,8 +266,8 @@ class Way:
             self.choice = self.choose()
         return steps
 
-    def corrected(self) -> bool:
-        """Puts measured times where estimates were; whether there were any of what is chosen."""
+    def corrected(self, choices: int) -> bool:
+        """Puts measured times where estimates were; whether there were any of what is chosen, after `choices` made."""
         session, chosen = self.session, [self.choice.options[k] for k in self.choice.solution.chosen]
         fresh = {
             o.structure: time
@@ -266,15 +276,15 @@ class Way:
         }
         fresh = {structure: time + GAP_US for structure, time in fresh.items() if structure not in session.timed}
         session.timed.update(fresh)
-        return self.timed_left([o for o in chosen if isinstance(o, Left)]) or bool(fresh)
+        return self.timed_left([o for o in chosen if isinstance(o, Left)], choices) or bool(fresh)
 
-    def timed_left(self, chosen: Sequence[Left]) -> bool:
+    def timed_left(self, chosen: Sequence[Left], choices: int) -> bool:
         """Times XLA's version of chosen nodes that a kernel may have, the dearest first; whether any was."""
         session, found = self.session, False
         costs = {k: self.left_cost(left) for k, left in enumerate(chosen) if self.is_contested(left)}
         for k in sorted(costs, key=lambda k: -costs[k]):
             structure = self.structure(chosen[k])
-            if costs[k] < _CONTESTED_US or structure in session.xla or not session.searches:
+            if costs[k] < _CONTESTED_US or structure in session.xla or not self.goes_on(choices):
                 continue
             session.xla[structure] = self.xla_cost(chosen[k], structure, costs[k])
             found = True
@@ -301,32 +311,45 @@ class Way:
 
     def tried(self) -> Steps | None:
         steps: list[KernelStep | LeftStep] = []
-        chosen = (self.choice.options[number] for number in self.choice.solution.chosen)
-        self.session.progress.expect(len({o.structure for o in chosen if isinstance(o, Fused)} - {*self.session.tuned}))
-        for number in self.choice.solution.chosen:
-            option = self.choice.options[number]
-            if isinstance(option, Left):
-                steps.append(LeftStep(option, self.reason(option), self.candidate(option).cost))
-                continue
-            step = self.tuned(option, self.session.estimates[option.structure])
-            if step is None:
-                return None
-            steps.append(step)
+        untuned = self.untuned()
+        self.session.progress.expect(len(untuned))
+        with Workers() as workers:
+            ahead = Ahead({s: partial(self.begun, kernel, workers) for s, kernel in untuned.items()})
+            for number in self.choice.solution.chosen:
+                option = self.choice.options[number]
+                if isinstance(option, Left):
+                    steps.append(LeftStep(option, self.reason(option), self.candidate(option).cost))
+                    continue
+                step = self.tuned(option, self.session.estimates[option.structure], ahead)
+                if step is None:
+                    return None
+                steps.append(step)
         return tuple(steps)
 
-    def tuned(self, option: Fused, estimate: float) -> KernelStep | None:
+    def untuned(self) -> dict[str, Kernel]:
+        """The chosen kernels that are not tuned yet, each structure once."""
+        chosen = (self.choice.options[number] for number in self.choice.solution.chosen)
+        kernels = {o.structure: o.kernel for o in chosen if isinstance(o, Fused)}
+        return {s: kernel for s, kernel in kernels.items() if s not in self.session.tuned}
+
+    def begun(self, kernel: Kernel, workers: Workers) -> Underway | None:
+        """A kernel whose configurations have begun to compile, if they are going to be timed."""
+        if not self.session.live:
+            return None
+        return begin(self.graph, kernel, self.session.device, workers=workers, **self.common(kernel))
+
+    def tuned(self, option: Fused, estimate: float, ahead: Ahead) -> KernelStep | None:
         """The kernel's step; None if it failed, which is recorded."""
         kernel, structure, session = option.kernel, option.structure, self.session
         if structure in session.failed:  # in another way
             return None
-        header = header_of(self.trace, self.graph, kernel)
         if session.options.backend == "interpret":
-            config = configurations(self.graph, kernel)[0]
+            config, header = configurations(self.graph, kernel)[0], header_of(self.trace, self.graph, kernel)
             return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
         if structure not in session.tuned:
             try:
                 with session.progress.step(self.doing(kernel)):
-                    session.tuned[structure] = self.fastest(kernel, header)
+                    session.tuned[structure] = self.fastest(kernel, structure, ahead)
             except (CompileError, UnsupportedError) as error:
                 session.failed[structure] = None
                 session.failures[str(error)] = None
@@ -338,16 +361,21 @@ class Way:
         names = " ".join(names_of(self.graph.nodes[n] for n in kernel.nodes))
         return f"{'tunes' if self.session.live else 'compiles'} {kernel.schedule}: {names:.40}"
 
-    def fastest(self, kernel: Kernel, header: Sequence[str]) -> Tuned:
+    def fastest(self, kernel: Kernel, structure: str, ahead: Ahead) -> Tuned:
         """The kernel in its best configuration, or in the first where the search for that is interrupted."""
-        session = self.session
-        common: dict[str, Any] = {"effort": session.options.effort, "store": session.store, "header": header}
+        session, common = self.session, self.common(kernel)
         if session.live:
             try:
-                return tune(self.graph, kernel, session.device, live=True, **common)
+                underway = ahead.take(structure)
+                return tune(self.graph, kernel, session.device, live=True, underway=underway, **common)
             except KeyboardInterrupt:
                 session.interrupt()
         return tune(self.graph, kernel, session.device, live=False, **common)
+
+    def common(self, kernel: Kernel) -> dict[str, Any]:
+        """What `begin` and `tune` are told alike."""
+        header = header_of(self.trace, self.graph, kernel)
+        return {"effort": self.session.options.effort, "store": self.session.store, "header": header}
 
     def reason(self, left: Left) -> str:
         nodes = [self.graph.nodes[n] for n in left.nodes]

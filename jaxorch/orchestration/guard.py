@@ -15,8 +15,9 @@ import jax
 from jaxorch.errors import LaunchError
 from jaxorch.ir.graph import Array
 from jaxorch.orchestration.devices import Device
+from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import program_times
-from jaxorch.orchestration.tune import is_out_of_memory, random_arguments
+from jaxorch.orchestration.tune import is_out_of_memory
 
 __all__ = ["Verdict", "compare"]
 

@@ -16,9 +16,9 @@ from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Array, Graph
 from jaxorch.orchestration.candidates import Left
 from jaxorch.orchestration.devices import Device
+from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import device_times
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.tune import random_arguments
 
 __all__ = ["GAP_US", "xla_time"]
 

@@ -8,8 +8,9 @@ the least scratch memory wins.
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -17,34 +18,36 @@ from itertools import chain
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxorch.codegen.source import Source, generate
 from jaxorch.errors import CompileError, JaxorchError
-from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array, Graph
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.agree import agreeing
 from jaxorch.orchestration.devices import Device
+from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.orchestration.positions import largest_places
 from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import Tickets, call, check, check_all
+from jaxorch.runtime.launch import Tickets, call, check, check_soon, forget
 from jaxorch.runtime.store import Store
+from jaxorch.runtime.workers import Workers
 
 __all__ = [
     "FEW_SPILLS",
     "TRIES",
     "Tuned",
+    "Underway",
+    "begin",
     "in_place",
     "is_out_of_memory",
+    "launchable",
     "launched",
     "least_parts",
     "place",
-    "random_arguments",
     "tune",
 ]
 
@@ -54,7 +57,6 @@ _jax: Any = jax  # what is used of it carries few types
 TRIES = {"fast": 1, "default": 14, "max": 32}
 FEW_SPILLS = 32  # bytes a thread that the clock may find harmless
 _NOISE = 1.02  # times that differ by no more than this factor are one time
-_SETS_BYTES = 3 << 30  # memory for rotated inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,33 +69,76 @@ class Tuned:
     failures: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Underway:
+    """A kernel's configurations as sources, and what waits until worker processes have compiled them."""
+
+    sources: tuple[Source, ...]
+    answers: Callable[[], list[Compiled | CompileError]]
+
+
+def begin(
+    graph: Graph,
+    kernel: Kernel,
+    device: Device,
+    *,
+    effort: str,
+    store: Store,
+    header: Sequence[str],
+    workers: Workers,
+) -> Underway | None:
+    """Begins to compile what `tune` will time; None where it is in the store.
+
+    Raises:
+        CompileError: the kernel cannot be written.
+        UnsupportedError: neither.
+    """
+    configs = configurations(graph, kernel)[: TRIES[effort]]
+    first = generate(graph, kernel, configs[0], header=header)
+    known = _known(store, _key(device, configs, first), configs)
+    if known is not None and known[1] is not None:
+        return None
+    sources = (first, *(generate(graph, kernel, c, header=header) for c in configs[1:]))
+    return Underway(sources, check_soon(sources, *arguments(graph, kernel), **_limits(device), workers=workers))
+
+
 def tune(
-    graph: Graph, kernel: Kernel, device: Device, *, effort: str, live: bool, store: Store, header: Sequence[str]
+    graph: Graph,
+    kernel: Kernel,
+    device: Device,
+    *,
+    effort: str,
+    live: bool,
+    store: Store,
+    header: Sequence[str],
+    underway: Underway | None = None,
 ) -> Tuned:
-    """The best configuration found.
+    """The best configuration found; `underway`: what has begun to compile of them.
 
     Raises:
         CompileError: no configuration compiles for the device, or none launches on it.
     """
-    configs = configurations(graph, kernel)[: TRIES[effort]]
+    # where nothing is timed no more are compiled than it takes
+    configs = configurations(graph, kernel)[: TRIES[effort if live else "default"]]
     first = generate(graph, kernel, configs[0], header=header)
-    sources = chain([first], (generate(graph, kernel, c, header=header) for c in configs[1:]))
     inputs, outputs = arguments(graph, kernel)
-    limits = {"arch": device.arch, "shared_limit": device.shared_per_block}
-    key = f"{place(device)}-{len(configs)}-{first.digest}"
-    known = store.get("config", key)
-    if known is not None and (live is False or known.get("measured") is not None):
-        for config in configs:
-            if _record(config) == known.get("config"):
-                source = generate(graph, kernel, config, header=header)
-                compiled = check(source, inputs, outputs, **limits, store=store)
-                return Tuned(source, compiled, _number(known.get("measured")), ())
+    limits = _limits(device)
+    key = _key(device, configs, first)
+    known = _known(store, key, configs)
+    if known is not None and (known[1] is not None or not live):
+        source = generate(graph, kernel, known[0], header=header)
+        return Tuned(source, check(source, inputs, outputs, **limits, store=store), known[1], ())
     failures: list[str] = []
     if not live:
+        sources = chain([first], (generate(graph, kernel, c, header=header) for c in configs[1:]))
         source, compiled = _first(sources, lambda s: check(s, inputs, outputs, **limits, store=store), failures)
         return Tuned(source, compiled, None, tuple(failures))
-    every = list(sources)
-    usable = _usable(every, check_all(every, inputs, outputs, **limits), failures)
+    with Workers() as workers:
+        if underway is None:
+            underway = begin(graph, kernel, device, effort=effort, store=store, header=header, workers=workers)
+            assert underway is not None, "what is not known is begun"
+        found = underway.answers()
+    usable = _usable(underway.sources, found, failures)
     places = largest_places(graph, kernel.inputs)
     try:
         best, measured = _fastest([s for s, _ in usable], inputs, outputs, device, failures, places)
@@ -102,8 +147,25 @@ def tune(
             raise CompileError(f"no configuration could be timed: {error}") from error
         source, compiled = usable[0]
         return Tuned(source, compiled, None, (*failures, "not timed: too little device memory free"))
+    compiled = check(best, inputs, outputs, **limits, store=store)
+    forget((s for s in underway.sources if s is not best), inputs, outputs, arch=device.arch)
     store.put("config", key, {"config": _record(best.config), "measured": measured})
-    return Tuned(best, check(best, inputs, outputs, **limits, store=store), measured, tuple(failures))
+    return Tuned(best, compiled, measured, tuple(failures))
+
+
+def _limits(device: Device) -> dict[str, Any]:
+    return {"arch": device.arch, "shared_limit": device.shared_per_block}
+
+
+def _key(device: Device, configs: Sequence[Config], first: Source) -> str:
+    return f"{place(device)}-{len(configs)}-{first.digest}"
+
+
+def _known(store: Store, key: str, configs: Sequence[Config]) -> tuple[Config, float | None] | None:
+    """The configuration that the store has, if it is one of these, with the time measured."""
+    record = store.get("config", key) or {}
+    found = next((c for c in configs if _record(c) == record.get("config")), None)
+    return None if found is None else (found, _number(record.get("measured")))
 
 
 def place(device: Device) -> str:
@@ -175,9 +237,10 @@ def _fastest(
         drawn = [[*arguments, _jax.lax.full((tickets,), 0, np.int32)] for arguments in drawn]
     rotation = Rotation(drawn, donated)
     running: list[tuple[Source, Callable[..., Any]]] = []
-    for source in sources:
+    made = launchable(sources, outputs, rotation, tickets=bool(tickets))
+    for source, launch in zip(sources, made, strict=True):
         try:
-            running.append((source, launched(source, outputs, rotation, tickets=bool(tickets))))
+            running.append((source, launched(launch, rotation)))
         except (JaxorchError, _jax.errors.JaxRuntimeError) as error:
             failures.append(f"{source.name} {source.config}: {error}")
     if not running:
@@ -204,50 +267,49 @@ def in_place(source: Source) -> list[int]:
     return [operand for operand, _ in source.aliases]
 
 
-def launched(
-    source: Source, outputs: Sequence[Array], rotation: Rotation, *, tickets: bool = False
-) -> Callable[..., Any]:
-    """A kernel, compiled and launched once on the rotation's next arguments.
+type Launchable = Callable[[], Callable[..., Any]]
+"""Gives a kernel as a compiled function, or raises what went wrong."""
+
+
+def launchable(
+    sources: Sequence[Source], outputs: Sequence[Array], rotation: Rotation, *, tickets: bool = False
+) -> list[Launchable]:
+    """Kernels as functions of the rotation's arguments, compiled by XLA, several at a time.
 
     `tickets`: the last argument is counters for kernels that need them; they are returned behind the results.
+    """
+
+    def lowered(source: Source) -> Any:
+        def run(*operands: Any) -> list[Any]:
+            if not tickets:
+                return call(source, operands, outputs)
+            counters = Tickets(source.tickets, operands[-1])
+            return [*call(source, operands[:-1], outputs, tickets=counters), counters.array]
+
+        last = [len(rotation.sets[0]) - 1] if tickets else []
+        return _jax.jit(run, donate_argnums=[*in_place(source), *last]).lower(*rotation.sets[0])
+
+    made: list[Launchable] = []
+    with ThreadPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
+        for source in sources:
+            try:  # what is traced depends on this thread's settings; what is compiled does not
+                made.append(pool.submit(lowered(source).compile).result)
+            except JaxorchError as error:
+                made.append(partial(_raise, error))
+    return made
+
+
+def _raise(error: JaxorchError) -> Any:
+    raise error
+
+
+def launched(version: Launchable, rotation: Rotation) -> Callable[..., Any]:
+    """A kernel, launched once on the rotation's next arguments.
 
     Raises:
-        JaxorchError: it cannot be compiled.
+        JaxorchError: it cannot be written or compiled.
         JaxRuntimeError: it cannot be launched, or fails when it runs.
     """
-
-    def run(*operands: Any) -> list[Any]:
-        if not tickets:
-            return call(source, operands, outputs)
-        counters = Tickets(source.tickets, operands[-1])
-        return [*call(source, operands[:-1], outputs, tickets=counters), counters.array]
-
-    last = [len(rotation.sets[0]) - 1] if tickets else []
-    jitted: Any = _jax.jit(run, donate_argnums=[*in_place(source), *last])
-    compiled = jitted.lower(*rotation.sets[0]).compile()
+    compiled = version()
     _jax.block_until_ready(rotation.call(compiled))
     return compiled
-
-
-def random_arguments(
-    arrays: Sequence[Array], l2_bytes: int, places: Sequence[int] | None = None
-) -> list[list[jax.Array]]:
-    """Sets of arguments to rotate through, together past the device's last-level cache.
-
-    `places`: the largest place that is looked up by each; a single position is in the upper half of what it may be.
-    """
-    places = places or [1] * len(arrays)
-    size = max(sum(a.nbytes for a in arrays), 1)
-    count = max(1, min(math.ceil(2 * l2_bytes / size) + 1, _SETS_BYTES // size, 16))
-    drawn = list(zip(arrays, places, strict=True))
-    return [[_random(_jax.random.key(1000 * s + k), *a) for k, a in enumerate(drawn)] for s in range(count)]
-
-
-@partial(_jax.jit, static_argnums=(1, 2))
-def _random(key: Any, array: Array, place: int) -> jax.Array:
-    if not is_float(array.dtype):
-        most = 1 if array.dtype.kind == "b" else min(place, int(np.iinfo(array.dtype).max), 2**31 - 2)
-        least = most // 2 if array.size == 1 and most > 1 else 0
-        return _jax.random.randint(key, array.shape, least, most + 1, jnp.int32).astype(array.dtype)
-    wide = jnp.float64 if array.dtype == np.float64 else jnp.float32
-    return _jax.random.normal(key, array.shape, wide).astype(array.dtype)

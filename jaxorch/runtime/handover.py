@@ -16,18 +16,33 @@ from typing import Any
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.source import filename_of, is_generated
 
-__all__ = ["hand_over", "offer"]
+__all__ = ["hand_over", "offer", "offered", "withdraw"]
+
+type _Request = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 type _Key = tuple[str, str, tuple[tuple[str, str], ...], int, int, int]
 
 _offered: dict[_Key, Compiled] = {}
 
 
-def offer(request: tuple[tuple[Any, ...], Mapping[str, Any]], compiled: Compiled) -> None:
+def offer(request: _Request, compiled: Compiled) -> None:
     """Makes a compiled kernel known; `request`: the arguments of `compile_for` that gave it."""
+    _offered[_key(request)] = compiled
+
+
+def offered(request: _Request) -> Compiled | None:
+    """The kernel of a request, if it is known."""
+    return _offered.get(_key(request))
+
+
+def withdraw(request: _Request) -> None:
+    """Forgets a kernel."""
+    _offered.pop(_key(request), None)
+
+
+def _key(request: _Request) -> _Key:
     (text, name, signature, _), named = request
-    file = filename_of(text)
-    _offered[file, name, tuple(signature.items()), named["num_warps"], named["num_stages"], named["arch"]] = compiled
+    return filename_of(text), name, tuple(signature.items()), named["num_warps"], named["num_stages"], named["arch"]
 
 
 def hand_over(jax_triton: Any) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial, reduce
-from itertools import islice
 from typing import Any
 
 import jax
@@ -21,14 +21,16 @@ from jaxorch.codegen.source import Source
 from jaxorch.errors import CompileError, LaunchError
 from jaxorch.ir.graph import Array
 from jaxorch.runtime.compile import Compiled, compile_for
-from jaxorch.runtime.handover import hand_over
+from jaxorch.runtime.handover import hand_over, offer, withdraw
 from jaxorch.runtime.interpret import run
 from jaxorch.runtime.kept import compiled
 from jaxorch.runtime.source import LOCK, jit_from_source
 from jaxorch.runtime.store import Store
-from jaxorch.runtime.workers import Request, compile_all
+from jaxorch.runtime.workers import Request, Workers
 
-__all__ = ["Tickets", "call", "check", "check_all", "interpreted_call"]
+__all__ = ["Tickets", "call", "check", "check_soon", "forget", "interpreted_call"]
+
+type _Answer = Future[Compiled | CompileError]
 
 _lax: Any = jax.lax  # `full` carries few types
 
@@ -147,20 +149,46 @@ def check(
     return _fitting(source, launches, shared_limit)
 
 
-def check_all(
-    sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, shared_limit: int
-) -> list[Compiled | CompileError]:
-    """`check` of each source, in worker processes; nothing is kept."""
+def check_soon(
+    sources: Sequence[Source],
+    inputs: Sequence[Array],
+    outputs: Sequence[Array],
+    *,
+    arch: int,
+    shared_limit: int,
+    workers: Workers,
+) -> Callable[[], list[Compiled | CompileError]]:
+    """`check` of each source, begun in worker processes; what is returned waits for them.
+
+    Kernels are handed over to jax-triton as they are until they are given to `forget`; nothing is stored.
+    """
     requests = [_requests(source, inputs, outputs, arch) for source in sources]
-    answers = iter(compile_all([request for launches in requests for request in launches]))
-    found: list[Compiled | CompileError] = []
-    for source, launches in zip(sources, requests, strict=True):
-        made = list(islice(answers, len(launches)))
-        try:
-            found.append(_fitting(source, [_raised(c) for c in made], shared_limit))
-        except CompileError as error:
-            found.append(error)
-    return found
+    begun = [workers.begin(launches) for launches in requests]
+
+    def checked(source: Source, launches: Sequence[Request], answers: Sequence[_Answer]) -> Compiled:
+        made = [_raised(answer.result()) for answer in answers]
+        for request, kernel in zip(launches, made, strict=True):
+            if kernel.entry:
+                offer(request, kernel)
+        return _fitting(source, made, shared_limit)
+
+    def wait() -> list[Compiled | CompileError]:
+        found: list[Compiled | CompileError] = []
+        for asked in zip(sources, requests, begun, strict=True):
+            try:
+                found.append(checked(*asked))
+            except CompileError as error:
+                found.append(error)
+        return found
+
+    return wait
+
+
+def forget(sources: Iterable[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int) -> None:
+    """Lets go of compiled kernels that nobody will launch."""
+    for source in sources:
+        for request in _requests(source, inputs, outputs, arch):
+            withdraw(request)
 
 
 def _raised(answer: Compiled | CompileError) -> Compiled:

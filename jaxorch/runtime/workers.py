@@ -1,7 +1,7 @@
 """Kernels compiled in worker processes, several at a time, each under a time limit.
 
-Input: the arguments of `compile_for`, once for each kernel.  Output: for each what it gives, or a `CompileError`.
-Invariant: a compiler that crashes or hangs takes its worker with it, and nothing else.
+Input: the arguments of `compile_for`, once for each kernel.  Output: for each what it gives, or a `CompileError`, when
+it is asked for.  Invariant: a compiler that crashes or hangs takes its worker with it, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
 
 from jaxorch.errors import CompileError
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.worker import receive, send
 
-__all__ = ["SECONDS", "Request", "compile_all"]
+__all__ = ["SECONDS", "Request", "Workers", "compile_all"]
 
 SECONDS = 120.0
 """How long one kernel may take to compile."""
@@ -37,13 +36,32 @@ _lock = threading.Lock()
 _ending: list[subprocess.Popen[bytes]] = []
 
 
+class Workers:
+    """Compiles kernels in as many processes as there are processors, while others are awaited or timed.
+
+    A context manager: what has not begun at its end never does.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        """`seconds`: how long one kernel may take."""
+        self._seconds = seconds
+        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def begin(self, requests: Sequence[Request]) -> list[Future[Compiled | CompileError]]:
+        """Puts kernels behind those that were begun before."""
+        return [self._pool.submit(_compiled, request, self._seconds) for request in requests]
+
+
 def compile_all(requests: Sequence[Request], *, seconds: float = SECONDS) -> list[Compiled | CompileError]:
-    """Compiles every kernel, in as many processes as there are processors."""
-    count = min(len(requests), os.cpu_count() or 1, _MOST)
-    if not count:
-        return []
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(partial(_compiled, seconds=seconds), requests))
+    """Compiles every kernel, and waits for all."""
+    with Workers(seconds) as workers:
+        return [answer.result() for answer in workers.begin(requests)]
 
 
 def _compiled(request: Request, seconds: float) -> Compiled | CompileError:

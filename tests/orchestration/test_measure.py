@@ -1,6 +1,5 @@
 """The timing primitive: interleaving, rotation, donation, the profiler's records, and the wall clock in its place."""
 
-import time
 import types
 
 import jax
@@ -158,38 +157,59 @@ def test_device_time_of_a_copy():
     measure._CUPTI_LOCK.release()
 
 
+class _Clock:
+    """Stands in for the module `time`: it goes on when somebody sleeps, and a little whenever it is read."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1e-7
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = _Clock()
+    monkeypatch.setattr(measure, "time", made)
+    return made
+
+
 class _Device:
     """Serves calls one after the other, each for a millisecond, and answers `late` seconds after the last."""
 
-    def __init__(self, late=0.0):
-        self.free, self.late = 0.0, late
+    def __init__(self, clock, late=0.0):
+        self.clock, self.free, self.late = clock, 0.0, late
 
     def call(self, x):
-        self.free = max(time.perf_counter(), self.free) + 1e-3
-        return _Later(self.free + self.late)
+        self.free = max(self.clock.perf_counter(), self.free) + 1e-3
+        return _Later(self.clock, self.free + self.late)
 
 
 class _Later:
-    def __init__(self, ready):
-        self.ready = ready
+    def __init__(self, clock, ready):
+        self.clock, self.ready = clock, ready
 
     def block_until_ready(self):
-        time.sleep(max(self.ready - time.perf_counter(), 0))
+        self.clock.sleep(max(self.ready - self.clock.perf_counter(), 0))
 
 
-def test_programs_are_timed_by_the_queue_where_kernels_are_not_all(monkeypatch):
+def test_programs_are_timed_by_the_queue_where_kernels_are_not_all(monkeypatch, clock):
     """CUPTI says 1 µs for all; one lets the device work for a millisecond, one keeps the host busy for as long."""
     kernels = tuple(Timing(1.0, 1.0, 1.0, 3, (("k", 1.0),), "cupti") for _ in range(2))
     monkeypatch.setattr(measure, "_times", lambda *_: kernels)
     sets = [(jnp.ones(4),)]
-    busy, slow = (lambda x: time.sleep(1e-3) or x), _Device().call
+    busy, slow = (lambda x: clock.sleep(1e-3) or x), _Device(clock).call
     assert program_times([busy, busy], sets) == kernels
     first, second = program_times([busy, slow], sets, repeats=12)
     assert (first.source, second.source, second.kernels) == ("queue", "queue", kernels[1].kernels)
-    assert second.median_us > 900
+    assert second.median_us == pytest.approx(1000, rel=0.01)
 
 
-def test_what_any_queue_takes_to_start_and_end_is_not_a_programs_time(monkeypatch):
+def test_what_any_queue_takes_to_start_and_end_is_not_a_programs_time(monkeypatch, clock):
     kernels = (Timing(950.0, 950.0, 950.0, 3, (("k", 950.0),), "cupti"),)
     monkeypatch.setattr(measure, "_times", lambda *_: kernels)
-    assert program_times([_Device(late=5e-3).call], [(jnp.ones(4),)], repeats=20) == kernels
+    assert program_times([_Device(clock, late=5e-3).call], [(jnp.ones(4),)], repeats=20) == kernels

@@ -318,7 +318,7 @@ def test_each_operand_given_away_for_timing_has_a_result(monkeypatch):
     live = property(lambda self: True)
     monkeypatch.setattr(planner, "compare", timed)
     monkeypatch.setattr(choice.Session, "live", live)
-    monkeypatch.setattr(choice.Way, "corrected", lambda self: False)
+    monkeypatch.setattr(choice.Way, "corrected", lambda self, choices: False)
     target = Target("cpu", "h200", live=False, donated=(True, True, False))
     pipeline.planned(jax.make_jaxpr(f)(SQUARE, SQUARE, SQUARE), INTERPRET, target)
     assert asked == [[0, 1]]
@@ -333,7 +333,7 @@ def test_an_interrupt_while_kernels_are_made_to_overwrite_ends_the_tuning_alone(
     with pytest.raises(KeyboardInterrupt):  # nothing was being tuned
         pipeline.planned(*specs)
     monkeypatch.setattr(choice.Session, "live", property(lambda self: not self.interrupted))
-    monkeypatch.setattr(choice.Way, "corrected", lambda self: False)
+    monkeypatch.setattr(choice.Way, "corrected", lambda self, choices: False)
     with pytest.warns(jaxorch.JaxorchWarning, match="interrupted"):
         plan = pipeline.planned(*specs)
     assert plan.kernels

@@ -14,9 +14,10 @@ from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.orchestration import tune as module
 from jaxorch.orchestration.devices import DEVICES
+from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import Timing
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.tune import least_parts, random_arguments, tune
+from jaxorch.orchestration.tune import begin, least_parts, tune
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.store import Store
 from tests.codegen.drive import program, whole_kernel
@@ -35,12 +36,13 @@ class Machine:
 
     def __init__(self, monkeypatch, microseconds=lambda config: 10.0):
         self.microseconds = microseconds
-        self.compiled, self.launched, self.timed = [], [], 0
+        self.compiled, self.launched, self.forgotten, self.timed = [], [], [], 0
         self.spills = lambda config: 0
         self.gives = lambda config: 0.0
         self.compile_fails = self.launch_fails = lambda config: False
         monkeypatch.setattr(module, "check", self.check)
-        monkeypatch.setattr(module, "check_all", self.check_all)
+        monkeypatch.setattr(module, "check_soon", self.check_soon)
+        monkeypatch.setattr(module, "forget", self.forget)
         monkeypatch.setattr(module, "call", self.call)
         monkeypatch.setattr(module, "device_times", self.device_times)
 
@@ -52,14 +54,17 @@ class Machine:
             raise CompileError(f"{source.name}: too much shared memory")
         return Compiled("", 32, self.spills(source.config), 0, 0.0)
 
-    def check_all(self, sources, inputs, outputs, **limits):
+    def check_soon(self, sources, inputs, outputs, *, workers, **limits):
         found = []
         for source in sources:
             try:
                 found.append(self.check(source, inputs, outputs, **limits))
             except CompileError as error:
                 found.append(error)
-        return found
+        return lambda: found
+
+    def forget(self, sources, inputs, outputs, *, arch):
+        self.forgotten += [s.config for s in sources]
 
     def call(self, source, operands, outputs, *, tickets=None):
         self.launched.append(source.config)
@@ -98,10 +103,11 @@ def test_without_a_device_the_first_that_compiles_is_taken(made, machine, store)
     assert found.source.text.startswith("# a header\n")
 
 
-def test_without_a_device_a_failure_moves_on(made, machine, store):
+@pytest.mark.parametrize("effort", ["fast", "default", "max"])
+def test_without_a_device_a_failure_moves_on(made, machine, store, effort):
     configs = configurations(*made)
     machine.compile_fails = lambda config: config in configs[:2]
-    found = tuned(made, store, live=False)
+    found = tuned(made, store, effort=effort, live=False)
     assert found.source.config == configs[2]
     assert len(found.failures) == 2
     assert all("shared memory" in f for f in found.failures)
@@ -112,6 +118,19 @@ def test_the_fastest_is_chosen(made, machine, store):
     machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
     found = tuned(made, store)
     assert (found.source.config, found.measured) == (wanted, 5.0)
+
+
+def test_what_was_begun_is_waited_for_and_the_others_are_forgotten(made, machine, store):
+    named = {"effort": "default", "store": store, "header": ["a header"]}
+    underway = begin(*made, H200, workers=None, **named)
+    compiled = list(machine.compiled)
+    assert compiled == list(configurations(*made)[: len(compiled)])
+    wanted = compiled[3]
+    machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
+    assert tune(*made, H200, live=True, underway=underway, **named).source.config == wanted
+    assert machine.compiled == compiled
+    assert machine.forgotten == [c for c in compiled if c != wanted]
+    assert begin(*made, H200, workers=None, **named) is None
 
 
 def test_equally_fast_ones_go_by_order(made, machine, store):

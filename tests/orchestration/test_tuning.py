@@ -40,8 +40,10 @@ class Machine:
         self.before_comparing = lambda: None
         monkeypatch.setattr(choice, "local_arch", lambda: 90)
         monkeypatch.setattr(tune, "check", lambda *args, **named: self.compiled())
-        monkeypatch.setattr(tune, "check_all", lambda sources, *args, **named: [self.compiled() for _ in sources])
-        monkeypatch.setattr(tune, "launched", lambda source, outputs, rotation, *, tickets: source)
+        monkeypatch.setattr(tune, "check_soon", lambda sources, *a, **named: lambda: [self.compiled() for _ in sources])
+        monkeypatch.setattr(tune, "forget", lambda *args, **named: None)
+        monkeypatch.setattr(tune, "launchable", lambda sources, outputs, rotation, *, tickets: sources)
+        monkeypatch.setattr(tune, "launched", lambda source, rotation: source)
         monkeypatch.setattr(tune, "agreeing", lambda versions, arguments, donated: [True] * len(versions))
         monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
         monkeypatch.setattr(tune, "device_times", self.times)
@@ -110,6 +112,20 @@ def test_interrupted_tuning_leaves_a_program_and_what_was_timed(machine, tmp_pat
     assert len(machine.timed) > 1
     assert all(step.measured is not None for step in again.kernels)
     assert again.verdict.planned == 5.0
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, 2), (60.0, 8)])
+def test_a_choice_by_estimates_is_corrected_however_little_time_is_left(
+    seconds, most, machine, tmp_path, kernels_win, monkeypatch
+):
+    monkeypatch.setitem(choice._SEARCH_S, "default", seconds)
+    made, corrections = choice.Way.choose, []
+    monkeypatch.setattr(choice.Way, "choose", lambda self: corrections.append(self) or made(self))
+    monkeypatch.setattr(choice.Way, "corrected", lambda self, choices: True)
+    monkeypatch.setattr(planner, "_worth_it", lambda ways, session: ways[:1])
+    planned(session_in(tmp_path))
+    again = [way for way in corrections if way is corrections[0]]
+    assert len(again) == 1 + most
 
 
 def test_an_interrupted_guard_keeps_the_plan_untimed(machine, tmp_path, kernels_win):

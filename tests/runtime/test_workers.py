@@ -8,7 +8,7 @@ import pytest
 from jaxorch.errors import CompileError
 from jaxorch.runtime import workers
 from jaxorch.runtime.compile import Compiled, compile_for
-from jaxorch.runtime.workers import compile_all
+from jaxorch.runtime.workers import Workers, compile_all
 
 pytest.importorskip("triton")
 
@@ -77,3 +77,11 @@ def test_workers_are_used_again(monkeypatch):
     compile_all([request()])
     monkeypatch.setattr(workers, "_started", lambda: pytest.fail("another worker was started"))
     assert isinstance(compile_all([request("7")])[0], Compiled)
+
+
+def test_kernels_are_begun_before_they_are_asked_for_and_not_after_the_end(monkeypatch):
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 1)
+    with Workers() as begun:
+        first, *others = begun.begin([request(str(k)) for k in range(20, 25)])
+        assert isinstance(first.result(), Compiled)
+    assert sum(answer.cancelled() for answer in others) >= len(others) - 1

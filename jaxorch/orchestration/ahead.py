@@ -1,0 +1,36 @@
+"""Compiles the kernels that are tuned next in worker processes, while the one before is timed.
+
+Input: kernels in the order in which they are tuned.  Output: each as what it is while it compiles.  Invariant: no more
+are under way than keep the processors busy, so that little is lost if the choice changes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from jaxorch.errors import CompileError, UnsupportedError
+from jaxorch.orchestration.tune import Underway
+
+__all__ = ["Ahead"]
+
+_KERNELS = 4
+
+
+class Ahead:
+    """Kernels that compile before they are asked for."""
+
+    def __init__(self, begins: Mapping[str, Callable[[], Underway | None]]) -> None:
+        """`begins`: what begins to compile each kernel, by its structure, in the order of tuning."""
+        self._waiting = deque(begins.items())
+        self._begun: dict[str, Underway | None] = {}
+
+    def take(self, structure: str) -> Underway | None:
+        """The kernel, begun at the latest now, and others behind it; None where `tune` is to see for itself."""
+        while self._waiting and (len(self._begun) < _KERNELS or structure not in self._begun):
+            following, begin = self._waiting.popleft()
+            try:
+                self._begun[following] = begin()
+            except (CompileError, UnsupportedError):  # as it will be when it is tuned
+                self._begun[following] = None
+        return self._begun.pop(structure, None)
