@@ -61,7 +61,15 @@ def test_a_contraction_case_is_kernels_and_nothing_else(name, h200):
     assert compiled.memory.temp_size_in_bytes < MIB  # the scores and their like are nowhere
 
 
-CONVOLUTIONS = ("dwconv5_hswish", "mbconv", "grouped_conv3", "stem7_s2", "gan_chain_B16", "c3k2_NHWC", "c3k2_NCHW")
+CONVOLUTIONS = (
+    "dwconv5_hswish",
+    "dwconv7_layernorm",
+    "grouped_conv3",
+    "stem7_s2",
+    "gan_chain_B16",
+    "c3k2_NHWC",
+    "c3k2_NCHW",
+)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -69,6 +77,14 @@ def test_convolutions_that_are_kernels_have_nothing_around_them(name, h200):
     compiled = compile_case(name, h200)
     assert not compiled.report.left
     assert {i.opcode for i in compiled.entry} <= {"parameter", "custom-call", "bitcast", "get-tuple-element", "tuple"}
+    assert not compiled.copies(0)
+
+
+def test_a_stencil_between_products_is_a_kernel(h200):
+    """Blocks of neighbours make it cheaper by itself than where the product after it reads."""
+    compiled = compile_case("mbconv", h200)
+    assert any("conv_general_dilated" in k.primitives for k in compiled.report.kernels)
+    assert {p for line in compiled.report.left for p in line.primitives} <= {"dot_general", "add"}
     assert not compiled.copies(0)
 
 
