@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from jaxorch.codegen.ops import Buffer, Tile, ahead, moves
+from jaxorch.codegen.triton_interleaved import Interleaving
 from jaxorch.codegen.triton_ops import TritonOps
 from jaxorch.codegen.triton_ranges import live_range
 from jaxorch.codegen.triton_writer import Axes, Block, Names, Text
@@ -49,7 +50,12 @@ class TritonPlanes(TritonOps):
         self.grid = "grid"  # the name of the scope's coordinate there
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
-            tile, column_blocks=column_blocks, num_stages=num_stages, wide=wide, unroll=1, interpret=interpret
+            tile,
+            column_blocks=column_blocks,
+            num_stages=num_stages,
+            wide=wide,
+            side=Interleaving(1, 1),
+            interpret=interpret,
         )
 
     @property

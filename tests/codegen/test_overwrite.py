@@ -61,6 +61,7 @@ def test_what_is_read_where_it_is_stored_may_be_overwritten(f, arrays, expected)
         (lambda x: jnp.broadcast_to(x, (32, 64)) * 2, (zeros(64),)),
         (lambda x: x.astype(jnp.int32), (X,)),
         (lambda x: x.astype(jnp.bfloat16), (X,)),
+        (lambda x, y: x + y.T, (zeros(512, 3), zeros(3, 512))),
         (lambda x: jnp.exp(x), (zeros(8, 8),)),
     ],
     ids=[
@@ -73,6 +74,7 @@ def test_what_is_read_where_it_is_stored_may_be_overwritten(f, arrays, expected)
         "broadcast",
         "another type",
         "another width",
+        "unrolled threes",
         "fewer elements than threads",
     ],
 )

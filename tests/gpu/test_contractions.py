@@ -182,3 +182,18 @@ def test_products(name, sizes):
     with jax.enable_x64(True):
         want = np.asarray(PRODUCTS[name](*(jnp.asarray(a.astype(np.float64)) for a in (x, w, g))))
     check(PRODUCTS[name], want, x, w, g, schedule="gemm", tolerance=3e-2)
+
+
+@pytest.mark.parametrize("number", [0, 31999, 32000])
+def test_a_looked_up_row_is_normed_and_multiplied(number):
+    """The last is no row: NaN."""
+    table, w, g = normal(32000, 2048), (normal(2048, 4096).astype(F32) / 45).astype(BF16), normal(2048, seed=1)
+    row = table[number : number + 1].astype(np.float64) if number < 32000 else np.full((1, 2048), np.nan)
+    normed = row / np.sqrt((row**2).mean(-1, keepdims=True) + 1e-5) * g.astype(np.float64)
+
+    def f(table, w, g, number):
+        x = table.at[number].get(mode="fill")[None].astype(F32)
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5) * g.astype(F32)
+        return x.astype(BF16) @ w
+
+    check(f, normed @ w.astype(np.float64), table, w, g, np.int32(number), schedule="gemm", tolerance=6e-2)
