@@ -104,7 +104,14 @@ def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence
     found = [Config(frame, *each, heads=heads) for *each, heads in blocks]
     if kernel.core and kernel.core.written:
         found = [c for c in found if c.block_rows >= kernel.frames[frame].sizes[1]]
-    return [c if joins(kernel, c) else replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
+    return [_in_one_launch(kernel, c) for c in found] if aliases(graph, kernel) else found
+
+
+def _in_one_launch(kernel: Kernel, config: Config) -> Config:
+    """The configuration with the most parts, of as many as it has or fewer, that one launch puts together."""
+    while config.splits > 1 and not joins(kernel, config):
+        config = replace(config, splits=config.splits // 2)
+    return config
 
 
 def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[Config]:

@@ -269,6 +269,30 @@ def test_a_product_alone_does_not_read_what_it_writes():
     assert whole_kernel(made.graph) == READ
 
 
+def test_sums_of_a_product_written_in_place_are_split_in_one_launch():
+    """At a place known at compile time, where nothing is read: the last program of a tile writes."""
+
+    def f(x, w, base):
+        return base.at[3:19].set(x @ w)
+
+    rng = np.random.default_rng(0)
+    arrays = normal(rng, 16, 4096), normal(rng, 4096, 32), normal(rng, 24, 32)
+    made = program(f, *arrays)
+    kernel = whole_kernel(made.graph)
+    assert isinstance(kernel, Kernel), kernel
+    found = configurations(made.graph, kernel)
+    assert found[0].splits > 1
+    assert all(len(launches(kernel, c)) == 1 for c in found)
+    (value,) = (o.value for o in kernel.outputs)
+    for splits in (1, 2, 4):
+        config = Config(0, 16, 16, 4, 2, 256, splits)
+        ((got, count),) = counted(made.graph, kernel, config, made.inputs(kernel)).values()
+        agree(got, made.values[value], 1.0)
+        np.testing.assert_array_equal(
+            count, np.broadcast_to(np.isin(np.arange(24), np.arange(3, 19))[:, None], (24, 32))
+        )
+
+
 def test_a_whole_program_with_its_old_cache_read_after():
     """Whoever still needs the old cache has it: the kernel then writes into a copy."""
 
