@@ -38,6 +38,7 @@ class Row:
     """One configuration: what the compiler says of it, or why it does not compile or run, and its times in µs."""
 
     config: Config
+    held: tuple[int, ...]
     programs: int
     compiled: Compiled | None
     failure: str
@@ -63,11 +64,13 @@ def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int
                 running[len(rows)] = launched(version, rotation)
         except (JaxorchError, jax.errors.JaxRuntimeError) as error:
             failure = str(error).splitlines()[0]
-        rows.append(Row(config, source.grid, compiled, failure, config_time(graph, kernel, config, table)))
+        frame = kernel.frames[config.frame]
+        held = tuple(frame.domain[a] for a in frame.held)
+        rows.append(Row(config, held, source.grid, compiled, failure, config_time(graph, kernel, config, table)))
     sets = rotation.sets if rotation else []
     times = device_times(list(running.values()), sets, donated=donated, repeats=11) if running else ()
     measured = dict(zip(running, (t.median_us for t in times), strict=True))
-    return [Row(r.config, r.programs, r.compiled, r.failure, r.estimated, measured.get(k)) for k, r in enumerate(rows)]
+    return [replace(row, measured=measured.get(k)) for k, row in enumerate(rows)]
 
 
 def chosen(rows: Sequence[Row], tries: int) -> int | None:
@@ -83,7 +86,7 @@ def rendered(title: str, rows: Sequence[Row], tries: int) -> Table:
     best = chosen(rows, tries)
     for k, row in enumerate(rows):
         config, compiled = row.config, row.compiled
-        cells = [config.frame, _tile(config), config.num_warps, config.num_stages]
+        cells = [config.frame, _tile(config, row.held), config.num_warps, config.num_stages]
         said = [compiled.registers, compiled.spill_bytes, compiled.shared_bytes] if compiled else ["–"] * 3
         measured = "–" if row.measured is None else f"{row.measured:.1f}"
         mark = "chosen" if k == best else row.failure or ("not tried by default" if k >= tries else "")
@@ -91,9 +94,11 @@ def rendered(title: str, rows: Sequence[Row], tries: int) -> Table:
     return found
 
 
-def _tile(config: Config) -> str:
-    """Rows by columns, and heads where a tile holds several."""
-    return f"{config.block_rows}x{config.block_columns}" + (f"x{config.heads}" if config.heads > 1 else "")
+def _tile(config: Config, held: tuple[int, ...]) -> str:
+    """Rows by columns, heads where a tile holds several, and the neighbours that each of its points is."""
+    heads = f"x{config.heads}" if config.heads > 1 else ""
+    neighbours = f" of {'x'.join(map(str, held))}" if held else ""
+    return f"{config.block_rows}x{config.block_columns}{heads}{neighbours}"
 
 
 def main(words: Sequence[str] | None = None, console: Console | None = None) -> None:

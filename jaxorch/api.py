@@ -283,6 +283,6 @@ def _program_of(jaxpr: jex_core.ClosedJaxpr) -> tuple[jex_core.ClosedJaxpr, tupl
     All of it where JAXORCH_DISABLE left none.
     """
     calls = [eqn for eqn in jaxpr.eqns if eqn.primitive is primitive.jaxorch_call_p]
-    if len(calls) == 1:
-        return calls[0].params["call_jaxpr"], calls[0].params["donated"]
+    if len(calls) == 1:  # as it is when it is lowered, so that what was planned then is found
+        return primitive.needed(calls[0].params["call_jaxpr"])[0], calls[0].params["donated"]
     return primitive.hoist(jaxpr)[0], None

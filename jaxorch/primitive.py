@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.core
 from jax.extend import core as jex_core
-from jax.interpreters import mlir, xla
+from jax.interpreters import mlir, partial_eval, xla
 
 from jaxorch.errors import JaxorchError, JaxorchWarning, OptionError, UnsupportedError, VerifyError
 from jaxorch.options import Options
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _core: Any = jex_core
 _jax: Any = jax
 _mlir: Any = mlir
+_pe: Any = partial_eval
 _xla: Any = xla
 
 _WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
@@ -82,15 +83,27 @@ def call(
     """Binds `jaxpr`, the program of a user's function called `name`, to its `operands`, one for each of its invars.
 
     `in_loop`: the call is part of the body of a loop that is not in `jaxpr`.  `donated`: for each operand whether its
-    memory may be overwritten; None where that is not known.
+    memory may be overwritten; None where that is not known.  What no result needs is left out, operands too.
 
     The jaxpr's constants become leading operands: one without constants is cached by JAX, and closed-over tracers of an
     outer transformation stay differentiable.
     """
     open_jaxpr, consts = hoist(jaxpr)
-    given = None if donated is None else (*(False for _ in consts), *donated)
-    params = {"call_jaxpr": open_jaxpr, "options": options, "name": name, "in_loop": in_loop, "donated": given}
-    return jaxorch_call_p.bind(*consts, *operands, **params)
+    live_jaxpr, used = needed(open_jaxpr)
+    held = [operand for operand, is_used in zip((*consts, *operands), used, strict=True) if is_used]
+    told = None if donated is None else (*(False for _ in consts), *donated)
+    given = None if told is None else tuple(d for d, is_used in zip(told, used, strict=True) if is_used)
+    params = {"call_jaxpr": live_jaxpr, "options": options, "name": name, "in_loop": in_loop, "donated": given}
+    return jaxorch_call_p.bind(*held, **params)
+
+
+def needed(jaxpr: jex_core.ClosedJaxpr) -> tuple[jex_core.ClosedJaxpr, Sequence[bool]]:
+    """The jaxpr without what its results do not need, and which of its operands are left.
+
+    JAX does the same to a program before it is lowered, from the same cache: the jaxpr that the lowering rule gets is
+    this one of the call's, the same object.
+    """
+    return _pe.dce_jaxpr(jaxpr, True)
 
 
 def hoist(jaxpr: jex_core.ClosedJaxpr) -> tuple[jex_core.ClosedJaxpr, list[Any]]:

@@ -427,6 +427,25 @@ def test_explain_plans_for_the_gpu(x: Any, builds: list[Any]) -> None:
     assert json.loads(report.to_json())
 
 
+@pytest.mark.parametrize("donate", [(), (0,), (1,)])
+def test_explain_finds_what_was_lowered(x: Any, builds: list[Any], donate: tuple[int, ...]) -> None:
+    """Although JAX lowers the program without what its results do not need, operands too."""
+
+    def f(x: Any, unused: Any, y: Any) -> Any:
+        del unused
+        jnp.sin(y)  # a dead equation
+        return x * 2 + y
+
+    specs = [jax.ShapeDtypeStruct(x.shape, x.dtype)] * 3
+    optimised = optimize(f, donate_argnums=donate, options=Options(device="h200", effort="fast"))
+    optimised.trace(*specs).lower(lowering_platforms=("cuda",))
+    report = explain(optimised, *specs)
+    ((jaxpr, _, target),) = builds
+    assert len(jaxpr.invars) == 2
+    assert target.donated == (donate == (0,), False)
+    assert report.device == "h200"
+
+
 def test_explain_takes_the_device_of_the_options(x: Any, builds: list[Any]) -> None:
     explain(optimize(double, options=Options(effort="fast", device="a100")), x)
     assert (builds[0][2].platform, builds[0][2].device) == ("cuda", "a100")

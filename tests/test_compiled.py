@@ -61,7 +61,15 @@ def test_a_contraction_case_is_kernels_and_nothing_else(name, h200):
     assert compiled.memory.temp_size_in_bytes < MIB  # the scores and their like are nowhere
 
 
-CONVOLUTIONS = ("dwconv5_hswish", "mbconv", "grouped_conv3", "stem7_s2", "gan_chain_B16", "c3k2_NHWC", "c3k2_NCHW")
+CONVOLUTIONS = (
+    "dwconv5_hswish",
+    "dwconv7_layernorm",
+    "grouped_conv3",
+    "stem7_s2",
+    "gan_chain_B16",
+    "c3k2_NHWC",
+    "c3k2_NCHW",
+)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -69,6 +77,14 @@ def test_convolutions_that_are_kernels_have_nothing_around_them(name, h200):
     compiled = compile_case(name, h200)
     assert not compiled.report.left
     assert {i.opcode for i in compiled.entry} <= {"parameter", "custom-call", "bitcast", "get-tuple-element", "tuple"}
+    assert not compiled.copies(0)
+
+
+def test_a_stencil_between_products_is_a_kernel(h200):
+    """Blocks of neighbours make it cheaper by itself than where the product after it reads."""
+    compiled = compile_case("mbconv", h200)
+    assert any("conv_general_dilated" in k.primitives for k in compiled.report.kernels)
+    assert {p for line in compiled.report.left for p in line.primitives} <= {"dot_general", "add"}
     assert not compiled.copies(0)
 
 
@@ -107,6 +123,41 @@ def test_layers_with_attention_hold_no_scores_and_copy_no_cache(name, h200):
     assert not compiled.copies(MIB)
     # what is left are the arrays between the kernels: the products' operands and results
     assert 1.5 * compiled.memory.temp_size_in_bytes < plain.memory.temp_size_in_bytes
+
+
+def test_a_looked_up_row_is_normed_and_multiplied_by_one_kernel(h200):
+    """Whether there is such a row is a branch inside the loop whose sums have one row."""
+
+    def f(table, scale, w, number):
+        row = table.at[number].get(mode="fill")[None].astype(jnp.float32)
+        square = jnp.mean(jnp.square(row), -1, keepdims=True)
+        return (row * lax.rsqrt(square + 1e-5) * scale.astype(jnp.float32)).astype(w.dtype) @ w
+
+    shapes = ((32000, 2048), (2048,), (2048, 4096))
+    specs = [*(jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes), jax.ShapeDtypeStruct((), jnp.int32)]
+    compiled = compile_program(f, specs, h200)
+    (kernel,) = compiled.report.kernels
+    assert (kernel.schedule, kernel.spill_bytes) == ("gemm", 0)
+    assert "else:" in kernel.code
+    assert not compiled.report.left
+
+
+def test_products_of_one_operand_are_not_joined_where_kernels_read_their_results(h200):
+    """XLA would compute queries, keys and values as one array, and copy the parts of it for the kernel."""
+
+    def f(x, *weights):
+        q, k, v = ((x @ w).reshape(4, 512, 16, 64) for w in weights)
+        scores = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / 8, -1)
+        return jnp.einsum("bhqk,bkhd->bqhd", scores.astype(x.dtype), v)
+
+    specs = [jax.ShapeDtypeStruct((4, 512, 1024), jnp.bfloat16), *3 * [jax.ShapeDtypeStruct((1024,) * 2, jnp.bfloat16)]]
+    compiled = compile_program(f, specs, h200)
+    assert [kernel.schedule for kernel in compiled.report.kernels] == ["online"]
+    assert [line.primitives for line in compiled.report.left] == [("dot_general",)]
+    assert not compiled.of("slice", "copy")
+    assert compiled.memory.temp_size_in_bytes < 3.1 * nbytes(specs[0])
+    plain = compile_program(f, specs, h200, optimised=False)
+    assert plain.of("slice")
 
 
 def test_growing_caches_are_written_once_each(h200):

@@ -49,6 +49,12 @@ def decode(x, wn, wqkv, wo, kc, vc, c, s, pos):
     return x + jnp.einsum("bhqk,bkhd->bqhd", a, vv).reshape(2, 1, 64) @ wo, kc, vc
 
 
+def token(table, wn, w, number):
+    """The first product of a decoder for one token: a row that is NaN where the token is none, normed."""
+    row = table.at[number].get(mode="fill")[None].astype(F32)
+    return rms_norm(row, wn.astype(F32)).astype(w.dtype) @ w
+
+
 def vision(x, w, b, wo):
     q, k, v = (x @ w + b).reshape(2, 19, 3, 2, 16).transpose(2, 0, 3, 1, 4)
     a = jax.nn.softmax(jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(F32) * 0.25, -1).astype(x.dtype)
@@ -97,6 +103,7 @@ LAYERS = {
         [(2, 1, 64), (64,), (64, 128), (64, 64), *CACHE, (1, 1, 1, 16), (1, 1, 1, 16)],
         ["gemm", "online"],
     ),
+    "token": (token, [(7, 64), (64,), (64, 48)], ["gemm"]),
     "vision": (vision, [(2, 19, 32), (32, 96), (96,), (32, 32)], ["gemm", "online"]),
     "windows": (windows, [(2, 6, 6, 32), (32,), (32,), (32, 96)], ["gemm", "online"]),
     "linear": (linear, [(2, 21, 4, 48)], ["gemm"]),
@@ -110,7 +117,7 @@ def test_layers(name):
     f, shapes, schedules = LAYERS[name]
     # XLA's CPU has no product of bfloat16 operands in float32
     args = [normal(*s, seed=k, dtype=F32 if name == "linear" else BF16) for k, s in enumerate(shapes)]
-    args += [jnp.int32(30)] if name == "decode" else []
+    args += [jnp.int32({"decode": 30, "token": 5}[name])] if name in ("decode", "token") else []
     optimised = jaxorch.optimize(f, options=INTERPRET)
     for got, want in zip(jax.tree.leaves(optimised(*args)), jax.tree.leaves(jax.jit(f)(*args)), strict=True):
         assert got.dtype == want.dtype

@@ -19,6 +19,7 @@ import numpy as np
 from jaxorch.codegen.emit import emit, launches
 from jaxorch.codegen.ops import Buffer, Product, Tile, first_block, moves
 from jaxorch.ir import index as ix
+from jaxorch.ir.dtypes import is_narrow_float
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.kernels.configs import Config, whole
@@ -78,11 +79,15 @@ class Counts:
 class CountOps:
     """Ops whose values are the axes they vary along."""
 
-    def __init__(self, tile: Tile, unroll: int, *, loaded: bool = False, in_step: bool = True) -> None:
+    def __init__(
+        self, tile: Tile, unroll: int, *, loaded: bool = False, in_step: bool = True, of_windows: bool = False
+    ) -> None:
         """`loaded`: loops read by loads, which find again in the first-level cache what an earlier step has read.
 
-        `in_step`: programs that read parts of one piece of memory do so at about the same time.
+        `in_step`: programs that read parts of one piece of memory do so at about the same time.  `of_windows`: so many
+        loads that their casts count.
         """
+        self.of_windows = of_windows
         self.tile, self.unroll, self.loaded, self.in_step = tile, unroll, loaded, in_step
         self.delivered: dict[tuple[str, int], Any] = {}  # by buffer and sample: the sectors that loads have fetched
         self.counts = Counts()
@@ -182,7 +187,9 @@ class CountOps:
         before = self.counts.read.get(buffer.name, 0.0)
         self.counts.read[buffer.name] = min(before + moved, max(before, buffer.array.nbytes * delivered))
         key = (buffer.name, self.scopes)
-        wanted = self.points(dims) * self.tile.repeats * share * copies * itemsize
+        elements = self.points(dims) * self.tile.repeats * share * copies
+        self.counts.operations += 2 * elements if self.of_windows and is_narrow_float(buffer.array.dtype) else 0
+        wanted = elements * itemsize
         passed = wanted * waste * fresh / (1 if moving else self.tile.points)
         self.counts.operations += _L1_BYTE * wanted * (1 - fresh)
         known = self.counts.passes.get(key, 0.0)
@@ -244,6 +251,12 @@ class CountOps:
         self.scopes += 1
         yield
         self.taken, self.splits = outer
+
+    @contextmanager
+    def owner(self, tile: Tile, live: Guard, place: Expr) -> Generator[None]:
+        self.splits = tile.splits
+        yield
+        self.splits = 1
 
     def over_points(self, count: int) -> AbstractContextManager[None]:
         return nullcontext()
@@ -373,7 +386,8 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     frame = kernel.frames[config.frame]
     loaded = kernel.core is not None and config.num_stages == 1
     tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid", block_heads=config.heads)
-    ops = CountOps(tile, frame.unroll, loaded=loaded, in_step=kernel.core is None)
+    of_windows = kernel.core is None and bool(kernel.unrolled)
+    ops = CountOps(tile, frame.unroll, loaded=loaded, in_step=kernel.core is None, of_windows=of_windows)
     for launch in launches(kernel, config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again

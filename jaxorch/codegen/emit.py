@@ -11,9 +11,9 @@ from jaxorch.codegen.body import Body
 from jaxorch.codegen.gemm import GemmBody
 from jaxorch.codegen.online import OnlineBody
 from jaxorch.codegen.ops import ProductOps
-from jaxorch.codegen.products import Launch, combine_config, joins
+from jaxorch.codegen.products import Launch, combine_config
 from jaxorch.ir.graph import Graph
-from jaxorch.kernels.configs import Config, tile_count
+from jaxorch.kernels.configs import Config, joins, tile_count
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["emit", "grid_size", "launches"]

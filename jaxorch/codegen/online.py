@@ -20,12 +20,13 @@ from jaxorch.codegen.ops import Tile, ahead
 from jaxorch.codegen.products import FLOAT32, ProductBody
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Map
-from jaxorch.ir.index import Bound, Guard
+from jaxorch.ir.graph import Const, Map, Scatter
+from jaxorch.ir.index import Bound, Expr, Guard
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import pieces_at
 from jaxorch.kernels.frame import COLUMN
+from jaxorch.kernels.sides import Written
 from jaxorch.kernels.softmax import Softmax, scale_of
 
 __all__ = ["OnlineBody"]
@@ -100,6 +101,7 @@ class OnlineBody[V](ProductBody[V]):
         live, floor = self.live(scores) if not self.stores_keys else ((), 0.0)  # what is stored is all read
         with self.scope(ahead(scores)):
             self.bind(ix.guard_lookups(live))
+        self.write_keys(scores, live)
         with self.over_keys(scores, live, self.doubt(peak, floor) if live else None):
             with self.scope(keys):
                 k = self.tile_of(first.first, 1 - first.query, first.at, inner, keys)
@@ -118,6 +120,35 @@ class OnlineBody[V](ProductBody[V]):
             return peak, total, acc
         with self.scope(self.row):
             return self.call("mul", peak, self.ops.const(self.scale, FLOAT32)), total, acc
+
+    def write_keys(self, scores: Tile, live: Guard) -> None:
+        """Writes the keys and values that come new into their arrays, each by the program that will read it."""
+        places: dict[tuple[Expr, int], list[Written]] = {}
+        for written in self.core.written:
+            places.setdefault((written.key, written.count), []).append(written)
+        for (start, count), together in places.items():
+            for number in range(count):
+                with self.scope(ahead(scores)):
+                    place = ix.add(start, ix.Const(number))
+                    place = simplify(ix.substitute(place, self.space(scores)), scores.sizes)
+                    self.bind(ix.lookups_in(place))
+                    owner = self.ops.owner(scores, live, place)
+                self.layers.append({})
+                with owner:
+                    for written in together:
+                        self.write_key(written, number)
+                self.layers.pop()
+
+    def write_key(self, written: Written, number: int) -> None:
+        """Writes one of an operand's keys."""
+        node = self.graph.nodes[written.value.node]
+        assert isinstance(node, Scatter)
+        tile = self.plane("one", "column" if written.contract == self.core.last else "inner")
+        with self.scope(tile):
+            space = self.space(tile)
+            space[len(self.frame.domain)] = ix.Const(number)
+            coords = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in written.at)
+            self.write(self.ins[written.value], node, coords)
 
     def over_keys(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
         """The loop over the keys of `tile`, if there is more than one block of them."""

@@ -181,6 +181,13 @@ class ProductOps[V](Ops[V], Protocol):
         """
         ...
 
+    def owner(self, tile: Tile, live: Guard, place: Expr) -> AbstractContextManager[None]:
+        """What is done, before the loop of `tile`, by the program alone whose share of it has `place`.
+
+        `place` is the same for all of a program.  What is stored is there for the program's loads in the loop.
+        """
+        ...
+
     def over_points(self, count: int) -> AbstractContextManager[None]:
         """A loop over `count` neighbouring points of the grid, each a program's share; it holds no other loop."""
         ...

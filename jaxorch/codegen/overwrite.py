@@ -92,7 +92,9 @@ class _Accesses(CountOps):
         return ix.dims_of(offset) | ix.guard_dims(guard)
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Dims]:
-        self.keep(self.loads, buffer, offset, copies)
+        # an odd number is read in parts, by other lanes than those that store it
+        whole = copies & (copies - 1) == 0
+        self.keep(self.loads, buffer, offset, copies if whole else 1)
         return [ix.dims_of(offset) | ix.guard_dims(guard)] * copies
 
     def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:

@@ -36,7 +36,6 @@ __all__ = [
     "Span",
     "combine_config",
     "early_outputs",
-    "joins",
     "launch_buffers",
     "scratch_arrays",
 ]
@@ -45,17 +44,6 @@ type Launch = Literal["whole", "partial", "combine", "joined"]
 type Span = Literal["row", "column", "key", "inner", "one"]
 
 FLOAT32 = np.dtype(np.float32)
-
-# Elements of all parts of a tile that a thread may have to add up where the last of the tile's programs does it: its
-# loads are in flight together. More are left to a launch of their own, with more programs.
-_JOINED = 64
-
-
-def joins(kernel: Kernel, config: Config) -> bool:
-    """Whether the last program to leave its part of a tile combines the parts, in the same launch."""
-    _, rows, columns, *_ = kernel.frames[config.frame].sizes
-    tile = min(rows, config.block_rows) * min(columns, config.block_columns) * config.heads
-    return config.splits > 1 and config.splits * tile <= _JOINED * 32 * config.num_warps
 
 
 def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
@@ -86,9 +74,9 @@ def launch_buffers(
 
 
 def early_outputs(kernel: Kernel) -> tuple[int, ...]:
-    """The outputs, by number, that are stored from operands: of two launches by the first."""
+    """The outputs, by number, that are stored from operands, or written to be read: of two launches by the first."""
     assert kernel.core is not None
-    stored = {s.value for s in kernel.core.stored}
+    stored = {s.value for s in (*kernel.core.stored, *kernel.core.written)}
     return tuple(k for k, output in enumerate(kernel.outputs) if output.value in stored)
 
 

@@ -22,11 +22,13 @@ from jaxorch.codegen.products import (
     launch_buffers,
     scratch_arrays,
 )
+from jaxorch.codegen.triton_interleaved import WIDEST_ACCESS, Interleaving
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
 from jaxorch.codegen.values import buffers
 from jaxorch.ir.graph import Array, Graph, Reduce
 from jaxorch.kernels.configs import Config, tile_count
+from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel, aliases
 
 __all__ = ["Source", "generate"]
@@ -140,9 +142,15 @@ def _written(
         tile = replace(tile, sizes=frame.sizes)
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}
     if kernel.core is None:
-        plain = TritonOps(tile, unroll=frame.unroll, interpret=interpret, **common)
+        side = _interleaving(frame, own, max(b.array.dtype.itemsize for b in arguments))
+        plain = TritonOps(tile, side=side, interpret=interpret, of_windows=bool(kernel.unrolled), **common)
         Body(graph, kernel, config, plain).run()
         return plain
     ops = TritonProducts(tile, interpret=interpret, **common)
     emit(graph, kernel, config, ops, launch)
     return ops
+
+
+def _interleaving(frame: Frame, config: Config, itemsize: int) -> Interleaving:
+    """How unrolled values are joined where the widest array has elements of `itemsize` bytes."""
+    return Interleaving(frame.unroll, min(frame.joined, WIDEST_ACCESS // itemsize, config.block_columns))

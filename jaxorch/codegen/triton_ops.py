@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxorch.codegen.ops import Buffer, Tile, first_block
-from jaxorch.codegen.triton_casts import TRITON_NAME
+from jaxorch.codegen.triton_casts import TRITON_NAME, triton_load_shift
+from jaxorch.codegen.triton_interleaved import Interleaving
 from jaxorch.codegen.triton_scalars import TRITON, triton_literal, triton_load_cast, triton_store_cast
 from jaxorch.codegen.triton_writer import Axes, Block, Text, Writer
 from jaxorch.ir import index as ix
@@ -39,12 +40,23 @@ class TritonOps(Writer):
     """Ops whose values are `Text`.  `blocks[0].lines` is the function's body once `emit` has returned."""
 
     def __init__(
-        self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, unroll: int, interpret: bool
+        self,
+        tile: Tile,
+        *,
+        column_blocks: int,
+        num_stages: int,
+        wide: bool,
+        side: Interleaving,
+        interpret: bool,
+        of_windows: bool = False,
     ) -> None:
-        """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits."""
+        """`tile`: the frame's extents and blocks; `wide`: offsets need 64 bits; `side`: what is unrolled;
+        `of_windows`: many loads are cast.
+        """
         super().__init__(tile)
-        self.tile, self.unroll, self.num_stages, self.interpret = tile, unroll, num_stages, interpret
+        self.tile, self.side, self.num_stages, self.interpret = tile, side, num_stages, interpret
         self.lane_type = ".to(tl.int64)" if wide else ""
+        self.load_cast = triton_load_shift if of_windows else triton_load_cast
         self.helpers: dict[str, None] = {}
         self.bound: dict[str, frozenset[int]] = {}  # the axes of each Lookup's text, by its name
         self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
@@ -141,17 +153,25 @@ class TritonOps(Writer):
         row_lane = "" if self.flat else "row_lane"
         return Axes(("grid", "row", self.column), self.tile.sizes, self.row_start, row_lane, start, lane)
 
-    def wide_axes(self) -> Axes:
-        """Axes whose column counts single elements rather than groups of `unroll`."""
-        name, count = f"{self.column}_wide", self.tile.block_columns * self.unroll
+    def wide_axes(self, part: int | None) -> Axes:
+        """Axes whose column counts single elements rather than columns of unrolled ones, of one part of them or all."""
+        side, block = self.side, self.tile.block_columns
+        name = f"{self.column}_wide" if part is None else f"{self.column}_part{part}"
         grid, rows, columns = self.tile.sizes
-        start = self.once(f"{name}_start", f"column_block * {count}") if self.column_blocks > 1 else ""
-        lane = self.arange(count)
+        start = ""
+        if self.column_blocks > 1:
+            start = self.once(f"{self.column}_wide_start", f"column_block * {block * side.count}")
+        lane = self.arange(side.lanes(block) if part is None else block)
+        if part is not None:
+            lane = self.once(f"{name}_lane", side.element_of_part(lane, part))
+        elif side.is_padded:
+            self.once(f"{name}_inside", f"{lane} % {side.padded} < {side.length}")
+            lane = self.once(f"{name}_lane", side.element(lane))
         self.once(name, f"{start} + {lane}" if start else lane)
-        if columns % self.tile.block_columns:
-            self.once(f"{name}_mask", f"{name} < {columns * self.unroll}")
+        if columns % block:
+            self.once(f"{name}_mask", f"{name} < {columns * side.count}")
         row_lane = "" if self.flat else "row_lane"
-        return Axes(("grid", "row", name), (grid, rows, columns * self.unroll), self.row_start, row_lane, start, lane)
+        return Axes(("grid", "row", name), (grid, rows, columns * side.count), self.row_start, row_lane, start, lane)
 
     @property
     def whole(self) -> frozenset[int]:
@@ -202,7 +222,7 @@ class TritonOps(Writer):
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Text:
         raw, dims = self.loading(buffer, offset, guard)
-        return self.name(triton_load_cast(raw, buffer.array.dtype), dims)
+        return self.name(self.load_cast(raw, buffer.array.dtype), dims)
 
     def loading(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, frozenset[int]]:
         """The load as an expression in the buffer's dtype, and the axes that it varies along."""
@@ -213,8 +233,7 @@ class TritonOps(Writer):
         missing = dims & {ROW, COLUMN, HEAD} - self.shaped_by(offset, axes)
         if mask and missing:  # the pointers must have the mask's shape
             pointer = f"{pointer} + {self.zeros(missing)}"
-        other = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
-        return f"tl.load({pointer}{mask}{f', other={other}' if mask else ''}{self.kept(dims)})", dims
+        return f"tl.load({pointer}{_filled(mask, buffer)}{self.kept(dims)})", dims
 
     def kept(self, dims: frozenset[int]) -> str:
         """The cache's orders for a load of the row: it shall stay until the last loop over it has read it."""
@@ -236,36 +255,37 @@ class TritonOps(Writer):
         return f"tl.zeros({shape}, tl.int32)"
 
     def wide(self, expr: Expr, add_copy: bool) -> Expr:
-        """`expr` over the wide column: column = wide // unroll, plus the copy number wide % unroll if asked."""
-        wide = ix.substitute(expr, (Dim(GRID), Dim(ROW), ix.floordiv(Dim(COLUMN), self.unroll)))
-        return ix.add(wide, ix.mod(Dim(COLUMN), self.unroll)) if add_copy else wide
+        """`expr` over the wide column: column = wide // count, plus the copy number wide % count if asked."""
+        wide = ix.substitute(expr, (Dim(GRID), Dim(ROW), ix.floordiv(Dim(COLUMN), self.side.count)))
+        return ix.add(wide, ix.mod(Dim(COLUMN), self.side.count)) if add_copy else wide
 
-    def wide_access(self, buffer: Buffer, offset: Expr, guard: Guard) -> tuple[str, str]:
-        """Pointer and mask of a whole wide tile."""
-        axes = self.wide_axes()
+    def wide_access(self, buffer: Buffer, offset: Expr, guard: Guard, part: int | None = None) -> tuple[str, str]:
+        """Pointer and mask of a whole wide tile, or of one of its parts."""
+        axes = self.wide_axes(part)
         at = simplify(self.wide(offset, True), axes.sizes)
         wide_guard = tuple(ix.Bound(self.wide(b.expr, False), b.low, b.high) for b in guard)
         pointer = self.pointer(buffer, at, axes)
         if not self.flat and ROW not in self.shaped_by(at, axes):
             pointer = f"{pointer} + {self.zeros(frozenset((ROW,)))}"
-        return pointer, self.mask(frozenset((ROW, COLUMN)), wide_guard, axes)
+        mask = self.mask(frozenset((ROW, COLUMN)), wide_guard, axes)
+        if part is None and self.side.is_padded:
+            mask = f"{mask or ', mask='}{' & ' if mask else ''}{axes.names[COLUMN]}_inside"
+        return pointer, mask
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Text]:
-        pointer, mask = self.wide_access(buffer, offset, guard)
-        loaded = self.name(f"tl.load({pointer}{mask}{', other=0' if mask else ''})", self.whole, "wide")
-        parts = self.split(loaded.name, copies)
-        return [self.name(triton_load_cast(p, buffer.array.dtype), self.whole) for p in parts]
+        loaded: list[str] = []
+        for part in range(copies) if self.side.is_padded else (None,):
+            pointer, mask = self.wide_access(buffer, offset, guard, part)
+            loaded.append(self.name(f"tl.load({pointer}{_filled(mask, buffer)})", self.whole, "wide").name)
+        values = self.side.taken_apart(loaded, self.shape, self.tile.block_columns, self.halves)
+        return [self.name(self.load_cast(v, buffer.array.dtype), self.whole) for v in values]
 
-    def split(self, name: str, copies: int) -> list[str]:
-        """The names of elements k, k + copies, k + 2*copies, ... of a wide tile, for each k."""
-        if copies == 1:
-            return [name]
-        shape = [*self.shape(self.tile.block_columns * copies // 2), 2]
-        pair = [f"half{self.count}", f"half{self.count + 1}"]
+    def halves(self, expr: str) -> tuple[str, str]:
+        """Names of the two tiles that `expr` gives."""
+        first, second = f"half{self.count}", f"half{self.count + 1}"
         self.count += 2
-        self.put(f"{pair[0]}, {pair[1]} = tl.split(tl.reshape({name}, {shape}))", self.whole)
-        halves = [self.split(half, copies // 2) for half in pair]
-        return [halves[k % 2][k // 2] for k in range(copies)]
+        self.put(f"{first}, {second} = {expr}", self.whole)
+        return first, second
 
     def store(self, buffer: Buffer, offset: Expr, value: Text, guard: Guard = ()) -> None:
         pointer, mask = self.target(buffer, offset, value, guard)
@@ -294,23 +314,22 @@ class TritonOps(Writer):
         pointer, mask = self.wide_access(buffer, offset, ())
         parts = [self.spread(v) for v in values]
         cast = [self.name(triton_store_cast(p.name, buffer.array.dtype), p.dims).name for p in parts]
-        joined = self.join(cast)
+        joined = self.side.joined(cast, self.shape, self.tile.block_columns, self.halves)
         self.put(f"tl.store({pointer}, {joined}{mask})")
-
-    def join(self, names: list[str]) -> str:
-        if len(names) == 1:
-            return names[0]
-        shape = self.shape(self.tile.block_columns * len(names))
-        return f"tl.reshape(tl.join({self.join(names[0::2])}, {self.join(names[1::2])}), {shape})"
 
     # Values
 
-    def spread(self, value: Text) -> Text:
-        """The value as a whole tile."""
-        if self.whole <= value.dims:
-            return value
-        shape = self.shape(self.tile.block_columns)
-        return self.name(f"tl.broadcast_to({value.name}, {shape})", self.whole | value.dims)
+    def spread(self, value: Text, varied: frozenset[int] | None = None) -> Text:
+        """The value as a whole tile, but for axes of one coordinate that are not `varied` along, if that is given."""
+        wanted = self.whole
+        if varied is not None:
+            wanted = frozenset(axis for axis in wanted if axis in varied or self.tile.sizes[axis] > 1)
+        return value if wanted <= value.dims else self.widen(value, wanted)
+
+    def widen(self, value: Text, dims: frozenset[int]) -> Text:
+        """The value as a tile that has all its lanes along `dims`."""
+        shape = self.shape(self.tile.block_columns if COLUMN in dims else 1, None if ROW in dims else 1)
+        return self.name(f"tl.broadcast_to({value.name}, {shape})", dims | value.dims)
 
     def const(self, value: bool | int | float, dtype: np.dtype[Any]) -> Text:
         return Text(triton_literal(value, dtype), frozenset())
@@ -401,35 +420,51 @@ class TritonOps(Writer):
         return self.name(expr, frozenset((COLUMN,)))
 
 
+def _filled(mask: str, buffer: Buffer) -> str:
+    """The mask argument of a load, and the zero that it gives elsewhere."""
+    zero = "0.0" if buffer.array.dtype.name.startswith("float8") else "0"  # integers are not cast to those
+    return f"{mask}, other={zero}" if mask else ""
+
+
 def _straight_name(tile: Tile) -> str:
     size, block = tile.sizes[COLUMN], tile.block_columns
     return f"column{size}_of_{block}" if tile.walk == "tile" and block != power_of_two(size) else f"column{size}"
 
 
 class _Branch:
+    """Both sides are written once both are known, since their results must be of one shape."""
+
     def __init__(self, ops: TritonOps, condition: str) -> None:
         self.ops, self.condition = ops, condition
         self.target = f"choice{ops.count}"
         ops.count += 1
         self.dims = frozenset[int]()
+        self.sides: list[tuple[str, Block, Text]] = []
+        self.value = Text("", frozenset())
 
     @contextmanager
     def side(self, head: str) -> Generator[None]:
         self.ops.blocks.append(Block("branch"))
         yield
-        block = self.ops.blocks.pop()
-        self.ops.indented(head, block)
+        self.sides.append((head, self.ops.blocks.pop(), self.value))
 
     def then(self) -> AbstractContextManager[None]:
         return self.side(f"if {self.condition}:")
 
-    def otherwise(self) -> AbstractContextManager[None]:
-        return self.side("else:")
+    @contextmanager
+    def otherwise(self) -> Generator[None]:
+        with self.side("else:"):
+            yield
+        varied = frozenset[int]().union(*(value.dims for _, _, value in self.sides))
+        for head, block, value in self.sides:
+            self.ops.blocks.append(block)
+            found = self.ops.spread(value, varied)
+            self.ops.put(f"{self.target} = {found.name}")
+            self.dims |= found.dims
+            self.ops.indented(head, self.ops.blocks.pop())
 
     def set(self, value: Text) -> None:
-        whole = self.ops.spread(value)
-        self.dims |= whole.dims
-        self.ops.put(f"{self.target} = {whole.name}")
+        self.value = value
 
     def result(self) -> Text:
         return Text(self.target, self.dims)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jaxorch.codegen.ops import Buffer, Tile, ahead, moves
+from jaxorch.codegen.triton_interleaved import Interleaving
 from jaxorch.codegen.triton_ops import TritonOps
 from jaxorch.codegen.triton_ranges import live_range
 from jaxorch.codegen.triton_writer import Axes, Block, Names, Text
@@ -33,6 +34,15 @@ _PLACES_WITH_HEADS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """The program's share of a loop's axis, and where all shares begin and end if that is not the whole of it."""
+
+    first: str
+    last: str
+    live: tuple[str, str] | None = None
+
+
 class TritonPlanes(TritonOps):
     """TritonOps whose scopes are planes: tiles over two of the kernel's spans."""
 
@@ -40,7 +50,12 @@ class TritonPlanes(TritonOps):
         self.grid = "grid"  # the name of the scope's coordinate there
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
-            tile, column_blocks=column_blocks, num_stages=num_stages, wide=wide, unroll=1, interpret=interpret
+            tile,
+            column_blocks=column_blocks,
+            num_stages=num_stages,
+            wide=wide,
+            side=Interleaving(1, 1),
+            interpret=interpret,
         )
 
     @property
@@ -145,18 +160,49 @@ class TritonPlanes(TritonOps):
         self, tile: Tile, live: Guard, doubt: Callable[[], Text] | None
     ) -> AbstractContextManager[None]:
         axis = min(tile.loops)
+        counter, block = f"{tile.spans[axis - 1]}_start", tile.blocks[axis]
+        shares = self.shares(tile, live if doubt else ())
+        if shares.live is not None:
+            return self.phases(tile, counter, block, shares, doubt)
+        return self.steps(counter, block, shares.first, shares.last)
+
+    def shares(self, tile: Tile, live: Guard) -> _Shares:
+        """Which part of a loop's axis the program takes."""
+        axis, outer = min(tile.loops), self.tile
         size, block = tile.sizes[axis], tile.blocks[axis]
-        counter, outer = f"{tile.spans[axis - 1]}_start", self.tile
         self.tile = ahead(tile)
-        ends = live_range(self, live, block) if live and doubt else None
+        ends = live_range(self, live, block) if live else None
         self.tile = outer
         if ends is not None:
-            return self.phases(tile, counter, block, ends, doubt)
+            low, high = (self.once(name, text) for name, text in zip(("live_first", "live_last"), ends, strict=True))
+            if tile.splits == 1:
+                return _Shares(low, high, (low, high))
+            step = block * tile.splits
+            share = self.once("share", f"({high} - {low} + {step - 1}) // {step} * {block}")
+            first = self.once("share_first", f"{low} + {self.share_number(tile)} * {share}")
+            return _Shares(first, self.once("share_last", f"tl.minimum({first} + {share}, {high})"), (low, high))
         if tile.splits == 1:
-            return self.steps(counter, block, "0", str(size))
+            return _Shares("0", str(size))
         share = -(-size // (block * tile.splits)) * block
         first = self.once("share_first", f"{self.share_number(tile)} * {share}")
-        return self.steps(counter, block, first, self.once("share_last", f"tl.minimum({first} + {share}, {size})"))
+        return _Shares(first, self.once("share_last", f"tl.minimum({first} + {share}, {size})"))
+
+    @contextmanager
+    def owner(self, tile: Tile, live: Guard, place: Expr) -> Generator[None]:
+        if tile.splits == 1:
+            yield
+            self.put("tl.debug_barrier()")
+            return
+        shares, where = self.shares(tile, live), self.text(place, self.axes())
+        test = f"({where} >= {shares.first}) & ({where} < {shares.last})"
+        if shares.live is not None:
+            low, high = shares.live
+            test = f"{test} | (({where} < {low}) | ({where} >= {high})) & ({self.share_number(tile)} == 0)"
+        self.blocks.append(Block("branch"))
+        yield
+        self.put("tl.debug_barrier()")
+        body = self.blocks.pop()
+        self.indented(f"if {test}:", body)
 
     def share_number(self, tile: Tile) -> str:
         """Which share of a loop the program takes."""
@@ -220,30 +266,24 @@ class TritonPlanes(TritonOps):
 
     @contextmanager
     def phases(
-        self, tile: Tile, counter: str, block: int, ends: tuple[str, str], doubt: Callable[[], Text] | None
+        self, tile: Tile, counter: str, block: int, shares: _Shares, doubt: Callable[[], Text] | None
     ) -> Generator[None]:
-        """First the blocks from ends[0] to ends[1], then those before and those after if a row is in doubt.
+        """First the program's share of the live blocks, then those before and those after if a row is in doubt.
 
         Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
         """
         assert doubt is not None
-        low, high = (self.once(name, text) for name, text in zip(("live_first", "live_last"), ends, strict=True))
-        first, last, size = low, high, tile.sizes[COLUMN]
-        others = "doubt > 0"
-        if tile.splits > 1:
-            step = block * tile.splits
-            share = self.once("share", f"({high} - {low} + {step - 1}) // {step} * {block}")
-            first = self.once("share_first", f"{low} + {self.share_number(tile)} * {share}")
-            last = self.once("share_last", f"tl.minimum({first} + {share}, {high})")
-            others = f"(doubt > 0) & ({self.share_number(tile)} == 0)"
+        assert shares.live is not None
+        (low, high), size = shares.live, tile.sizes[COLUMN]
+        others = f"(doubt > 0) & ({self.share_number(tile)} == 0)" if tile.splits > 1 else "doubt > 0"
         self.blocks.append(Block("loop"))
         rows = doubt()
         if self.tile_rows_overrun:
             rows = Text(f"({rows.name} & {self.row_mask()})", rows.dims)
         self.put("turn = phase + tl.full([], 0, tl.int32)")  # the interpreter's loop variable is a plain int
         self.put(f"doubt = tl.max(tl.max({rows.name}.to(tl.int32), axis=1), axis=0)")
-        self.put(f"first = tl.where(turn == 0, {first}, tl.where(turn == 1, 0, {high}))")
-        self.put(f"last = tl.where(turn == 0, {last}, tl.where(turn == 1, {low}, {size}))")
+        self.put(f"first = tl.where(turn == 0, {shares.first}, tl.where(turn == 1, 0, {high}))")
+        self.put(f"last = tl.where(turn == 0, {shares.last}, tl.where(turn == 1, {low}, {size}))")
         self.put(f"last = tl.where((turn == 0) | ({others}), last, first)")
         with self.steps(counter, block, "first", "last"):
             yield

@@ -60,14 +60,13 @@ class TritonProducts(TritonPlanes):
     def valid(self, value: Text, otherwise: Text) -> Text:
         return self.spread(self.within(value, otherwise, COLUMN))
 
-    def spread(self, value: Text) -> Text:
-        if self.whole <= value.dims:
-            return value
-        shape = self.shape(self.tile.block_columns)
+    def widen(self, value: Text, dims: frozenset[int]) -> Text:
+        columns, rows, heads = (self.tile.blocks[a] if a in dims else 1 for a in (COLUMN, ROW, HEAD))
+        shape = self.shape(columns, rows, heads)
         known = self.narrow.get(value.name)
-        wide = self.name(f"tl.broadcast_to({value.name}, {shape})", self.whole | value.dims)
+        wide = self.name(f"tl.broadcast_to({value.name}, {shape})", dims | value.dims)
         if known is not None:
-            self.narrow[wide.name] = self.name(f"tl.broadcast_to({known.name}, {shape})", self.whole | value.dims)
+            self.narrow[wide.name] = self.name(f"tl.broadcast_to({known.name}, {shape})", dims | value.dims)
         return wide
 
     # Values in the dtype they are stored in: what the matrix unit takes

@@ -6,6 +6,7 @@ what does not vary in a loop is written in front of it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,9 +132,22 @@ class Writer:
     def text(self, expr: Expr, axes: Axes, *, start: bool = False) -> str:
         """The expression over the tile's coordinates, or at the tile's first ones if `start`."""
         names = axes.starts if start else axes.names
-        terms, const = linear_terms(expr, axes.sizes)
+        terms, const = self.terms(expr, axes)
         parts = [self.term(atom, factor, axes, names) for atom, factor in terms]
         return _sum(parts, const)
+
+    def terms(self, expr: Expr, axes: Axes) -> tuple[list[tuple[Expr, int]], int]:
+        """The linear terms of an expression and its constant.
+
+        What a selection's sides have in common is a factor: Triton knows what a product is divisible by, but not a
+        `tl.where` of several constants, and loads an address that holds one element by element.
+        """
+        terms, const = linear_terms(expr, axes.sizes)
+        found: list[tuple[Expr, int]] = []
+        for atom, factor in terms:
+            common = _common_factor(atom) if isinstance(atom, Select) else 1
+            found.append((_divided(atom, common), factor * common) if common > 1 else (atom, factor))
+        return found, const
 
     def term(self, atom: Expr, factor: int, axes: Axes, names: Names) -> str:
         name = names[atom.axis] if isinstance(atom, Dim) else self.atom(atom, axes, names)
@@ -141,7 +155,7 @@ class Writer:
 
     def pointer(self, buffer: Buffer, offset: Expr, axes: Axes) -> str:
         """Buffer + scalars + lanes: with the scalars first, neighbouring lanes differ by constants in the address."""
-        terms, const = linear_terms(offset, axes.sizes)
+        terms, const = self.terms(offset, axes)
         scalars: list[str] = []
         lanes: list[str] = []
         for atom, factor in terms:
@@ -221,6 +235,36 @@ class Writer:
             if bound.high <= high:
                 tests.append(f"({inner} < {bound.high})")
         return " & ".join(tests) if tests else "True"
+
+
+def _common_factor(expr: Expr) -> int:
+    """What every value of an expression is a multiple of, 0 if all are 0."""
+    match expr:
+        case Const(value):
+            return abs(value)
+        case ix.Mul(inner, factor):
+            return abs(factor) * _common_factor(inner)
+        case ix.Add(left, right) | Select(_, left, right):
+            return math.gcd(_common_factor(left), _common_factor(right))
+        case _:
+            return 1
+
+
+def _divided(expr: Expr, divisor: int) -> Expr:
+    """The expression over a divisor of its common factor."""
+    match expr:
+        case Const(value):
+            return Const(value // divisor)
+        case ix.Mul(inner, factor):
+            common = math.gcd(factor, divisor)
+            return ix.mul(_divided(inner, divisor // common), factor // common)
+        case ix.Add(left, right):
+            return ix.add(_divided(left, divisor), _divided(right, divisor))
+        case Select(guard, left, right):
+            return Select(guard, _divided(left, divisor), _divided(right, divisor))
+        case _:
+            assert divisor == 1
+            return expr
 
 
 def _times(name: str, factor: int) -> str:

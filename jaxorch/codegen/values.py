@@ -53,12 +53,14 @@ class Values[V]:
     def __init__(self, graph: Graph, kernel: Kernel, config: Config, ops: Ops[V]) -> None:
         self.graph, self.kernel, self.config, self.ops = graph, kernel, config, ops
         self.frame = kernel.frames[config.frame]
-        self.members = frozenset(kernel.nodes)
+        written = kernel.core.written if kernel.core else ()  # read as arrays, once they are
+        self.members = frozenset(kernel.nodes).difference(w.value.node for w in written)
         self.relaxed = relaxed_nodes(graph, kernel)
         alone = self.members.difference(kernel.unrolled)
         self.reduces = any(isinstance(graph.nodes[n], Reduce) for n in alone)  # rows of a tile
         ins, self.outs = buffers(graph, kernel)
-        self.ins = dict(zip(kernel.inputs, ins, strict=True))
+        stored = dict(zip((o.value for o in kernel.outputs), self.outs, strict=True))
+        self.ins = dict(zip(kernel.inputs, ins, strict=True)) | {w.value: stored[w.value] for w in written}
         self.tile: Tile | None = None
         self.row_values: dict[Any, Any] = {}
         self.column_values: dict[int, dict[Any, Any]] = {}

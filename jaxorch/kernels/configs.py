@@ -17,10 +17,16 @@ from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["Config", "configurations", "power_of_two", "tile_count", "whole"]
+__all__ = ["Config", "configurations", "joins", "power_of_two", "tile_count", "whole"]
 
 
 _FULL = 256  # programs that keep a large GPU busy
+_POINTS = 8  # elements that a thread has of a tile: 16-byte loads of bfloat16
+_RESULTS = 32  # values of windows that a thread has in its registers while it reads what they share
+
+# Elements of all parts of a tile that a thread may have to add up where the last of the tile's programs does it: its
+# loads are in flight together. More are left to a launch of their own, with more programs.
+_JOINED = 64
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,6 +55,13 @@ def tile_count(kernel: Kernel, config: Config) -> int:
     grid, rows, _, *heads = kernel.frames[config.frame].sizes
     blocks = kernel.column_blocks(config.frame, config.block_columns)
     return grid * -(-rows // config.block_rows) * blocks * math.prod(-(-n // config.heads) for n in heads)
+
+
+def joins(kernel: Kernel, config: Config) -> bool:
+    """Whether the last program to leave its part of a tile combines the parts, in the same launch."""
+    _, rows, columns, *_ = kernel.frames[config.frame].sizes
+    tile = min(rows, config.block_rows) * min(columns, config.block_columns) * config.heads
+    return config.splits > 1 and config.splits * tile <= _JOINED * 32 * config.num_warps
 
 
 def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
@@ -84,9 +97,21 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
 
 
 def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
-    """Configurations of these blocks; sums are not split where results are written in place."""
+    """Configurations of these blocks; sums are not split over two launches where results are written in place.
+
+    Keys that are written are read by one block of rows.
+    """
     found = [Config(frame, *each, heads=heads) for *each, heads in blocks]
-    return [replace(c, splits=1) for c in found] if aliases(graph, kernel) else found
+    if kernel.core and kernel.core.written:
+        found = [c for c in found if c.block_rows >= kernel.frames[frame].sizes[1]]
+    return [_in_one_launch(kernel, c) for c in found] if aliases(graph, kernel) else found
+
+
+def _in_one_launch(kernel: Kernel, config: Config) -> Config:
+    """The configuration with the most parts, of as many as it has or fewer, that one launch puts together."""
+    while config.splits > 1 and not joins(kernel, config):
+        config = replace(config, splits=config.splits // 2)
+    return config
 
 
 def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[Config]:
@@ -99,7 +124,7 @@ def _several_points(graph: Graph, kernel: Kernel, found: list[Config]) -> list[C
     assert kernel.core is not None
     grid = kernel.frames[0].sizes[0]
     reduced = sum(isinstance(graph.nodes[n], Reduce) for n in kernel.nodes)
-    if kernel.unrolled or reduced > 2:  # the peak and the total
+    if kernel.unrolled or reduced > 2 or kernel.core.written:  # the peak and the total
         return found
     more: list[Config] = []
     for config in found[:3]:
@@ -157,6 +182,9 @@ def _first_twice(lists: Sequence[list[Config]]) -> list[list[Config]]:
 
 def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
     _, rows, columns = frame.sizes
+    if frame.unroll not in (1, 2, 4):
+        yield from _interleaved(number, frame)
+        return
     if not frame.rows:
         for block, warps in ((1024, 4), (2048, 4), (2048, 8), (512, 4), (4096, 8), (512, 2), (256, 2), (8192, 8)):
             block = max(block // frame.unroll, 32)
@@ -176,24 +204,39 @@ def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 
 
+def _points_each(frame: Frame) -> int:
+    """Points of its tile that a thread should have: of those that are several neighbours each, 32 in all."""
+    return max(min(_POINTS, _RESULTS // _held(frame)), 1)
+
+
+def _held(frame: Frame) -> int:
+    return math.prod(frame.domain[a] for a in frame.held)
+
+
+def _interleaved(number: int, frame: Frame) -> Iterator[Config]:
+    """Blocks of columns of which each thread has eight neighbours, or fewer where a column has many values."""
+    columns = power_of_two(frame.sizes[2])
+    for warps, times in ((4, 1), (2, 1), (1, 1), (8, 1), (4, 2), (2, 2)):
+        yield Config(number, 1, min(32 * warps * frame.columns_each * times, columns), warps)
+
+
 def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
     # at most eight elements a thread, since each holds the reads of a whole window
     _, rows, columns = frame.sizes
+    if frame.unroll not in (1, 2, 4):
+        yield from _interleaved(number, frame)
+        return
     if not frame.rows:
         for block, warps in ((1024, 4), (512, 4), (512, 2), (2048, 8), (1024, 8), (256, 2)):
             block = max(block // frame.unroll, 32)
             yield Config(number, 1, min(block, power_of_two(columns)), warps)
         return
     # fewer columns than threads: what is the same for all rows is then loaded where it is used, by every thread
-    for block_rows, block_columns, warps in (
-        (16, 64, 4),
-        (8, 64, 4),
-        (16, 128, 8),
-        (32, 64, 8),
-        (32, 32, 4),
-        (8, 128, 4),
-        (4, 256, 4),
-    ):
+    each = _points_each(frame)
+    shapes = ((each, 64, 4), (each / 2, 64, 4), (each, 128, 8), (each, 64, 8), (each, 32, 4))
+    more = ((2 * each, 64, 4),) if frame.held else ()
+    for points, block_columns, warps in (*shapes, *more, (each, 128, 4), (each, 256, 4)):
+        block_rows = power_of_two(int(points * 32 * warps) // block_columns)
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 
 
@@ -216,15 +259,19 @@ def _blocked(number: int, frame: Frame) -> Iterator[Config]:
 def _persistent(number: int, frame: Frame, longest: int) -> list[Config]:
     rows, columns = frame.sizes[1], power_of_two(longest)
     found: list[tuple[float, Config]] = []
+    wanted = _points_each(frame)
     for block_rows, warps in product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
         tile = block_rows * columns
         per_thread = tile / (32 * warps)
         if not (block_rows == 1 or (tile <= 16384 and block_rows <= power_of_two(rows))) or warps < 2 < tile / 512:
             continue
-        if 4 <= per_thread <= 32 or (block_rows == 1 and warps == 1) or (tile >= 32768 and warps == 32):
-            # eight elements a thread (a 16-byte load of bfloat16), four warps: near enough to be the first guess
-            distance = max(8 / per_thread, per_thread / 8) - 1 + abs(warps.bit_length() - 3) * 0.5
-            if block_rows == warps == 1:
+        if frame.held and block_rows > 1 and per_thread * _held(frame) > 2 * _RESULTS:
+            continue
+        alone = block_rows == warps == 1
+        if wanted / 2 <= per_thread <= 4 * wanted or alone or (tile >= 32768 and warps == 32):
+            # that many elements a thread, four warps: near enough to be the first guess
+            distance = max(wanted / per_thread, per_thread / wanted) - 1 + abs(warps.bit_length() - 3) * 0.5
+            if alone:
                 distance = min(distance, 0.75)  # no warp waits for another
             found.append((distance, Config(number, block_rows, columns, warps)))
     return [config for _, config in sorted(found)]

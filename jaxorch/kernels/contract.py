@@ -21,6 +21,7 @@ from jaxorch.kernels.frame import refine
 from jaxorch.kernels.sides import LARGEST_INNER, Contracted, Core, Sides, contract_of, dims, merge, operand
 from jaxorch.kernels.softmax import Form
 from jaxorch.kernels.stores import with_stores
+from jaxorch.kernels.writes import with_writes
 
 __all__ = ["contracted", "unsupported"]
 
@@ -29,9 +30,20 @@ _FLOATS = frozenset(("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_
 
 
 def contracted(
-    graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], unrolled: frozenset[int] = frozenset()
+    graph: Graph,
+    members: frozenset[int],
+    outputs: tuple[Value, ...],
+    unrolled: frozenset[int] = frozenset(),
+    early: tuple[int, ...] = (),
 ) -> Contracted | str:
-    """The kernel's core and frame, or why there is none; what is `unrolled` counts as a Map."""
+    """The kernel's core and frame, or why there is none; what is `unrolled` counts as a Map.
+
+    `early`: the Scatters whose arrays are read as they are then.
+    """
+    if early:
+        rest = tuple(v for v in outputs if v.node not in early)
+        made = contracted(graph, members.difference(early), rest, unrolled)
+        return made if isinstance(made, str) else with_writes(graph, members, unrolled, made, early)
     numbers = [n for n in sorted(members - unrolled) if isinstance(graph.nodes[n], Contract)]
     if len(numbers) > 2:
         return "more than two contractions"

@@ -18,6 +18,10 @@ from jaxorch.kernels.access import Accesses
 
 __all__ = ["COLUMN", "GRID", "HEAD", "ROW", "Frame", "flat_frames", "refine", "split_axis"]
 
+_MOST_VALUES = 128  # that a thread has in its registers
+_MOST_UNROLLED = 64  # values a column
+_SHORTEST, _LONG = 8, 16  # elements that make a run worth reading as one, and that fill sectors on their own
+
 # The axes of a kernel's index expressions once a frame is chosen.
 GRID, ROW, COLUMN, HEAD = 0, 1, 2, 3
 
@@ -27,7 +31,7 @@ class Frame:
     """The (refined) domain of a kernel and the role of each of its axes.
 
     A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes
-    flattened).  With `unroll` u > 1 the column's fastest axis of size u is unrolled: a program holds u
+    flattened).  With `unroll` u > 1 the column's fastest axes, of u points, are unrolled: a program holds u
     values a column and stores them side by side.  Of the axes `held` (then `unroll` is 1) a program holds all points as
     values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes
     may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
@@ -52,6 +56,22 @@ class Frame:
         return self.unroll * math.prod(self.domain[a] for a in self.held)
 
     @property
+    def columns_each(self) -> int:
+        """How many neighbouring columns a thread should hold: the more, the wider its reads, but each has `unroll`."""
+        return max(1, min(8, 1 << (_MOST_VALUES // self.unroll).bit_length() - 1))
+
+    @property
+    def joined(self) -> int:
+        """The most columns whose values are put in order together, as those of one column alone are an odd number.
+
+        A thread that holds so many neighbours has read them at once, and so from the middle of one run.
+        """
+        if _is_power_of_two(self.unroll):
+            return 1
+        run = next(n for a, n in enumerate(self.domain) if math.prod(self.domain[a + 1 :]) == self.unroll)
+        return min(self.columns_each, run & -run)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Extents of (GRID, ROW, COLUMN), and of HEAD if there are heads; COLUMN counts groups of `unroll`."""
         roles = (self.grid, self.rows, self.columns, self.heads)
@@ -74,6 +94,10 @@ class Frame:
         """The tile's row, counted in the domain's own order of all axes but the columns, over (GRID, ROW, COLUMN)."""
         coords, axes = self.coords(), sorted((*self.grid, *self.rows))
         return simplify(ix.linearize([coords[a] for a in axes], [self.domain[a] for a in axes]), self.sizes)
+
+
+def _is_power_of_two(count: int) -> bool:
+    return count & (count - 1) == 0
 
 
 def split_axis(expressions: Iterable[Expr], axis: int, size: int) -> tuple[int, ...]:
@@ -131,11 +155,14 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
     """
     axes = tuple(range(len(domain)))
     big = [offset for offset, size in offsets if 8 * size >= math.prod(domain)]
-    frames: list[Frame] = []
-    if len(domain) > 1 and domain[-1] in (2, 4):
-        frames.append(Frame(domain, (), (), axes, unroll=domain[-1]))
-    elif len(domain) > 1:
-        frames.extend(_transposing(domain, big))
+    count = _interleaved(domain, offsets)
+    each = domain[-1] if count == 1 and len(domain) > 1 and domain[-1] in (2, 4) else count
+    unrolled = [Frame(domain, (), (), axes, unroll=each)] if each > 1 else []
+    transposing = _transposing(domain, big) if each not in (2, 4) else []
+    if _is_power_of_two(count):  # a tile's columns have no holes
+        frames = transposing or unrolled
+    else:
+        frames = [*unrolled, *transposing] if count < _LONG else [*transposing, *unrolled]
     suffix = _guarded_suffix(domain, accesses)
     if suffix is not None:
         frames.append(Frame(domain, (), axes[:suffix], axes[suffix:]))
@@ -146,14 +173,40 @@ def flat_frames(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]], ac
     return tuple(dict.fromkeys(frames))
 
 
+def _interleaved(domain: tuple[int, ...], offsets: Sequence[tuple[Expr, int]]) -> int:
+    """The points of the last axes, if a large load lies along the axis before them and not along them; else 1.
+
+    So elements that lie side by side in the result come from far apart in memory, as those of (channel, window) do from
+    an image with channels last, or of a stack along the last axis from its arrays. A program that holds them all, for
+    a block of channels, reads runs of channels.
+    """
+    last = len(domain) - 1
+    if last < 1:
+        return 1
+    found: list[tuple[int, int | None]] = []  # the points of the axes after the run, the load's stride along the last
+    for offset, size in offsets:
+        strides = [coefficient(offset, a, domain) for a in range(len(domain))]
+        along = next((a for a in range(last, -1, -1) if strides[a] == 1 and domain[a] > 1), None)
+        if along is not None and (along == last or domain[along] >= _SHORTEST):
+            count = math.prod(domain[along + 1 :])
+            found += [(count, strides[last])] if 8 * size * count >= math.prod(domain) else []
+    contiguous = any(count == 1 for count, _ in found)
+    # what does not vary along many elements is one load for each run of them
+    fitting = (n for n, stride in found if stride != 0 or (n < _SHORTEST and not contiguous))
+    count = next((n for n in fitting if n > 1), 1)
+    return count if count <= _MOST_UNROLLED and count * len(offsets) <= _MOST_VALUES else 1
+
+
 def _transposing(domain: tuple[int, ...], offsets: Sequence[Expr]) -> list[Frame]:
     # A load that is not contiguous along the last axis but is along another one wants a 2-D tile.
+    if len(domain) < 2:
+        return []
     last = len(domain) - 1
     for offset in offsets:
         strides = [coefficient(offset, a, domain) for a in range(len(domain))]
         if strides[last] in (0, 1):
             continue
-        unit = [a for a in range(last) if strides[a] == 1 and domain[a] >= 8]
+        unit = [a for a in range(last) if strides[a] == 1 and domain[a] >= _SHORTEST]
         if not unit:
             continue
         first = end = unit[-1]

@@ -37,6 +37,8 @@ class Output:
     per_row: bool
 
 
+_READ = "an array written in place is read by the kernel that writes it"
+
 _MOST_FRAMES = 4  # of kernels with windows: each is timed in a few configurations
 
 SHORT_ROW = 512
@@ -82,9 +84,11 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
     hazard = _hazard(graph, members, outputs)
     if hazard is not None:
         return hazard
-    unrolled = windows(graph, members)
+    unrolled, early = windows(graph, members), _written_first(graph, members)
     if any(isinstance(graph.nodes[n], Contract) for n in members - unrolled):
-        return _contraction(graph, members, tuple(outputs), unrolled)
+        return _contraction(graph, members, tuple(outputs), unrolled, early)
+    if early:
+        return _READ
     found = _build(graph, _Members(members, unrolled), tuple(outputs))
     if isinstance(found, str) and (more := inner(graph, members)) != unrolled:
         again = _build(graph, _Members(members, more), tuple(outputs))
@@ -93,19 +97,20 @@ def build(graph: Graph, nodes: Collection[int], outputs: Sequence[Value]) -> Ker
 
 
 def _contraction(
-    graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], unrolled: frozenset[int]
+    graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], unrolled: frozenset[int], early: tuple[int, ...]
 ) -> Kernel | str:
     if taps_of(graph, members, unrolled) > MOST_TAPS:
         return "windows of windows beside a contraction"
-    scatters = [n for k in sorted(members) if isinstance(n := graph.nodes[k], Scatter)]
-    if any(n.combine != "set" or n.place.guard or any(lookups(n.place)) for n in scatters):
+    scatters = {k: n for k in sorted(members) if isinstance(n := graph.nodes[k], Scatter)}
+    late = [n for k, n in scatters.items() if k not in early]
+    if any(n.combine != "set" or n.place.guard or any(lookups(n.place)) for n in late):
         return "a write beside a contraction whose place is not known, or that is combined with what is there"
-    found = contracted(graph, members, outputs, unrolled)
+    found = contracted(graph, members, outputs, unrolled, early)
     if isinstance(found, str):
         return found
     stored = tuple(Output(v, per_row=False) for v in outputs)
     schedule = "gemm" if found.core.softmax is None else "online"
-    inputs = tuple(sorted({*found.inputs, *(n.base for n in scatters)}))
+    inputs = tuple(sorted({*found.inputs, *(n.base for n in scatters.values())}))
     return Kernel(tuple(sorted(members)), inputs, stored, schedule, found.frames, tuple(sorted(unrolled)), found.core)
 
 
@@ -142,14 +147,21 @@ def _hazard(graph: Graph, members: frozenset[int], outputs: Sequence[Value]) -> 
     if not scatters:
         return None
     if any(Value(k) not in outputs for k, _ in scatters):
-        return "an array written in place is read by the kernel that writes it"
+        return _READ
     bases = [n.base for _, n in scatters]
     if any(b.node in members for b in bases) or len(set(bases)) < len(bases):
         return "an array is written in place twice"
-    read = {v for k in members for p in pieces_of(graph.nodes[k]) for v in _values(graph.nodes[k], p)}
-    if read & (set(bases) | {Value(k) for k, _ in scatters}):
-        return "an array written in place is read by the kernel that writes it"
-    return None
+    return _READ if _read(graph, members) & set(bases) else None
+
+
+def _written_first(graph: Graph, members: frozenset[int]) -> tuple[int, ...]:
+    """The Scatters whose arrays others read as they are then."""
+    read = _read(graph, members)
+    return tuple(k for k in sorted(members) if isinstance(graph.nodes[k], Scatter) and Value(k) in read)
+
+
+def _read(graph: Graph, members: frozenset[int]) -> set[Value]:
+    return {v for k in members for p in pieces_of(graph.nodes[k]) for v in _values(graph.nodes[k], p)}
 
 
 def _values(node: Node, piece: Piece) -> Iterator[Value]:

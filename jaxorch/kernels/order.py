@@ -63,7 +63,7 @@ def walked_pointwise(
         return frames
     given = [_with_again(frame, arrays) for frame in frames]
     first = max((a for a in range(len(domain)) if math.prod(domain[a:]) >= _PROGRAM_COLUMNS), default=0)
-    unroll = domain[-1] if domain[-1] in (2, 4) else 1
+    unroll = max(frame.unroll for frame in frames)
     columns = tuple(range(first, len(domain)))
     walks = [Frame(domain, slow + fast, (), columns, unroll) for slow, fast in _orders(tuple(range(first)), arrays)]
     return (*_better(walks, given[0], arrays), *given[1:])

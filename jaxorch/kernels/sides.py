@@ -19,7 +19,18 @@ from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.heads import heads_frame
 from jaxorch.kernels.softmax import Softmax
 
-__all__ = ["LARGEST_INNER", "Contracted", "Core", "Sides", "Stored", "contract_of", "dims", "merge", "operand"]
+__all__ = [
+    "LARGEST_INNER",
+    "Contracted",
+    "Core",
+    "Sides",
+    "Stored",
+    "Written",
+    "contract_of",
+    "dims",
+    "merge",
+    "operand",
+]
 
 LARGEST_INNER = 256
 """The most elements along an axis that an online tile holds whole: inner products, and columns."""
@@ -39,6 +50,22 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """Updates of a Scatter that are `count` keys, from `key` on, of operand number `operand` of a Contract.
+
+    `at` is the update of a point whose keys are counted from there, with nothing looked up; a program writes those that
+    it then reads.
+    """
+
+    value: Value
+    contract: int
+    operand: int
+    key: Expr
+    count: int
+    at: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Core:
     """The contractions of a kernel.  Coordinates are over (*domain, KEY, INNER): the frame's axes, then two more.
 
@@ -46,7 +73,7 @@ class Core:
     of its elements sums, `left` its operand that varies along the rows.  `beside`: other coordinates at which it is
     wanted, the same for all columns, as the denominators that a product of a column of ones gives.  `sums`: reductions
     of rows over the contracted elements that what follows the product wants, as a norm's factor.  `stored`: the outputs
-    that no product is needed for.
+    that no product is needed for.  `written`: those that are written in place and read as an operand.
     """
 
     last: int
@@ -57,6 +84,7 @@ class Core:
     beside: tuple[tuple[Expr, ...], ...] = ()
     sums: tuple[Reduction, ...] = ()
     stored: tuple[Stored, ...] = ()
+    written: tuple[Written, ...] = ()
 
     def renamed(self, new: Callable[[Value], Value]) -> Core:
         """The core with its nodes and values renamed."""
@@ -78,6 +106,10 @@ class Core:
             beside=tuple(map(moved, self.beside)),
             sums=tuple(Reduction(number(r.node), moved(r.coords)) for r in self.sums),
             stored=tuple(replace(s, value=new(s.value), contract=number(s.contract)) for s in self.stored),
+            written=tuple(
+                replace(w, value=new(w.value), contract=number(w.contract), key=ix.map_lookups(w.key, look))
+                for w in self.written
+            ),
         )
 
 

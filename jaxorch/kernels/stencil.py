@@ -1,63 +1,134 @@
 """Frames of kernels that read windows point by point: neighbours held together share what their windows share.
 
-Input: what a kernel reads, and a frame whose columns lie side by side in memory.  Output: frames that hold neighbours.
-Invariant: as for every frame, grid, rows, columns and what is held partition the domain.
+Input: what a kernel reads, and a frame whose columns lie side by side in memory.  Output: frames that hold blocks of
+neighbours.  Invariant: as for every frame, grid, rows, columns and what is held partition the domain.
 
-A window of 5 elements along an axis, at 4 neighbours, reads 8 elements and not 20; each is loaded and cast once, and so
-are the weights of a convolution, where a program holds the four as values of their own.
+Windows of 5 x 5 elements, at 2 x 4 neighbours, read 6 x 8 elements and not 200; each is loaded and cast once, and so
+are the weights of a convolution, where a program holds the eight as values of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
 
-from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph
-from jaxorch.ir.index import Const, Dim, Expr
-from jaxorch.ir.simplify import simplify
+from jaxorch.ir.index import Dim, Expr, dims_of
+from jaxorch.ir.simplify import linear_terms
 from jaxorch.ir.value import Value
-from jaxorch.kernels.access import Accesses
+from jaxorch.kernels.access import Accesses, Load
 from jaxorch.kernels.frame import Frame
 
 __all__ = ["stencil_frames"]
 
 _SHORTEST = 16  # columns below which a tile of rows would be mostly holes
-_HELD = (4, 2)  # neighbours held, best guess first
-_WORTH = 0.85  # the part of the loads that holding neighbours must leave at most
-_MOST_BYTES = 240  # of one point's loads: what a thread may have in its registers at once for eight points
+_LONGEST = 8  # neighbours held along one axis
+_HELD = (8, 16)  # neighbours held in all, best guess first
+_FEWEST = 1 << 17  # points of the tiles, in all, that keep a large GPU busy
+_WORTH = 0.85  # the part of the loads that holding (more) neighbours must leave at most
+_MOST_BYTES = 640  # of the loads for one point of a tile: what a thread may have to keep
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A load whose indices move in steps of constants along the rows: where it is, and its steps by axis."""
+
+    value: Value
+    terms: tuple[tuple[tuple[Expr, int], ...], ...]
+    start: tuple[int, ...]
+    steps: Mapping[int, tuple[int, ...] | None]  # None: neighbours along the axis have nothing in common
+
+    def at(self, places: Mapping[int, int]) -> tuple[object, ...]:
+        """What tells the read of one neighbour from those of others."""
+        index, apart = self.start, list[int]()
+        for axis, place in places.items():
+            step = self.steps[axis]
+            if step is None:
+                apart.append(place)
+            else:
+                index = tuple(i + place * k for i, k in zip(index, step, strict=True))
+        return self.value, self.terms, index, tuple(apart)
 
 
 def stencil_frames(graph: Graph, accesses: Accesses, plain: Frame) -> tuple[Frame, ...]:
     """`plain`, for a kernel with unrolled windows, after frames that hold neighbours of its rows, the best first."""
     if not plain.rows or plain.sizes[2] < _SHORTEST:
         return ()
-    found = sorted(_holding(graph, accesses, plain), key=lambda f: f[0])
-    return (*(frame for _, frame in found[:2]), plain)
-
-
-def _holding(graph: Graph, accesses: Accesses, plain: Frame) -> Iterator[tuple[float, Frame]]:
-    """Frames that hold neighbours along a row axis, each with its bytes for one byte of `plain`."""
-    domain = plain.domain
-    alone = max(_loaded(graph, accesses, plain.rows[0], 1), 1)
-    for axis in reversed(plain.rows):
-        fitting = ((n, _loaded(graph, accesses, axis, n)) for n in _HELD if domain[axis] % n == 0)
-        count, loaded = next(((n, b) for n, b in fitting if b <= _MOST_BYTES), (1, alone))
-        share = loaded / (count * alone)
-        if count > 1 and share <= _WORTH:
-            sizes = (*domain[:axis], domain[axis] // count, count, *domain[axis + 1 :])
-            rows, columns = (tuple(a + (a > axis) for a in axes) for axes in (plain.rows, plain.columns))
-            yield share, Frame(sizes, (), rows, columns, held=(axis + 1,))
-
-
-def _loaded(graph: Graph, accesses: Accesses, axis: int, count: int) -> int:
-    """The bytes of the different loads that `count` neighbours along an axis have together, in the widest scope."""
-    found: dict[tuple[int, ...], set[tuple[Value, tuple[Expr, ...]]]] = {}
+    scopes: dict[tuple[int, ...], list[_Read]] = {}
     for load in accesses.loads:
-        sizes = tuple(n // count if a == axis else n for a, n in enumerate(load.sizes))
-        coords = [Dim(a) for a in range(len(sizes))]
-        for place in range(count):
-            at = [*coords[:axis], ix.add(ix.mul(Dim(axis), count), Const(place)), *coords[axis + 1 :]]
-            index = tuple(simplify(ix.substitute(e, at), sizes) for e in load.index)
-            found.setdefault(sizes, set()).add((load.value, index))
-    scopes = (sum(graph.array(value).dtype.itemsize for value, _ in loads) for loads in found.values())
-    return max(scopes, default=0)
+        scopes.setdefault(load.sizes, []).append(_read(load, plain.rows))
+    blocks = dict(_blocks(graph, tuple(scopes.values()), plain))
+    found: list[Mapping[int, int]] = []
+    least = _WORTH
+    for most in _HELD:
+        shares = {b: share for b, share in blocks.items() if math.prod(n for _, n in b) <= most}
+        best = min(shares, key=lambda b: (shares[b], len(b), b), default=None)
+        if best is not None and shares[best] <= least:
+            least = shares[best] * _WORTH
+            found.append(dict(best))
+    return (*(_holding(plain, block) for block in found), plain)
+
+
+type _Block = tuple[tuple[int, int], ...]  # (axis, neighbours held along it)
+
+
+def _blocks(graph: Graph, scopes: Sequence[Sequence[_Read]], plain: Frame) -> Iterator[tuple[_Block, float]]:
+    """Blocks of neighbours along one or two axes of the rows, each with its bytes for one byte of single points."""
+
+    def loaded(block: _Block) -> int:
+        """The bytes of the different loads that the block's points have together, in the widest scope."""
+        places = [dict(zip(dict(block), at, strict=True)) for at in product(*(range(n) for _, n in block))]
+        different = ({read.at(p): read.value for read in reads for p in places} for reads in scopes)
+        return max((sum(graph.array(v).dtype.itemsize for v in each.values()) for each in different), default=0)
+
+    alone, points = max(loaded(()), 1), math.prod(plain.domain)
+    counts = {a: [n for n in range(2, _LONGEST + 1) if plain.domain[a] % n == 0] for a in plain.rows}
+    single: list[_Block] = [((a, n),) for a, each in counts.items() for n in each]
+    shares = {block: loaded(block) / (block[0][1] * alone) for block in single}
+    useful = [a for a in sorted(counts) if any(shares[b] <= _WORTH for b in single if b[0][0] == a)]
+    useful = sorted(useful, key=lambda a: min(shares[b] for b in single if b[0][0] == a))[:2]
+    pairs = (zip(sorted(axes), ns, strict=True) for axes in combinations(useful, 2) for ns in _counts(counts, axes))
+    for block in (*(b for b in single if b[0][0] in useful), *map(tuple, pairs)):
+        held = math.prod(n for _, n in block)
+        if held > _HELD[-1] or points // held < min(_FEWEST, points // 4):
+            continue
+        share = shares.get(block) or loaded(block) / (held * alone)
+        if share * held * alone <= _MOST_BYTES:
+            yield block, share
+
+
+def _counts(counts: Mapping[int, Sequence[int]], axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    yield from product(*(counts[a] for a in sorted(axes)))
+
+
+def _holding(plain: Frame, block: Mapping[int, int]) -> Frame:
+    """`plain` with a block of neighbours held."""
+    sizes: list[int] = []
+    outer: dict[int, int] = {}
+    held: list[int] = []
+    for axis, size in enumerate(plain.domain):
+        count = block.get(axis, 1)
+        outer[axis] = len(sizes)
+        sizes.append(size // count)
+        if count > 1:
+            held.append(len(sizes))
+            sizes.append(count)
+    rows, columns = (tuple(outer[a] for a in axes) for axes in (plain.rows, plain.columns))
+    return Frame(tuple(sizes), (), rows, columns, held=tuple(held))
+
+
+def _read(load: Load, rows: Sequence[int]) -> _Read:
+    parts = [linear_terms(e, load.sizes) for e in load.index]
+    terms = tuple(t for t, _ in parts)
+    steps = {a: tuple(map(_step, terms, [a] * len(terms))) for a in rows}
+    linear = {a: None if None in found else tuple(k for k in found if k is not None) for a, found in steps.items()}
+    return _Read(load.value, terms, tuple(c for _, c in parts), linear)
+
+
+def _step(terms: Sequence[tuple[Expr, int]], axis: int) -> int | None:
+    """By how much a sum of terms grows from one place along the axis to the next; None if not always by as much."""
+    if any(axis in dims_of(atom) for atom, _ in terms if atom != Dim(axis)):
+        return None
+    return next((k for atom, k in terms if atom == Dim(axis)), 0)

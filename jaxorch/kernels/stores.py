@@ -20,7 +20,7 @@ from jaxorch.kernels.access import Accesses, Walk
 from jaxorch.kernels.frame import refine, split_axis
 from jaxorch.kernels.sides import Contracted, Stored, contract_of, operand
 
-__all__ = ["with_stores"]
+__all__ = ["OperandTile", "is_covered", "operand_tiles", "with_stores"]
 
 type Coords = tuple[Expr, ...]
 
@@ -29,7 +29,7 @@ def with_stores(
     graph: Graph, members: frozenset[int], unrolled: frozenset[int], made: Contracted, outputs: Sequence[Value]
 ) -> Contracted | str:
     """The kernel storing `outputs` from its operands' tiles, which then have no heads, or why it cannot."""
-    tiles = list(_tiles(graph, made))
+    tiles = list(operand_tiles(graph, made))
     found: list[Stored] = []
     for value in outputs:
         stored = _Search(graph, members, unrolled, value).stored(tiles)
@@ -40,7 +40,7 @@ def with_stores(
 
 
 @dataclass(frozen=True, slots=True)
-class _Tile:
+class OperandTile:
     """An operand of a Contract at `coords` of the core's index space of `sizes`, and the axes that its scope has."""
 
     contract: int
@@ -51,17 +51,17 @@ class _Tile:
     axes: frozenset[int]
 
 
-def _tiles(graph: Graph, made: Contracted) -> Iterator[_Tile]:
+def operand_tiles(graph: Graph, made: Contracted) -> Iterator[OperandTile]:
     """The operands that are no other product's result."""
     core, frame = made.core, made.frames[0]
     key, inner = len(frame.domain), len(frame.domain) + 1
     softmax = core.softmax
     sizes = (*frame.domain, core.key, contract_of(graph, softmax.first if softmax else core.last).count)
 
-    def tile(number: int, side: int, at: Coords, axis: int, axes: Sequence[int]) -> _Tile:
+    def tile(number: int, side: int, at: Coords, axis: int, axes: Sequence[int]) -> OperandTile:
         node = contract_of(graph, number)
         coords = operand(node, at, axis, sizes)
-        return _Tile(number, side, node.operands[side], coords, sizes, frozenset((*frame.grid, axis, *axes)))
+        return OperandTile(number, side, node.operands[side], coords, sizes, frozenset((*frame.grid, axis, *axes)))
 
     if softmax is None:
         yield tile(core.last, core.left, core.at, key, frame.rows)
@@ -80,14 +80,14 @@ class _Search:
     unrolled: frozenset[int]
     value: Value
 
-    def stored(self, tiles: Sequence[_Tile]) -> Stored | str:
+    def stored(self, tiles: Sequence[OperandTile]) -> Stored | str:
         node = self.graph.nodes[self.value.node]
         if not isinstance(node, Map) or is_empty(node):
             return "outputs of different sizes"
         for tile in tiles:
             read = self.walk(tile.view, tile.coords, tile.sizes)
             for at in self.places(read, tile):
-                if _is_covered(at, self.shape, tile) and self.is_within(at, read, tile):
+                if is_covered(at, self.shape, tile) and self.is_within(at, read, tile):
                     return Stored(self.value, tile.contract, tile.operand, at)
         return "an output of which no operand of a contraction reads every element, each once"
 
@@ -105,13 +105,13 @@ class _Search:
         walk.value(self.value, coords, (), sizes)
         return walk
 
-    def is_within(self, at: Coords, read: Walk, tile: _Tile) -> bool:
+    def is_within(self, at: Coords, read: Walk, tile: OperandTile) -> bool:
         """Whether the output at `at` reads nothing but what the operand reads."""
         own = self.at(at, tile.sizes).into
         inside = own.loads.keys() <= read.into.loads.keys() and own.reductions.keys() <= read.into.reductions.keys()
         return inside and not own.contractions and not own.outside
 
-    def places(self, read: Walk, tile: _Tile) -> Iterator[Coords]:
+    def places(self, read: Walk, tile: OperandTile) -> Iterator[Coords]:
         """Where in the output a point of the scope may stand: where the operand reads it, or where both read the same.
 
         Movement is composed into its readers, so an array that the operand holds may be one that it does not read.
@@ -144,7 +144,7 @@ def _solved(ours: Coords, theirs: Coords, domain: tuple[int, ...], sizes: tuple[
     return tuple(found[a] for a in range(len(domain))) if len(found) == len(domain) else None
 
 
-def _is_covered(at: Coords, shape: tuple[int, ...], tile: _Tile) -> bool:
+def is_covered(at: Coords, shape: tuple[int, ...], tile: OperandTile) -> bool:
     """Whether the scope's points stand at all of the array's elements, at each once but for axes not in `at`."""
     ranges = zip((ix.range_of(e, tile.sizes) for e in at), shape, strict=True)
     if any(low < 0 or high >= size for (low, high), size in ranges):

@@ -18,7 +18,7 @@ from jaxorch.kernels.structure import Structure, Structures, carry_over
 from jaxorch.orchestration.growth import try_convex_sets
 from jaxorch.orchestration.pieces import Pieces, internal
 
-__all__ = ["Built", "Enumeration", "Fused", "Left", "enumerate_candidates", "sharing"]
+__all__ = ["Built", "Enumeration", "Fused", "Left", "enumerate_candidates", "left_candidates", "sharing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def enumerate_candidates(graph: Graph, built: dict[str, Built] | None = None) ->
 
     kinds = [structures.of(p.nodes, p.outputs).digest for p in pieces.all]
     try_convex_sets(pieces, kinds, is_legal)
-    return Enumeration(tuple(fused), tuple(_left(pieces)), rejected)
+    return Enumeration(tuple(fused), tuple(left_candidates(pieces)), rejected)
 
 
 def sharing(graph: Graph, fused: Fused, pairs: Iterable[tuple[int, int]]) -> tuple[tuple[Value, Value], ...]:
@@ -100,7 +100,7 @@ def sharing(graph: Graph, fused: Fused, pairs: Iterable[tuple[int, int]]) -> tup
     return tuple(found.items())
 
 
-def _left(pieces: Pieces) -> Iterator[Left]:
+def left_candidates(pieces: Pieces) -> Iterator[Left]:
     """XLA's candidates: a piece, and the pieces before it whose values no traced variable holds: XLA redoes those.
 
     An array that a pass had filled by several writes is none of XLA's: there is no equation for a part of them, and for

@@ -46,7 +46,9 @@ _RAMP_S = 1.5e-6
 
 def minimum_bytes(graph: Graph, kernel: Kernel) -> int:
     """Each input read once and each output written once."""
-    written = {kernel.inputs[k] for k in aliases(graph, kernel)}  # in place, where only the updates move
+    early = {w.value for w in kernel.core.written} if kernel.core else set[Value]()  # which are read then
+    in_place = ((k, kernel.outputs[o].value) for k, o in aliases(graph, kernel).items())
+    written = {kernel.inputs[k] for k, value in in_place if value not in early}  # of which only the updates move
     read = sum(graph.array(v).nbytes for v in kernel.inputs if v not in written)
     return read + sum(stored_array(graph, o.value).nbytes for o in kernel.outputs)
 

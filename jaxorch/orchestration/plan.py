@@ -14,7 +14,7 @@ import jax
 
 from jaxorch.codegen.source import Source
 from jaxorch.frontend.trace import Regions, Trace, replay
-from jaxorch.ir.graph import Array, Graph, Input, Opaque, Scatter, is_empty
+from jaxorch.ir.graph import Array, Contract, Graph, Input, Opaque, Scatter, is_empty
 from jaxorch.ir.view import Value
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.candidates import Left
@@ -102,8 +102,12 @@ def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
     env: dict[int, Any] = dict(zip(plan.trace.inputs, operands, strict=True))
     made: dict[Value, Any] = {}  # by kernels; not all of it is a traced variable
     tickets = Tickets(max((s.source.tickets for s in plan.kernels), default=0))
-    for step in plan.steps:
+    shared = _shared_operands(plan)
+    for number, step in enumerate(plan.steps):
         if isinstance(step, LeftStep):
+            for variable in shared.get(number, ()):
+                replay(plan.trace, env, [variable], plan.regions)
+                env[variable] = _lax.optimization_barrier(env[variable])
             for names in map(plan.graph.variables, step.left.outputs):
                 replay(plan.trace, env, names[:1], plan.regions)
                 env.update((name, env[names[0]]) for name in names)
@@ -116,6 +120,28 @@ def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
             env.update((variable, result) for variable in plan.graph.variables(output.value))
     replay(plan.trace, env, plan.trace.outputs, plan.regions)
     return [env[v] for v in plan.trace.outputs]
+
+
+def _shared_operands(plan: Plan) -> dict[int, list[int]]:
+    """By step that leaves a product to XLA, the operands it shares with an earlier one, if kernels read its result.
+
+    XLA would join the two into one product, whose parts it would have to copy for the kernels.
+    """
+    read = {value for step in plan.kernels for value in step.kernel.inputs}
+    seen: set[Value] = set()
+    found: dict[int, list[int]] = {}
+    for number, step in enumerate(plan.steps):
+        if not isinstance(step, LeftStep):
+            continue
+        for node in (plan.graph.nodes[n] for n in step.left.nodes):
+            if not isinstance(node, Contract) or node.convolves or len(node.origin.equations) != 1:
+                continue
+            names = plan.trace.equations[node.origin.equations[0]].inputs
+            values = [view.pieces[0].value for view in node.operands]
+            if not read.isdisjoint(step.left.outputs):
+                found[number] = [name for name, value in zip(names, values, strict=True) if value in seen]
+            seen.update(values)
+    return found
 
 
 def _read(plan: Plan, env: dict[int, Any], made: dict[Value, Any], value: Value) -> Any:

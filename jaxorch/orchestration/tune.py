@@ -118,7 +118,8 @@ def tune(
     Raises:
         CompileError: no configuration compiles for the device, or none launches on it.
     """
-    configs = configurations(graph, kernel)[: TRIES[effort]]
+    # where nothing is timed no more are compiled than it takes
+    configs = configurations(graph, kernel)[: TRIES[effort if live else "default"]]
     first = generate(graph, kernel, configs[0], header=header)
     inputs, outputs = arguments(graph, kernel)
     limits = _limits(device)

@@ -84,7 +84,7 @@ def _in_place(graph: Graph, kernel: Kernel) -> tuple[str, ...]:
 
 
 def _config(source: Source) -> str:
-    """Tile, warps and programs; steps, heads, parts, frame and loads in flight where they are not the usual."""
+    """Tile, warps and programs; steps, heads, points, parts, frame and loads in flight where they are not the usual."""
     config = source.config
     steps = f" by {config.block_keys}" if config.block_keys else ""
     heads = f" of {config.heads} heads" if config.heads > 1 else ""
@@ -92,7 +92,8 @@ def _config(source: Source) -> str:
     parts += [f"{config.num_stages} stages"] if config.num_stages > 1 else []
     parts += [f"frame {config.frame}"] if config.frame else []
     split = f" in {config.splits} parts" if config.splits > 1 else ""
-    return ", ".join([*parts, f"{source.grid} programs{split}"])
+    points = f" of {config.points} points" if config.points > 1 else ""
+    return ", ".join([*parts, f"{source.grid} programs{points}{split}"])
 
 
 def _left(plan: Plan, step: LeftStep) -> LeftLine:

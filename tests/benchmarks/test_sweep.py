@@ -27,7 +27,7 @@ def printed(*words):
 
 
 def row(measured, spills=0, failure=""):
-    return sweep.Row(Config(0, 1, 64, 4), 8, Compiled("", 32, spills, 0, 0.0), failure, 10.0, measured)
+    return sweep.Row(Config(0, 1, 64, 4), (), 8, Compiled("", 32, spills, 0, 0.0), failure, 10.0, measured)
 
 
 def test_a_table_without_a_gpu(small):

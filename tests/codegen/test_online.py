@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxorch.codegen import products
 from jaxorch.codegen.source import generate
+from jaxorch.kernels import configs
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import agree, interpreted, numpied, program, scheduled, whole_kernel
 
@@ -388,7 +388,7 @@ def test_the_defaults_of_small_shapes_run():
 
 @pytest.mark.parametrize("elements", [0, 64])
 def test_parts_are_combined_in_one_launch_or_two(monkeypatch, elements):
-    monkeypatch.setattr(products, "_JOINED", elements)
+    monkeypatch.setattr(configs, "_JOINED", elements)
     rng = np.random.default_rng(0)
     q, k, v = normal(rng, 1, 2, 5, 16), normal(rng, 1, 2, 70, 16), normal(rng, 1, 2, 70, 24)
     made, kernel = online_of(attention, q, k, v)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxorch.codegen import products
 from jaxorch.codegen.emit import launches
 from jaxorch.codegen.overwrite import overwritable
 from jaxorch.codegen.source import generate
+from jaxorch.kernels import configs
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import agree, counted, limits, numpied, program, random_array, scheduled, whole_kernel
 from tests.codegen.test_source import compiled
@@ -61,6 +61,7 @@ def test_what_is_read_where_it_is_stored_may_be_overwritten(f, arrays, expected)
         (lambda x: jnp.broadcast_to(x, (32, 64)) * 2, (zeros(64),)),
         (lambda x: x.astype(jnp.int32), (X,)),
         (lambda x: x.astype(jnp.bfloat16), (X,)),
+        (lambda x, y: x + y.T, (zeros(512, 3), zeros(3, 512))),
         (lambda x: jnp.exp(x), (zeros(8, 8),)),
     ],
     ids=[
@@ -73,6 +74,7 @@ def test_what_is_read_where_it_is_stored_may_be_overwritten(f, arrays, expected)
         "broadcast",
         "another type",
         "another width",
+        "unrolled threes",
         "fewer elements than threads",
     ],
 )
@@ -136,7 +138,7 @@ def test_products():
 @pytest.mark.parametrize(("elements", "allowed"), [(0, {(0, 0), (1, 0)}), (64, set())])
 def test_the_second_launch_may_overwrite_what_the_first_has_read(monkeypatch, elements, allowed):
     """In one launch, where the last program of a tile stores what others read from, nothing may be overwritten."""
-    monkeypatch.setattr(products, "_JOINED", elements)
+    monkeypatch.setattr(configs, "_JOINED", elements)
     made, kernel = scheduled("gemm", lambda x, w: x @ w + x, zeros(64, 64), W)
     config = Config(0, 64, 64, 4, 1, 16, splits=2)
     position = [made.graph.nodes[v.node].position for v in kernel.inputs]
@@ -202,7 +204,7 @@ def test_results_of_two_launches_take_memory_of_their_own(monkeypatch, elements)
         q = q * 0.5
         return attend(q, k, v), q
 
-    monkeypatch.setattr(products, "_JOINED", elements)
+    monkeypatch.setattr(configs, "_JOINED", elements)
     rng = np.random.default_rng(0)
     arrays = normal(rng, 2, 2, 3, 11, 16), normal(rng, 2, 2, 50, 16), normal(rng, 2, 2, 50, 32)
     made, kernel = stored_by(f, *arrays, schedule="online", early=1)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxorch.codegen import products
 from jaxorch.codegen.source import generate
+from jaxorch.kernels import configs
 from jaxorch.kernels.configs import Config, configurations
 from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
 
@@ -280,7 +280,7 @@ def test_float32_operands_are_rounded_to_what_the_matrix_unit_takes(precision, r
 @pytest.mark.parametrize("elements", [0, 64])
 def test_parts_are_combined_in_one_launch_or_two(monkeypatch, elements):
     """Rows and columns that divide nothing, a batch, a Map behind the sum."""
-    monkeypatch.setattr(products, "_JOINED", elements)
+    monkeypatch.setattr(configs, "_JOINED", elements)
     rng = np.random.default_rng(0)
     x, y, b = normal(rng, 3, 21, 70), normal(rng, 3, 70, 37), normal(rng, 37)
     made, kernel = gemm_of(lambda x, y, b: jnp.tanh(x @ y + b), x, y, b)

@@ -1,5 +1,7 @@
 """Contractions on the device, against float64: attention in its forms, products with what surrounds them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from tests.codegen.test_online import (
 )
 from tests.codegen.test_products import layer_norm, rms_norm
 from tests.codegen.test_stores import caches, grown
+from tests.codegen.test_writes import operands, step
 
 pytestmark = pytest.mark.gpu
 
@@ -64,6 +67,29 @@ def test_caches_that_grow_are_stored_as_they_are_read(heads):
     if heads[-1] == 1:
         (kernel,) = jaxorch.explain(optimised, *arrays).kernels
         assert kernel.schedule == "online"
+
+
+@pytest.mark.parametrize("position", [0, 63, 64, 2047, 4000, 4095, -1, 9999])
+@pytest.mark.parametrize("heads", [(16, 8, 4, 1), (1, 8, 4, 1), (4, 4, 4, 2)])
+@pytest.mark.parametrize("order", ["bhmd", "bmhd"])
+def test_caches_that_are_filled_are_attended_to_in_the_same_kernel(heads, position, order):
+    """The program that writes a key reads it: again and again, with the cache given away each time."""
+    q, k, v, kc, vc, angle, at = operands(0, *heads, 1, 4096, 128, 128, position, order=order)
+    expected = jax.jit(partial(step, order=order))
+    optimised = jaxorch.optimize(partial(step, order=order), options=FAST, donate_argnums=(3, 4))
+    mine, theirs = ([jnp.asarray(kc), jnp.asarray(vc)] for _ in range(2))
+    for turn in range(4):
+        new = [(x.astype(np.float32) * (turn - 1.5)).astype(x.dtype) for x in (q, k, v)]
+        got, *mine = optimised(*new, *mine, angle, at)
+        want, *theirs = expected(*new, *theirs, angle, at)
+        pairs = zip((got, *mine), (want, *theirs), strict=True)
+        for found, wanted in pairs:
+            np.testing.assert_allclose(
+                *(np.asarray(x).astype(np.float64) for x in (found, wanted)), rtol=2e-2, atol=5e-2
+            )
+    report = jaxorch.explain(optimised, q, k, v, kc, vc, angle, at)
+    (kernel,) = [kernel for kernel in report.kernels if kernel.schedule == "online"]
+    assert "scatter" in kernel.primitives
 
 
 @pytest.mark.parametrize(
@@ -156,3 +182,18 @@ def test_products(name, sizes):
     with jax.enable_x64(True):
         want = np.asarray(PRODUCTS[name](*(jnp.asarray(a.astype(np.float64)) for a in (x, w, g))))
     check(PRODUCTS[name], want, x, w, g, schedule="gemm", tolerance=3e-2)
+
+
+@pytest.mark.parametrize("number", [0, 31999, 32000])
+def test_a_looked_up_row_is_normed_and_multiplied(number):
+    """The last is no row: NaN."""
+    table, w, g = normal(32000, 2048), (normal(2048, 4096).astype(F32) / 45).astype(BF16), normal(2048, seed=1)
+    row = table[number : number + 1].astype(np.float64) if number < 32000 else np.full((1, 2048), np.nan)
+    normed = row / np.sqrt((row**2).mean(-1, keepdims=True) + 1e-5) * g.astype(np.float64)
+
+    def f(table, w, g, number):
+        x = table.at[number].get(mode="fill")[None].astype(F32)
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5) * g.astype(F32)
+        return x.astype(BF16) @ w
+
+    check(f, normed @ w.astype(np.float64), table, w, g, np.int32(number), schedule="gemm", tolerance=6e-2)

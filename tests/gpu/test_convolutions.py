@@ -55,6 +55,7 @@ PROGRAMS = {
     "depthwise 3, strided": (lambda x, w: depthwise(x, w, 2), [(4, 56, 56, 256), (3, 3, 1, 256)], 9),
     "depthwise 7 and a norm": (lambda x, w: layer_norm(depthwise(x, w)), [(4, 56, 56, 128), (7, 7, 1, 128)], 49),
     "depthwise, odd sizes": (depthwise, [(3, 37, 41, 100), (3, 3, 1, 100)], 9),
+    "depthwise, all pixels of a map held": (depthwise, [(32, 7, 7, 960), (5, 5, 1, 960)], 25),
     "depthwise, features first": (lambda x, w: depthwise(x, w, df=NCHW), [(4, 96, 57, 60), (96, 1, 5, 5)], 25),
     "inverted residual": (
         lambda x, w, p: x[..., :128] + jax.nn.relu(depthwise(x, w)) @ p,

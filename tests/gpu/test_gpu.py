@@ -175,6 +175,7 @@ PROGRAMS = {
     "pad of a softmax": lambda x: jnp.pad(jax.nn.softmax(x), ((1, 2), (0, 3))),
     "concatenation": lambda x: jnp.concatenate([jnp.tanh(x), x * x, jax.nn.softmax(x)], -1),
     "interleaving": lambda x: jnp.stack([x * 2, x + 1, -x, jnp.sin(x)], -1).reshape(x.shape[0], -1),
+    "interleaving by threes": lambda x: (jnp.stack([x * 2, jnp.sin(x), -x], -1), jnp.repeat(x, 5, -1)),
     "causal": lambda x: jnp.where(
         lax.broadcasted_iota(np.int32, x.shape, 0) >= lax.broadcasted_iota(np.int32, x.shape, 1), x, 0.0
     ),
@@ -190,6 +191,23 @@ def test_programs(name, shape, kernels_win):
     with jax.default_matmul_precision("highest"):
         found, expected = jaxorch.optimize(PROGRAMS[name], options=FAST)(x), jax.jit(PROGRAMS[name])(x)
     close(found, expected, 2e-2 if name == "half" else 1e-4)
+
+
+@pytest.mark.parametrize("channels", [64, 3, 97])
+@pytest.mark.parametrize("window", [(3, 3), (2, 2), (5, 5)], ids=str)
+def test_patches(window, channels, kernels_win):
+    """Each channel's window side by side, in whatever frames and blocks; they are copies, so equal."""
+    x = jax.random.normal(jax.random.key(5), (16, 56, 56, channels), BF16)
+
+    def patches(x):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated_patches(jax.nn.relu(x), window, (1, 1), "SAME", dimension_numbers=dimensions)
+
+    low, high = zip(*(((n - 1) // 2, n // 2) for n in window), strict=True)
+    padded = jnp.pad(jax.nn.relu(x), ((0, 0), (low[0], high[0]), (low[1], high[1]), (0, 0)))
+    places = [padded[:, r : r + 56, c : c + 56] for r in range(window[0]) for c in range(window[1])]
+    found = jaxorch.optimize(patches, options=FAST)(x)
+    np.testing.assert_array_equal(found, jnp.stack(places, -1).reshape(found.shape))
 
 
 @pytest.mark.parametrize("shape", [(4, 300001), (300, 70001)])

@@ -103,10 +103,11 @@ def test_without_a_device_the_first_that_compiles_is_taken(made, machine, store)
     assert found.source.text.startswith("# a header\n")
 
 
-def test_without_a_device_a_failure_moves_on(made, machine, store):
+@pytest.mark.parametrize("effort", ["fast", "default", "max"])
+def test_without_a_device_a_failure_moves_on(made, machine, store, effort):
     configs = configurations(*made)
     machine.compile_fails = lambda config: config in configs[:2]
-    found = tuned(made, store, live=False)
+    found = tuned(made, store, effort=effort, live=False)
     assert found.source.config == configs[2]
     assert len(found.failures) == 2
     assert all("shared memory" in f for f in found.failures)

@@ -5,8 +5,8 @@
 
 A tile of a product has 16 columns at least, most of them empty where there are few features, and reads the image once
 for every place of the window.  Along the axes t, places of the window are features instead: the columns are full, and
-only the places along s are read one by one.  What is paid is y, written and read once.  (The derivation is OLLIE's,
-https://www.usenix.org/conference/osdi23/presentation/zheng, there with all axes.)
+only the places along s are read one by one.  What is paid is y, written and read once.  (With all axes it is the
+derivation of OLLIE, OSDI 2023.)
 
 Input: a trace.  Output: the trace with such convolutions replaced, where that moves much less; or the same.  Invariant:
 a result has the shape and the dtype that it had, terms are added in float32 at least, and y has the padding along t as
