@@ -92,6 +92,11 @@ def _launched(
     source: Source, operands: Sequence[Any], outputs: Sequence[Array], shared: Mapping[int, int], arch: int | None
 ) -> list[Any]:
     """The outputs of one launch; `shared`: which of them is which operand, written in place."""
+    # jax-triton gives the kernel's parameters the buffers of operands and then of results in their order, and shared
+    # ones have no parameter of their own: they have to be the last.
+    order = sorted(range(len(outputs)), key=lambda output: output in shared.values())
+    outputs = [outputs[output] for output in order]
+    shared = {operand: order.index(output) for operand, output in shared.items()}
     jax_triton = _jax_triton()
     operands = list(operands)
     for operand, output in shared.items():  # one buffer has one shape
@@ -109,9 +114,9 @@ def _launched(
             num_warps=source.config.num_warps,
             num_stages=source.config.num_stages,
             compute_capability=arch,
-            input_output_aliases=dict(shared) or None,
+            input_output_aliases=shared or None,
         )
-    return list(results)
+    return [results[order.index(output)] for output in range(len(order))]
 
 
 def _jax_triton() -> Any:
