@@ -234,8 +234,7 @@ def _unrolled(number: int, frame: Frame) -> Iterator[Config]:
     # fewer columns than threads: what is the same for all rows is then loaded where it is used, by every thread
     each = _points_each(frame)
     shapes = ((each, 64, 4), (each / 2, 64, 4), (each, 128, 8), (each, 64, 8), (each, 32, 4))
-    more = ((2 * each, 64, 4),) if frame.held else ()
-    for points, block_columns, warps in (*shapes, *more, (each, 128, 4), (each, 256, 4)):
+    for points, block_columns, warps in (*shapes, (each, 128, 4), (each, 256, 4)):
         block_rows = power_of_two(int(points * 32 * warps) // block_columns)
         yield Config(number, min(block_rows, power_of_two(rows)), min(block_columns, power_of_two(columns)), warps)
 
