@@ -14,16 +14,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
 import jaxorch
+from benchmarks import suites
 from benchmarks.inputs import drawer
-from benchmarks.models import MODELS
 from benchmarks.slices import machine
-from benchmarks.suites import KNOWN
 
 DEFAULT = ("efficientvit_b1_224_B1",)
 
@@ -45,9 +45,9 @@ class Processes:
     second: float
 
 
-def first_result(case: str, effort: str, size: str) -> float:
+def first_result(case: str, effort: str, size: Literal["full", "tiny"]) -> float:
     """Seconds from before tracing to the first result, in this process."""
-    function, specs, donated = MODELS[case](size="tiny") if size == "tiny" else KNOWN[case]()
+    function, specs, donated = suites.case(case, size)
     if effort == "jit":
         program = jax.jit(function, donate_argnums=donated)
     else:

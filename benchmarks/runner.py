@@ -10,13 +10,12 @@ from typing import Literal
 import jax
 
 import jaxorch
+from benchmarks import suites
 from benchmarks.admission import Expected, admitted, judged, ready
 from benchmarks.inputs import drawer
-from benchmarks.models import MODELS
 from benchmarks.peers import Built, Case, compiled
 from benchmarks.records import Chosen, Record, Side
 from benchmarks.reference import float64_reference
-from benchmarks.suites import KNOWN, bar
 from benchmarks.timing import argument_sets, floor_bytes, floor_us, queued_us
 from jaxorch.orchestration.measure import Timing, program_times
 from jaxorch.report import Report
@@ -55,11 +54,11 @@ def run_case(name: str, settings: Settings) -> Record:
         except Exception:  # noqa: BLE001 - told by the record, and the other cases go on
             found = {"failure": "".join(traceback.format_exc().splitlines(keepends=True)[-12:])}
     said = tuple(str(w.message) for w in caught if issubclass(w.category, jaxorch.JaxorchWarning))
-    return Record(name, bar(name), warnings=said, seconds=time.perf_counter() - start, **found)
+    return Record(name, suites.bar(name), warnings=said, seconds=time.perf_counter() - start, **found)
 
 
 def _run(name: str, settings: Settings) -> dict[str, object]:
-    case = Case(*(MODELS[name](size="tiny") if settings.size == "tiny" else KNOWN[name]()))
+    case = Case(*suites.case(name, settings.size))
     draw = drawer(name, case.specs)
     gate_key, timing_key = jax.random.split(jax.random.key(settings.seed))
     xla = compiled(jax.jit(case.function, donate_argnums=case.donated), case)

@@ -2,7 +2,8 @@
 
 import math
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from benchmarks import models
 from benchmarks.cases import CASES
@@ -108,6 +109,11 @@ PARTS = {
 
 SUITES = {**PARTS, "all": (*CASES, *MOVEMENT), "models": tuple(models.MODELS)}
 """Names run together. "all" are the measured functions, "models" the networks, of which there are hours' worth."""
+
+
+def case(name: str, size: Literal["full", "tiny"] = "full") -> tuple[Callable[..., Any], Sequence[Any], Sequence[int]]:
+    """A case's function, the specs of its arguments, and which of them are given away; `size`: of the networks."""
+    return models.MODELS[name](size="tiny") if size == "tiny" else KNOWN[name]()
 
 
 def bar(name: str) -> float:

@@ -120,7 +120,7 @@ def tune(
     """
     # where nothing is timed no more are compiled than it takes
     configs = configurations(graph, kernel)[: TRIES[effort if live else "default"]]
-    first = generate(graph, kernel, configs[0], header=header)
+    first = underway.sources[0] if underway else generate(graph, kernel, configs[0], header=header)
     inputs, outputs = arguments(graph, kernel)
     limits = _limits(device)
     key = _key(device, configs, first)

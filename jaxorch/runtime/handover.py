@@ -10,37 +10,35 @@ This replaces one private method of jax-triton 0.4; there is no public way to gi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.source import filename_of, is_generated
+from jaxorch.runtime.workers import Request
 
 __all__ = ["hand_over", "offer", "offered", "withdraw"]
-
-type _Request = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 type _Key = tuple[str, str, tuple[tuple[str, str], ...], int, int, int]
 
 _offered: dict[_Key, Compiled] = {}
 
 
-def offer(request: _Request, compiled: Compiled) -> None:
+def offer(request: Request, compiled: Compiled) -> None:
     """Makes a compiled kernel known; `request`: the arguments of `compile_for` that gave it."""
     _offered[_key(request)] = compiled
 
 
-def offered(request: _Request) -> Compiled | None:
+def offered(request: Request) -> Compiled | None:
     """The kernel of a request, if it is known."""
     return _offered.get(_key(request))
 
 
-def withdraw(request: _Request) -> None:
+def withdraw(request: Request) -> None:
     """Forgets a kernel."""
     _offered.pop(_key(request), None)
 
 
-def _key(request: _Request) -> _Key:
+def _key(request: Request) -> _Key:
     (text, name, signature, _), named = request
     return filename_of(text), name, tuple(signature.items()), named["num_warps"], named["num_stages"], named["arch"]
 
