@@ -15,6 +15,7 @@ from typing import Any
 from jax.extend import core as jex_core
 
 from jaxorch.errors import CompileError, JaxorchWarning
+from jaxorch.frontend.derive.layout import features_last
 from jaxorch.frontend.derive.shifted import window_as_features
 from jaxorch.frontend.derive.upsampled import convolve_before_upsampling
 from jaxorch.frontend.lift import lift
@@ -30,8 +31,7 @@ from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.arrange import arrange_operands
 from jaxorch.passes.derive.fill import fill_by_pieces
-from jaxorch.passes.derive.images import keep_images
-from jaxorch.passes.derive.layout import features_last
+from jaxorch.passes.derive.images import keep_images, keep_weights
 from jaxorch.passes.derive.materialize import materialize
 from jaxorch.passes.derive.moments import one_pass_moments
 from jaxorch.passes.derive.scale import scale_after_products
@@ -62,10 +62,11 @@ type Pass = Callable[[Graph, Options], Graph]
 
 # What may be done to the trace before it is lifted, where it pays: each gives another trace of the same meaning, whose
 # parts XLA may run too, or the same.
-DERIVATIONS: tuple[Callable[[Trace], Trace], ...] = (convolve_before_upsampling, window_as_features)
+DERIVATIONS: tuple[Callable[[Trace], Trace], ...] = (convolve_before_upsampling, window_as_features, features_last)
 
 # Every pass, in order.
 PASSES: tuple[Pass, ...] = (
+    keep_weights,
     virtualize,
     canonicalize,
     fold_index_predicates,
@@ -91,7 +92,7 @@ PASSES: tuple[Pass, ...] = (
 BEGINNINGS: tuple[Pass, ...] = (keep_images,)
 
 # What may be done to the graph after these, where it pays: each gives another graph of the same meaning, or the same.
-VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize, arrange_operands, features_last)
+VARIANTS: tuple[Pass, ...] = (split_more_reductions, fill_by_pieces, materialize, arrange_operands)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ measured on an H200 with XLA's own choice of cuDNN's kernels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Contract, Graph
 from jaxorch.ir.index import Dim
 from jaxorch.ir.simplify import coefficient, simplify
+from jaxorch.ir.view import Piece, View
 from jaxorch.kernels.frame import split_axis
 from jaxorch.orchestration.devices import Device
 from jaxorch.passes.derive.arrange import varied_axes
@@ -47,14 +49,11 @@ def convolution_time(graph: Graph, node: Contract, device: Device, moved: float)
     shape = shape_of(node)
     arithmetic = node.flops / _rate(node, shape, dtype.name, device) * 1e6
     time = arithmetic - min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and arithmetic work at once
-    copied = moved if shape.transposed else 0.0
-    if not _features_last(graph, node):  # on one side of it: on the other XLA's next convolution may have the order
-        copied = max(copied, moved / 2)
-    if not _in_place(graph, node):
-        copied = max(copied, shape.elements * dtype.itemsize)
-    weights = _weights_copied(graph, node)
-    launches = _REARRANGED if shape.transposed else bool(copied) + bool(weights)
-    copies = 2 * (copied + weights) / device.memory_bandwidth / _COPY_EFFICIENCY
+    copied = [_image_copied(graph, node, shape), _weights_copied(graph, node), _result_copied(node)]
+    if shape.transposed:
+        copied[0] = max(copied[0], moved)
+    launches = max(_REARRANGED if shape.transposed else 0, sum(map(bool, copied)))
+    copies = 2 * sum(copied) / device.memory_bandwidth / _COPY_EFFICIENCY
     return time + (copies + launches * device.xla_launch_s) * 1e6
 
 
@@ -78,11 +77,16 @@ def shape_of(node: Contract) -> Shape:
     own, others, sizes = set(varied_axes(left)), set(varied_axes(right)), left.domain
     window, places = _window(node)
     inside = math.prod(sizes[a] for a in set(node.axes) - window)
-    features = others - set(node.axes) - places
+    features = _features(node)
     groups = [split_axis((e for p in left.pieces for e in p.index), a, sizes[a]) for a in sorted(features & own)]
     outside = math.prod(factors[-1] for factors in groups if len(factors) > 1)
     outside *= math.prod(sizes[a] for a in features - own)
     return Shape(inside, outside, math.prod(sizes[a] for a in own - window), bool(places & others))
+
+
+def _features(node: Contract) -> set[int]:
+    """The axes along which the features of the result lie."""
+    return {*varied_axes(node.operands[1])} - {*node.axes} - _window(node)[1]
 
 
 def _window(node: Contract) -> tuple[set[int], set[int]]:
@@ -99,29 +103,69 @@ def _window(node: Contract) -> tuple[set[int], set[int]]:
     return window, places
 
 
-def _features_last(graph: Graph, node: Contract) -> bool:
-    """Whether the features of the left operand lie side by side, as cuDNN's kernels for the matrix unit have them."""
-    view, (window, _) = node.operands[0], _window(node)
-    features = [a for a in node.axes if a not in window and view.domain[a] > 1]
-    arrays = [(p, graph.array(p.value).shape) for p in view.pieces if p.index]
-    flat = [simplify(ix.linearize(p.index, shape), view.domain) for p, shape in arrays]
-    return all(coefficient(e, a, view.domain) in (1, None) for e in flat for a in features[-1:])
+# What it reads and writes in place
+
+
+def _image_copied(graph: Graph, node: Contract, shape: Shape) -> float:
+    """Bytes of the left operand where XLA has to write it anew for cuDNN: padded, joined or transposed."""
+    view, arrays = node.operands[0], [graph.array(p.value) for p in node.operands[0].pieces if p.index]
+    if not _in_place(graph, node):
+        return shape.elements * arrays[0].dtype.itemsize
+    (piece,) = (p for p in view.pieces if p.index)
+    return 0.0 if _lies(graph, piece, view.domain, _fastest(node, view)) else arrays[0].nbytes
+
+
+def _weights_copied(graph: Graph, node: Contract) -> float:
+    view = node.operands[1]
+    piece = view.pieces[0]
+    return 0.0 if _lies(graph, piece, view.domain, _fastest(node, view)) else graph.array(piece.value).nbytes
+
+
+def _result_copied(node: Contract) -> float:
+    """Bytes of the result if it is not in the order in which cuDNN writes it."""
+    sizes, features = node.array.shape, _features(node)
+    long = [a for a, n in enumerate(sizes) if n > 1]
+    if not features.intersection(long) or not set(long) - features - {0}:
+        return 0.0
+    return 0.0 if (long[-1] in features) == _features_are_last(node) else node.array.nbytes
+
+
+def _features_are_last(node: Contract) -> bool:
+    """Whether XLA has cuDNN's images and weights with the features last: those of up to two axes beside these."""
+    return len(node.array.shape) <= 4
+
+
+def _fastest(node: Contract, view: View) -> list[int]:
+    """The axis along which the elements of an operand lie side by side where cuDNN reads it in place, if it is long."""
+    window, places = _window(node)
+    inside = [a for a in node.axes if a not in window]
+    if not _features_are_last(node):
+        ordered = sorted(window or places)
+    elif any(view.domain[a] > 1 for a in inside) or view is node.operands[1]:
+        ordered = inside
+    else:  # a convolution of each feature by itself
+        ordered = sorted(_features(node) & {*varied_axes(view)})
+    return [a for a in ordered if view.domain[a] > 1][-1:]
+
+
+def _lies(graph: Graph, piece: Piece, sizes: Sequence[int], axes: Sequence[int]) -> bool:
+    """Whether the elements that a piece reads along these axes lie side by side, as far as can be told."""
+    flat = simplify(ix.linearize(piece.index, graph.array(piece.value).shape), sizes)
+    return all(coefficient(flat, a, sizes) in (1, None) for a in axes)
 
 
 def _in_place(graph: Graph, node: Contract) -> bool:
-    """Whether the left operand is a window sliding over one array, with zeros around: what a library reads in place."""
+    """Whether the left operand is a window sliding over one whole array, with zeros around: what cuDNN reads as is."""
     view, others = node.operands[0], set(varied_axes(node.operands[1])) - set(node.axes)  # groups, and phases
     pieces = [p for p in view.pieces if not isinstance(graph.nodes[p.value.node], Const)]
     if len(pieces) != 1:
         return False
-    flat = simplify(ix.linearize(pieces[0].index, graph.array(pieces[0].value).shape), view.domain)
-    return all(coefficient(flat, a, view.domain) is not None for a in set(varied_axes(view)) - others)
-
-
-def _weights_copied(graph: Graph, node: Contract) -> int:
-    """Bytes of the weights if cuDNN does not read them in place, the features that are summed side by side."""
-    piece, window = node.operands[1].pieces[0], _window(node)[0]
-    array = graph.array(piece.value)
-    features = [a for a in node.axes if a not in window and node.domain[a] > 1]
-    flat = simplify(ix.linearize(piece.index, array.shape), node.domain)
-    return 0 if all(coefficient(flat, a, node.domain) == 1 for a in features[-1:]) else array.nbytes
+    (piece,), shape = pieces, graph.array(pieces[0].value).shape
+    flat = simplify(ix.linearize(piece.index, shape), view.domain)
+    slides = frozenset[int]().union(*_window(node))
+    whole = (
+        ix.range_of(e, view.domain) == (0, n - 1)
+        for e, n in zip(piece.index, shape, strict=True)
+        if not ix.dims_of(e) & slides
+    )
+    return all(whole) and all(coefficient(flat, a, view.domain) is not None for a in set(varied_axes(view)) - others)
