@@ -68,7 +68,6 @@ CONVOLUTIONS = (
     "stem7_s2",
     "gan_chain_B16",
     "c3k2_NHWC",
-    "c3k2_NCHW",
 )
 
 

@@ -1,5 +1,7 @@
 """Estimates of XLA's convolutions beside what an H200 took for them, and the plans that follow."""
 
+import math
+
 import jax
 import pytest
 
@@ -7,13 +9,18 @@ import jaxorch
 from benchmarks.cases import CASES
 from jaxorch.codegen.count_ops import count
 from jaxorch.frontend.trace import flatten
+from jaxorch.ir.graph import Contract
+from jaxorch.ir.view import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options
+from jaxorch.orchestration import convolution
 from jaxorch.orchestration.candidates import enumerate_candidates
+from jaxorch.orchestration.convolution import convolution_time
 from jaxorch.orchestration.cost import left_time
 from jaxorch.orchestration.devices import device
 from jaxorch.pipeline import optimized_graph
 from tests.codegen.drive import whole_kernel
+from tests.frontend.convolutions import ORDERS, ordered
 
 # µs of XLA alone, by device time
 MEASURED = {
@@ -52,6 +59,19 @@ def test_what_a_window_shares_is_delivered_once_to_loads_and_for_each_place_to_c
     passed = [count(graph, kernel, c).passes[f"in{image}", 1] for c in (loaded, copied)]
     assert 3 * passed[0] < passed[1]
     assert passed[0] > graph.array(kernel.inputs[image]).nbytes
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_what_xla_copies_for_cudnn_is_priced_on_each_side(name, monkeypatch):
+    """That these are what XLA copies is held in test_compiled."""
+    f, specs, copied = ordered(name)
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    (node,) = [n for n in graph.nodes if isinstance(n, Contract)]
+    h200 = device("h200")
+    sizes = {"image": node.array.nbytes, "weights": graph.array(Value(1)).nbytes, "result": node.array.nbytes}
+    want = sum(2 * sizes[c] / h200.memory_bandwidth / 0.6 + h200.xla_launch_s for c in copied) * 1e6
+    monkeypatch.setattr(convolution, "_rate", lambda *_: math.inf)
+    assert convolution_time(graph, node, h200, 0.0) == pytest.approx(want)
 
 
 # case: what its kernels hold of it, and what is left to XLA, by primitive

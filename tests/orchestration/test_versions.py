@@ -134,6 +134,31 @@ def test_a_sum_of_shifted_terms_runs(axes, derived_only, monkeypatch):
     assert derived_only
 
 
+def features_first(x, w, v):
+    """A residual of normed convolutions, with their features before their places."""
+
+    def convolved(y, w):
+        y = jnp.pad(y, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+        y = lax.conv_general_dilated(y, w, (1, 1), "VALID")
+        return (y - y.mean((2, 3), keepdims=True)) * lax.rsqrt(y.var((2, 3), keepdims=True) + 1e-1)
+
+    return x + convolved(jax.nn.relu(convolved(x, w)), v)
+
+
+def test_a_program_with_its_features_first_runs_with_them_last(derived_only):
+    arrays = arrays_of(*(jax.ShapeDtypeStruct(s, F32) for s in ((2, 4, 6, 5), (4, 4, 3, 3), (4, 4, 3, 3))))
+    optimised = jaxorch.optimize(features_first, options=INTERPRET)
+    close(optimised(*arrays), features_first(*arrays), 2e-2)  # products of operands rounded to TF32
+    left = {p for line in jaxorch.explain(optimised, *arrays).left for p in line.primitives}
+    assert not left
+    gradients = (jax.grad(lambda *a, g=g: jnp.sum(g(*a) ** 2), (0, 1, 2)) for g in (optimised, features_first))
+    for one, other in zip(*(g(*arrays) for g in gradients), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-2 * np.abs(other).max())
+    batches = [np.stack([a, 2 * a]) for a in arrays]
+    close(*(jax.vmap(f)(*batches) for f in (optimised, features_first)), tolerance=4e-2)
+    assert derived_only
+
+
 def test_gradients_and_batches_of_it(derived_only):
     arrays = arrays_of(*SMALL)
 

@@ -11,7 +11,7 @@ from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Contract, Map
 from jaxorch.options import Options
 from jaxorch.orchestration.candidates import enumerate_candidates
-from jaxorch.passes.derive.images import keep_images
+from jaxorch.passes.derive.images import keep_images, keep_weights
 from jaxorch.pipeline import graphs
 from tests.codegen.drive import agree, numpied, program, random_array
 
@@ -66,3 +66,25 @@ def flat(f, shapes):
 def test_what_a_library_reads_in_place_is_left_alone(f):
     graph = lift(flat(f, [(1, 4, 5, 3), (3, 3, 3, 4)]))
     assert keep_images(graph, Options()) is graph
+
+
+def weighed(order, spec):
+    """A convolution by weights transposed so."""
+
+    def f(x, w):
+        return lax.conv_general_dilated(x, w.transpose(order), (1, 1), "SAME", dimension_numbers=("NHWC", spec, "NHWC"))
+
+    return lift(flat(f, [(1, 4, 5, 3), (2, 3, 3, 3)]))
+
+
+def test_weights_that_are_transposed_to_sum_along_their_last_axis_are_arrays():
+    graph = keep_weights(weighed((0, 2, 3, 1), "OHWI"), Options())
+    (copy,) = [n for n in graph.nodes if isinstance(n, Map)]
+    assert dict(copy.params) == {"kept": True}
+    assert copy.array.shape == (2, 3, 3, 3)
+
+
+@pytest.mark.parametrize(("order", "spec"), [((2, 3, 1, 0), "HWIO"), ((0, 1, 2, 3), "OHWI"), ((1, 0, 2, 3), "IOHW")])
+def test_other_weights_are_left_alone(order, spec):
+    graph = weighed(order, spec)
+    assert keep_weights(graph, Options()) is graph

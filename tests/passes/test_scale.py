@@ -10,7 +10,6 @@ from jaxorch.ir.graph import Contract, Graph, Map, Reduce, reads
 from jaxorch.ir.verify import verify
 from jaxorch.options import Options
 from jaxorch.passes.derive.arrange import arrange_operands
-from jaxorch.passes.derive.layout import features_last
 from jaxorch.passes.derive.scale import MOST_ROWS, scale_after_products
 from tests.codegen.drive import program
 
@@ -81,7 +80,6 @@ def test_a_product_is_no_convolution_afterwards():
     graph = graph_of(TAKEN["the product's right operand"], *operands())
     assert not any(node.convolves for node in graph.nodes if isinstance(node, Contract))
     assert arrange_operands(graph, Options()) is graph  # what it reads now was never traced
-    assert features_last(graph, Options()) is graph
 
 
 LEFT = {

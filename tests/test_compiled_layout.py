@@ -1,0 +1,139 @@
+"""What XLA makes, for an H200, of convolutions that have their features first: what is transposed around cuDNN."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from benchmarks.cases import CASES
+from jaxorch import primitive
+from jaxorch.frontend.derive.layout import features_last
+from jaxorch.frontend.trace import flatten
+from jaxorch.ir.graph import Contract
+from jaxorch.orchestration import choice, planner
+from jaxorch.orchestration.planner import as_traced
+from tests.aot import compile_program, tools
+from tests.frontend.convolutions import ORDERS, ordered
+
+BF16 = jnp.bfloat16
+FREE = {"parameter", "bitcast", "get-tuple-element", "tuple", "custom-call"}
+
+
+@pytest.fixture(scope="module")
+def h200(tmp_path_factory):
+    return tools(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def library_convolves(monkeypatch):
+    """The plan is the cheapest of those with the features last, in which XLA has all convolutions."""
+    left_time = choice.left_time
+
+    def free(graph, left, device):
+        held = (graph.nodes[n] for n in left.nodes)
+        return 0.0 if any(isinstance(n, Contract) and n.convolves for n in held) else left_time(graph, left, device)
+
+    def derived(ways, session):
+        return sorted((w for w in ways if w.trace is not ways[0].trace), key=lambda w: w.cost)[:1]
+
+    monkeypatch.setattr(choice, "left_time", free)
+    monkeypatch.setattr(planner, "_worth_it", derived)
+    primitive.clear()
+    yield
+    primitive.clear()
+
+
+def specs_of(*shapes, dtype=BF16):
+    return [jax.ShapeDtypeStruct(s, dtype) for s in shapes]
+
+
+def conv(x, w, s=1):
+    return lax.conv_general_dilated(x, w, (s, s), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+
+
+def norm(y):
+    return (y - y.mean((2, 3), keepdims=True)) * lax.rsqrt(y.var((2, 3), keepdims=True) + 1e-5)
+
+
+def normed(x, w, v):
+    return x + norm(conv(jax.nn.relu(norm(conv(x, w))), v))
+
+
+def residual(x, w, v, scale):
+    for _ in range(3):
+        y = jax.nn.relu(conv(x, w) * scale[:, None, None])
+        x = jax.nn.relu(x + conv(y, v) * scale[:, None, None])
+    return x
+
+
+def convolutions(compiled):
+    return [i for i in compiled.entry if "__cudnn$conv" in i.text]
+
+
+def moved(compiled):
+    """The types of what XLA transposes or copies, alone or in a fusion."""
+    return sorted(i.type.split("{")[0] for i in compiled.of("transpose", "copy", "copy-start"))
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_xla_copies_what_is_priced(name, h200):
+    f, specs, copied = ordered(name)
+    compiled = compile_program(f, specs, h200, optimised=False)
+    assert len(convolutions(compiled)) == 1
+    assert len([i for i in compiled.entry if i.opcode not in FREE]) == len(copied)
+
+
+@pytest.mark.parametrize("name", ["residual", "normed"])
+def test_kernels_transpose_at_the_entry_and_at_the_exit_and_xla_weights_alone(name, h200):
+    """As planned by the estimates; between the two all images lie as cuDNN has them."""
+    f, shapes = {
+        "residual": (residual, [(16, 128, 28, 28), (128, 128, 3, 3), (128, 128, 3, 3), (128,)]),
+        "normed": (normed, [(64, 128, 28, 28), (128, 128, 3, 3), (128, 128, 3, 3)]),
+    }[name]
+    compiled = compile_program(f, specs_of(*shapes), h200)
+    assert len(convolutions(compiled)) == (6 if name == "residual" else 2)
+    assert moved(compiled) == 2 * ["bf16[128,3,3,128]"]
+    batch, features, *places = shapes[0]
+    between = f"[{batch},{','.join(map(str, places))},{features}]"
+    ours = [call.type for call in compiled.calls]
+    assert between in ours[0]
+    assert f"[{batch},{features},{','.join(map(str, places))}]" in ours[-1]
+    images = [i for i in compiled.entry if i.opcode != "parameter" and i.nbytes >= 1 << 20 and i.text not in ours]
+    assert all(between in i.type for i in images[:-1])
+    plain = compile_program(f, specs_of(*shapes), h200, optimised=False)
+    assert compiled.memory.temp_size_in_bytes <= plain.memory.temp_size_in_bytes
+
+
+def test_reflected_borders_are_written_as_cudnn_reads_them(h200, library_convolves):
+    f, specs, _ = CASES["candy_residual"]()
+    compiled = compile_program(f, specs, h200)
+    assert len(convolutions(compiled)) == 2
+    assert moved(compiled) == ["f32[1,58,58,128]", *2 * ["f32[128,3,3,128]"]]  # the operand, with its borders
+    assert compiled.calls[-1].type.startswith("f32[1,128,56,56]")
+
+
+def test_parts_of_images_are_read_as_cudnn_wrote_them(h200, library_convolves):
+    """The last convolution, by single elements of joined images, is a kernel's, which transposes what it makes."""
+    f, specs, _ = CASES["c3k2_NCHW"]()
+    compiled = compile_program(f, specs, h200)
+    assert len(convolutions(compiled)) == 3
+    assert [t for t in moved(compiled) if "160" in t] == ["bf16[16,160,160,64]"]  # the operand
+    assert compiled.calls[-1].type.startswith("bf16[16,64,160,160]")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_are_cudnns_own(stride, h200):
+    """Of data and of weights, and nothing is transposed that XLA would not transpose in the program as it was."""
+
+    def loss(x, w, v):
+        return jnp.sum(conv(jax.nn.relu(conv(x, w, stride)), v) ** 2)
+
+    f, specs = jax.grad(loss, (0, 1, 2)), specs_of((4, 64, 56, 56), (64, 64, 3, 3), (64, 64, 3, 3))
+    other = features_last(flatten(jax.make_jaxpr(f)(*specs)))
+    plain, derived = (
+        compile_program(g, specs, h200, optimised=False) for g in (f, lambda *operands: as_traced(other, *operands))
+    )
+    targets = [sorted(i.text.split("__cudnn$")[1].split('"')[0] for i in convolutions(c)) for c in (plain, derived)]
+    assert targets[0] == targets[1]
+    assert {"convBackwardFilter", "convBackwardInput"} <= set(targets[0])
+    assert moved(derived) == moved(plain)
