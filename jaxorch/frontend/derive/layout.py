@@ -61,11 +61,15 @@ def _is_first(equation: Equation) -> bool:
     if equation.primitive != "conv_general_dilated":
         return False
     numbers = equation.params["dimension_numbers"]
-    return any(map(_places_last, (numbers.lhs_spec, numbers.out_spec)))
+    return _places_last(numbers.lhs_spec) or _is_image(numbers.out_spec)
 
 
 def _places_last(spec: Sequence[int]) -> bool:
     return len(spec) > 2 and tuple(spec[2:]) == tuple(range(2, len(spec)))
+
+
+def _is_image(spec: Sequence[int]) -> bool:
+    return _places_last(spec) and spec[0] == 0
 
 
 def _images(equation: Equation) -> list[int]:
@@ -74,8 +78,7 @@ def _images(equation: Equation) -> list[int]:
     A gradient of weights sums over the batch: what it makes are no images.
     """
     numbers, own = equation.params["dimension_numbers"], (equation.inputs[0], equation.outputs[0])
-    specs = (numbers.lhs_spec, numbers.out_spec)
-    return [v for v, spec in zip(own, specs, strict=True) if tuple(spec) == tuple(range(len(spec)))]
+    return [v for v, spec in zip(own, (numbers.lhs_spec, numbers.out_spec), strict=True) if _is_image(spec)]
 
 
 def _joined(trace: Trace, images: Iterable[int]) -> frozenset[int]:
@@ -96,6 +99,12 @@ def _joined(trace: Trace, images: Iterable[int]) -> frozenset[int]:
 
 
 # What is computed instead
+
+
+def _moves(numbers: Any) -> tuple[bool, bool, bool]:
+    """Which arrays of a convolution change: the result if it is an image, or weights of which this is the gradient."""
+    image, weights, result = map(_places_last, numbers)
+    return image, weights, result and (_is_image(numbers.out_spec) or (image and not _is_image(numbers.lhs_spec)))
 
 
 def _order(rank: int) -> tuple[int, ...]:
@@ -146,7 +155,7 @@ class _Writer:
 
     def convolution(self, equation: Equation) -> None:
         numbers = equation.params["dimension_numbers"]
-        new = [_moved(s, len(s)) if _places_last(s) else s for s in numbers]
+        new = [_moved(s, len(s)) if moves else s for s, moves in zip(numbers, _moves(numbers), strict=True)]
         operands = zip(equation.inputs, numbers, new, strict=False)
         inputs = [self.as_it_is(v) if a is b else self.moved(v, equation) for v, a, b in operands]
         outputs = equation.outputs if new[2] is numbers.out_spec else self.held_last(equation.outputs)
