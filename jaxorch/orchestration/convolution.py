@@ -108,17 +108,18 @@ def _window(node: Contract) -> tuple[set[int], set[int]]:
 
 def _image_copied(graph: Graph, node: Contract, shape: Shape) -> float:
     """Bytes of the left operand where XLA has to write it anew for cuDNN: padded, joined or transposed."""
-    view, arrays = node.operands[0], [graph.array(p.value) for p in node.operands[0].pieces if p.index]
+    view = node.operands[0]
     if not _in_place(graph, node):
-        return shape.elements * arrays[0].dtype.itemsize
-    (piece,) = (p for p in view.pieces if p.index)
-    return 0.0 if _lies(graph, piece, view.domain, _fastest(node, view)) else arrays[0].nbytes
+        return shape.elements * graph.array(view.pieces[0].value).dtype.itemsize
+    (piece,) = _arrays(graph, view)
+    steps = _steps(graph, piece, view.domain, _fastest(node, view))
+    return 0.0 if all(step in (1, None) for step in steps) else graph.array(piece.value).nbytes
 
 
 def _weights_copied(graph: Graph, node: Contract) -> float:
     view = node.operands[1]
-    piece = view.pieces[0]
-    return 0.0 if _lies(graph, piece, view.domain, _fastest(node, view)) else graph.array(piece.value).nbytes
+    steps = _steps(graph, view.pieces[0], view.domain, _fastest(node, view))
+    return 0.0 if all(step == 1 for step in steps) else graph.array(view.pieces[0].value).nbytes
 
 
 def _result_copied(node: Contract) -> float:
@@ -148,24 +149,28 @@ def _fastest(node: Contract, view: View) -> list[int]:
     return [a for a in ordered if view.domain[a] > 1][-1:]
 
 
-def _lies(graph: Graph, piece: Piece, sizes: Sequence[int], axes: Sequence[int]) -> bool:
-    """Whether the elements that a piece reads along these axes lie side by side, as far as can be told."""
+def _arrays(graph: Graph, view: View) -> list[Piece]:
+    """The pieces of a view that read more than a constant."""
+    return [p for p in view.pieces if not isinstance(graph.nodes[p.value.node], Const)]
+
+
+def _steps(graph: Graph, piece: Piece, sizes: Sequence[int], axes: Sequence[int]) -> list[int | None]:
+    """How far apart the elements lie that a piece reads along these axes; None where that is not known."""
     flat = simplify(ix.linearize(piece.index, graph.array(piece.value).shape), sizes)
-    return all(coefficient(flat, a, sizes) in (1, None) for a in axes)
+    return [coefficient(flat, a, sizes) for a in axes]
 
 
 def _in_place(graph: Graph, node: Contract) -> bool:
     """Whether the left operand is a window sliding over one whole array, with zeros around: what cuDNN reads as is."""
     view, others = node.operands[0], set(varied_axes(node.operands[1])) - set(node.axes)  # groups, and phases
-    pieces = [p for p in view.pieces if not isinstance(graph.nodes[p.value.node], Const)]
+    pieces = _arrays(graph, view)
     if len(pieces) != 1:
         return False
     (piece,), shape = pieces, graph.array(pieces[0].value).shape
-    flat = simplify(ix.linearize(piece.index, shape), view.domain)
     slides = frozenset[int]().union(*_window(node))
     whole = (
         ix.range_of(e, view.domain) == (0, n - 1)
         for e, n in zip(piece.index, shape, strict=True)
         if not ix.dims_of(e) & slides
     )
-    return all(whole) and all(coefficient(flat, a, view.domain) is not None for a in set(varied_axes(view)) - others)
+    return all(whole) and None not in _steps(graph, piece, view.domain, sorted({*varied_axes(view)} - others))
