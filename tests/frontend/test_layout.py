@@ -177,6 +177,14 @@ def test_gradients_of_convolutions_with_their_features_last_are_left_alone():
     assert other is trace
 
 
+def test_features_before_the_batch_in_a_result_alone_are_left_alone():
+    """So are the terms of convolutions to few features laid out (`shifted`), in a program with its features last."""
+    numbers = ("NHWC", "OIHW", "CNHW")
+    x, w = np.zeros((1, 4, 5, 3), F32), np.zeros((2, 3, 3, 3), F32)
+    trace, other = derived(lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers), x, w)
+    assert other is trace
+
+
 def test_a_type_that_was_turned_off_is_left_alone():
     with jax.enable_x64(True):
         trace = flatten(jax.make_jaxpr(conv)(np.zeros((1, 2, 3, 4)), np.zeros((2, 2, 3, 3))))
