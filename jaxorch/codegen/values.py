@@ -152,9 +152,8 @@ class Values[V]:
             return self.choose_once(pieces, guard)
         pieces = without_zero(self.graph, self.members, pieces)
         own, value, index = pieces[-1]
-        if value.node not in self.members:
-            guard = self.felt(guard, value, index)
-        result = self.value(value, index, ix.both(guard, own))
+        around = guard if value.node in self.members else self.felt(guard, value, index)
+        result = self.value(value, index, ix.both(around, own))
         for own, value, index in reversed(pieces[:-1]):
             result = self.ops.select(own, self.value(value, index, ix.both(guard, own)), result)
         return result
