@@ -2,6 +2,7 @@
 
 Input: a Contract.  Output: µs for the arithmetic, and for the copies of operands that cuBLAS cannot read
 where they are.  A library call takes each operand as one batch of matrices with one stride a dimension.
+Rows in segments XLA copies for every segment, zero where they are another's, and multiplies by all matrices.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ def product_time(graph: Graph, node: Contract, device: Device, moved: float) -> 
     if node.convolves:
         return convolution_time(graph, node, device, moved)
     dtype = graph.array(node.operands[0].pieces[0].value).dtype
+    segments = graph.array(node.segment.value).size if node.segment else 1
     precision = str(dict(node.params)["precision"])
     rate = device.matmul_flops(dtype.name)
     if dtype.name == "float32":
         rate = rate / _PASSES[precision] if precision in _PASSES else device.vector_flops
-    arithmetic = node.flops / rate * 1e6
+    arithmetic = segments * node.flops / rate * 1e6
     hidden = min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and the matrix unit work at once
     copies = 0.0
     for k, view in enumerate(node.operands):
-        if not is_readable(graph, node, view, node.operands[1 - k]):
-            size = math.prod(view.domain[a] for a in varied_axes(view)) * dtype.itemsize
+        if node.segment and k:
+            continue
+        if node.segment or not is_readable(graph, node, view, node.operands[1 - k]):
+            size = segments * math.prod(view.domain[a] for a in varied_axes(view)) * dtype.itemsize
             copies += 2 * size / device.memory_bandwidth / _COPY_EFFICIENCY * 1e6 + device.xla_launch_s * 1e6
     return arithmetic - hidden + copies
