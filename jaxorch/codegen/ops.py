@@ -61,7 +61,7 @@ class Tile:
 
     @property
     def row_blocks(self) -> int:
-        """Blocks of the rows of a tile over rows and columns: those that there may be, where the rows lie in segments."""
+        """Blocks of the rows, of a tile over rows and columns: those that there may be, if the rows lie in segments."""
         return row_blocks(self.sizes[ROW], self.block_rows, self.segments)
 
     @property

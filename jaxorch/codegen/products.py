@@ -96,6 +96,7 @@ class ProductBody[V](Body[V]):
         assert kernel.core is not None
         self.ops: ProductOps[V] = ops  # pyright: ignore[reportIncompatibleVariableOverride]
         self.core: Core = kernel.core
+        assert launch != "combine" or kernel.core.segment is None, "tiles that begin where segments do"
         self.launch = launch
         self.splits = config.splits
         self.points, self.heads = config.points, config.heads

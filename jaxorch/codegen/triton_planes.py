@@ -7,7 +7,7 @@ it leaves the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 

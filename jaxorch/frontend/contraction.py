@@ -118,14 +118,15 @@ def _ragged_dot_general(
     """
     left, right, sizes = arrays
     numbers = params["ragged_dot_dimension_numbers"]
-    (left_axes, right_axes), (left_batch, _) = numbers.dot_dimension_numbers
-    (row,) = numbers.lhs_ragged_dimensions
+    dimensions: tuple[tuple[_Axes, _Axes], tuple[_Axes, _Axes]] = numbers.dot_dimension_numbers
+    (left_axes, right_axes), (left_batch, _) = dimensions
+    row = int(numbers.lhs_ragged_dimensions[0])
     left_free = [a for a in range(len(left.shape)) if a not in (*left_axes, *left_batch)]
     if left_batch or left_free != [row] or len(sizes.shape) != 1 or params["group_offset"] is not None:
-        raise UnsupportedError("a ragged product whose ragged axis is not the rows of its one left operand")
+        raise UnsupportedError("a ragged product whose groups are not of its left operand's only rows")
     if left.dtype != right.dtype:
         raise UnsupportedError("a product of operands of different dtypes")
-    (group,) = numbers.rhs_group_dimensions
+    group = int(numbers.rhs_group_dimensions[0])
     right_free = [a for a in range(len(right.shape)) if a not in (*right_axes, group)]
     domain = (left.shape[row], *(right.shape[a] for a in right_free), *(left.shape[a] for a in left_axes))
     columns, contracted = range(1, 1 + len(right_free)), range(1 + len(right_free), len(domain))
@@ -133,8 +134,9 @@ def _ragged_dot_general(
     which = Segment(values[2], (Dim(0),), 0, count)
     inside, zero = (Bound(which, 0, count),), Piece((), constant(0, left.dtype), ())
     x = _operand(values[0], domain, [([row], [0]), (left_axes, contracted)]).pieces[0]
-    places: dict[int, Expr] = {int(group): replace(which, high=count - 1)}
-    places.update((a, Dim(b)) for own, there in ((right_free, columns), (right_axes, contracted)) for a, b in zip(own, there, strict=True))
+    places: dict[int, Expr] = {group: replace(which, high=count - 1)}
+    places.update((a, Dim(b)) for a, b in zip(right_free, columns, strict=True))
+    places.update((a, Dim(b)) for a, b in zip(right_axes, contracted, strict=True))
     w = Piece(inside, values[1], tuple(places[a] for a in sorted(places)))
     views = (View(domain, (replace(x, guard=inside), zero)), View(domain, (w, zero)))
     return Contract(views, tuple(contracted), out, _kept(params, left, out), Origin(operands=(None, None)))

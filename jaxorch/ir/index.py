@@ -135,9 +135,10 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Segment(Lookup):
-    """Which of consecutive segments a place lies in, as known at run time: `value` holds their lengths, from place 0 on.
+    """Which of consecutive segments a place lies in, as known at run time: `value` holds the lengths of all of them.
 
-    `index` is the place, and past the last segment it lies in one more.  So it never falls as the place grows.
+    `index` is the place, counted from the first one's start; past the last segment it lies in one more. So it never
+    falls as the place grows.
     """
 
     def among(self, lengths: np.ndarray[Any, Any], place: Any) -> Any:

@@ -103,8 +103,8 @@ def is_reshape(view: View, shape: Sequence[int]) -> bool:
 def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
     """`outer` with each value v for which `replacement(v)` is a view read through that view instead.
 
-    A Lookup is read through it too where one unguarded piece supplies the looked-up element, but no Segment, which needs
-    all lengths.
+    A Lookup is read through it too where one unguarded piece supplies the looked-up element; a Segment, which needs all
+    lengths, never.
     """
     pieces: list[Piece] = []
     for piece in outer.pieces:

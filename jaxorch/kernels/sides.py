@@ -151,7 +151,7 @@ class Sides:
     def contracted(self, graph: Graph, domain: tuple[int, ...]) -> Contracted | str:
         rank = len(domain)
         row_dims, column_dims = (
-            dims(side, self.core.segment) & set(range(rank)) for side in (self.rows, self.columns)
+            side & set(range(rank)) for side in (dims(self.rows), dims(self.columns, self.core.segment))
         )
         own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
         rows, columns = (tuple(sorted(axes)) for axes in own)
