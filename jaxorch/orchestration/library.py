@@ -2,7 +2,7 @@
 
 Input: a Contract.  Output: µs for the arithmetic, and for the copies of operands that cuBLAS cannot read
 where they are.  A library call takes each operand as one batch of matrices with one stride a dimension.
-Rows in segments XLA copies for every segment, zero where they are another's, and multiplies by all matrices.
+Rows in segments XLA copies once for each, zero where they are another's, and multiplies by all matrices.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ def product_time(graph: Graph, node: Contract, device: Device, moved: float) -> 
         rate = rate / _PASSES[precision] if precision in _PASSES else device.vector_flops
     arithmetic = segments * node.flops / rate * 1e6
     hidden = min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and the matrix unit work at once
+    left, right = node.operands
+    copied = [v for v, other in ((left, right), (right, left)) if not is_readable(graph, node, v, other)]
     copies = 0.0
-    for k, view in enumerate(node.operands):
-        if node.segment and k:
-            continue
-        if node.segment or not is_readable(graph, node, view, node.operands[1 - k]):
-            size = segments * math.prod(view.domain[a] for a in varied_axes(view)) * dtype.itemsize
-            copies += 2 * size / device.memory_bandwidth / _COPY_EFFICIENCY * 1e6 + device.xla_launch_s * 1e6
+    for view in (left,) if node.segment else copied:
+        moves = (1 + segments) * math.prod(view.domain[a] for a in varied_axes(view)) * dtype.itemsize
+        copies += moves / device.memory_bandwidth / _COPY_EFFICIENCY * 1e6 + device.xla_launch_s * 1e6
     return arithmetic - hidden + copies
