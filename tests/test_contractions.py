@@ -180,6 +180,30 @@ def test_the_gradient_of_experts():
     ]
 
 
+LENGTHS = {
+    "as given": lambda s: s,
+    "read backwards": lambda s: s[::-1],
+    "joined": lambda s: jnp.concatenate([s[2:], s[:2]]),
+    "one integer": lambda s: jnp.broadcast_to(s[0], 4),
+    "counted": lambda s: jnp.arange(4) * 3,
+    "computed": lambda s: jnp.maximum(s - 2, 0),
+    "constant": lambda s: jnp.int32([3, 1, 0, 30]),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths_of_groups_may_come_from_anywhere(name):
+    """They are an array when a product needs them, never a view: all of them are read."""
+    args = [normal(37, 32, dtype=F32), normal(4, 32, 24, dtype=F32), jnp.int32([9, 0, 17, 6])]
+
+    def f(x, w, s):
+        return lax.ragged_dot(x, w, LENGTHS[name](s), precision="highest")
+
+    optimised = jaxorch.optimize(f, options=INTERPRET)
+    np.testing.assert_allclose(optimised(*args), f(*args), rtol=2e-5, atol=2e-5)
+    assert "gemm" in {k.schedule for k in jaxorch.explain(optimised, *args).kernels}
+
+
 def test_batches_of_experts_stay_with_xla():
     args = [normal(3, 37, 32, dtype=F32), normal(3, 4, 32, 24, dtype=F32), jnp.int32([[9, 0, 17, 6]] * 3)]
     mapped = jax.vmap(jaxorch.optimize(lax.ragged_dot, options=INTERPRET))
