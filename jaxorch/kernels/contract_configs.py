@@ -70,13 +70,15 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     assert core is not None
     _, rows, columns, *heads = frame.sizes
     segments = core.segments
-    rows = -(-rows // max(segments, 1))  # of a segment, if all are as long
+    rows = -(-rows // max(segments, 1))  # of a segment, if all are as long; where they are not, longer blocks are fewer
+    longest = (rows, 2 * rows) if segments else (rows,)
     found: list[tuple[int, Blocks]] = []
     scarce = not heads and rows > _LEAST and _tiles(frame, 64, 64, segments) <= _SCARCE
     plain = (*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns))
     shapes = _heads_shapes(*heads) if heads else ((*shape, 1) for shape in plain)
-    for block_rows, block_columns, depth, warps, stages, held in shapes:
-        block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
+    for number, (block_rows, block_columns, depth, warps, stages, held) in enumerate(shapes):
+        block_rows = _fitted(block_rows, longest[number % len(longest)])
+        block_columns = _fitted(block_columns, columns)
         if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
             continue
         size = _itemsize(graph, core)
