@@ -2,6 +2,7 @@
 
 Input: a Contract.  Output: µs for the arithmetic, for filling the kernel, and for the copies of operands that cuBLAS
 cannot read where they are.  A library call takes each operand as one batch of matrices with one stride a dimension.
+Rows in segments XLA copies once for each, zero where they are another's, and multiplies by all matrices.
 """
 
 from __future__ import annotations
@@ -33,17 +34,19 @@ def product_time(graph: Graph, node: Contract, device: Device, moved: float) -> 
         filling = _CONVOLUTION_FILLED + _CONVOLUTION_IN_TURN * thousands
         return convolution_time(graph, node, device, moved) + filling
     dtype = graph.array(node.operands[0].pieces[0].value).dtype
+    segments = graph.array(node.segment.value).size if node.segment else 1
     precision = str(dict(node.params)["precision"])
     rate = device.matmul_flops(dtype.name)
     if dtype.name == "float32":
         rate = rate / _PASSES[precision] if precision in _PASSES else device.vector_flops
-    arithmetic = node.flops / rate * 1e6
+    arithmetic = segments * node.flops / rate * 1e6
     memory = moved / device.memory_bandwidth * 1e6
     hidden = min(memory, arithmetic)  # memory and the matrix unit work at once
     filling = (_FILLED + _IN_TURN * thousands) * _HIDING_US / (_HIDING_US + max(memory, arithmetic))
+    left, right = node.operands
+    copied = [v for v, other in ((left, right), (right, left)) if not is_readable(graph, node, v, other)]
     copies = 0.0
-    for k, view in enumerate(node.operands):
-        if not is_readable(graph, node, view, node.operands[1 - k]):
-            size = math.prod(view.domain[a] for a in varied_axes(view)) * dtype.itemsize
-            copies += 2 * size / device.memory_bandwidth / _COPY_EFFICIENCY * 1e6 + device.xla_launch_s * 1e6
+    for view in (left,) if node.segment else copied:
+        moves = (1 + segments) * math.prod(view.domain[a] for a in varied_axes(view)) * dtype.itemsize
+        copies += moves / device.memory_bandwidth / _COPY_EFFICIENCY * 1e6 + device.xla_launch_s * 1e6
     return arithmetic - hidden + filling + copies
