@@ -206,6 +206,8 @@ class Values[V]:
         if len(dims) != 1 or (self.tile.walk == "tile" and COLUMN in dims):
             return False
         (axis,) = dims
+        if self.tile.segments and self.tile.spans[axis - 1] == "row":  # whose tiles begin anywhere
+            return False
         size, block = self.sizes[axis], self.tile.blocks[axis]
         if size > _UNIFORM_LIMIT or size % block:
             return False

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxorch.ir.graph import Contract, Graph
-from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.frame import Frame, row_blocks
 from jaxorch.kernels.sides import Core
 
 __all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
@@ -69,17 +69,21 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     """Blocks of a gemm kernel."""
     assert core is not None
     _, rows, columns, *heads = frame.sizes
+    segments = core.segments
+    rows = -(-rows // max(segments, 1))  # of a segment, if all are as long; where they are not, longer blocks are fewer
+    longest = (rows, 2 * rows) if segments else (rows,)
     found: list[tuple[int, Blocks]] = []
-    scarce = not heads and rows > _LEAST and _tiles(frame, 64, 64) <= _SCARCE
+    scarce = not heads and rows > _LEAST and _tiles(frame, 64, 64, segments) <= _SCARCE
     plain = (*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns))
     shapes = _heads_shapes(*heads) if heads else ((*shape, 1) for shape in plain)
-    for block_rows, block_columns, depth, warps, stages, held in shapes:
-        block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
+    for number, (block_rows, block_columns, depth, warps, stages, held) in enumerate(shapes):
+        block_rows = _fitted(block_rows, longest[number % len(longest)])
+        block_columns = _fitted(block_columns, columns)
         if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
             continue
         size = _itemsize(graph, core)
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
-        programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held))
+        programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held), segments)
         few = rows <= 64
         least = 128 if scarce else 512
         splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, least, _PROGRAMS)
@@ -87,7 +91,8 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
             found.append((nth if heads else splits > 1, (block_rows, block_columns, warps, stages, keys, splits, held)))
     # Stable: of those with enough programs the best guess first, those whose sums are whole before all others; with
     # heads, of which wider tiles leave fewer programs, each tile in its best number of parts first.
-    return [blocks for _, blocks in sorted(found, key=lambda f: (-min(_programs(frame, f[1]), _PROGRAMS), f[0]))]
+    enough = ((-min(_programs(frame, blocks, segments), _PROGRAMS), rank) for rank, blocks in found)
+    return [blocks for _, (_, blocks) in sorted(zip(enough, found, strict=True), key=lambda f: f[0])]
 
 
 def _depth(block: int, keys: int) -> int:
@@ -96,15 +101,15 @@ def _depth(block: int, keys: int) -> int:
     return whole if whole <= 2 * block and whole <= -(-keys // block) * block else block
 
 
-def _programs(frame: Frame, blocks: Blocks) -> int:
+def _programs(frame: Frame, blocks: Blocks, segments: int) -> int:
     heads = frame.sizes[3:]
-    return _tiles(frame, *blocks[:2]) * math.prod(-(-n // blocks[6]) for n in heads) * blocks[5]
+    return _tiles(frame, *blocks[:2], segments) * math.prod(-(-n // blocks[6]) for n in heads) * blocks[5]
 
 
-def _tiles(frame: Frame, block_rows: int, block_columns: int) -> int:
+def _tiles(frame: Frame, block_rows: int, block_columns: int, segments: int) -> int:
     """How many tiles there are, those of one head."""
     grid, rows, columns, *_ = frame.sizes
-    return grid * -(-rows // block_rows) * -(-columns // block_columns)
+    return grid * row_blocks(rows, block_rows, segments) * -(-columns // block_columns)
 
 
 def _scarce_shapes() -> Iterator[tuple[int, int, int, int, int]]:
