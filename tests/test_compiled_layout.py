@@ -1,5 +1,7 @@
 """What XLA makes, for an H200, of convolutions that have their features first: what is transposed around cuDNN."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -27,16 +29,17 @@ def h200(tmp_path_factory):
 @pytest.fixture
 def library_convolves(monkeypatch):
     """The plan is the cheapest of those with the features last, in which XLA has all convolutions."""
-    left_time = choice.left_time
+    kernel_time = choice.kernel_time
 
-    def free(graph, left, device):
-        held = (graph.nodes[n] for n in left.nodes)
-        return 0.0 if any(isinstance(n, Contract) and n.convolves for n in held) else left_time(graph, left, device)
+    def dear(graph, kernel, device):
+        held = (graph.nodes[n] for n in kernel.nodes)
+        convolves = any(isinstance(n, Contract) and n.convolves for n in held)
+        return math.inf if convolves else kernel_time(graph, kernel, device)
 
     def derived(ways, session):
         return sorted((w for w in ways if w.trace is not ways[0].trace), key=lambda w: w.cost)[:1]
 
-    monkeypatch.setattr(choice, "left_time", free)
+    monkeypatch.setattr(choice, "kernel_time", dear)
     monkeypatch.setattr(planner, "_worth_it", derived)
     primitive.clear()
     yield
@@ -83,25 +86,28 @@ def test_xla_copies_what_is_priced(name, h200):
     assert len([i for i in compiled.entry if i.opcode not in FREE]) == len(copied)
 
 
+def check_ends(compiled, shapes):
+    """A kernel writes the operand as cuDNN reads it, one the result as the program has it; XLA moves weights alone."""
+    (batch, features, *places), weights = shapes[0], f"bf16[{shapes[1][0]},3,3,{shapes[1][1]}]"
+    between, ends = (f"[{','.join(map(str, s))}]" for s in ((batch, *places, features), shapes[0]))
+    assert moved(compiled) == 2 * [weights]
+    assert between in compiled.calls[0].type
+    assert ends in compiled.calls[-1].type
+    images = [i.type for i in compiled.entry if i.opcode != "parameter" and i.nbytes >= math.prod(shapes[0])]
+    assert [t for t in images if between not in t] == [compiled.calls[-1].type]
+
+
 @pytest.mark.parametrize("name", ["residual", "normed"])
-def test_kernels_transpose_at_the_entry_and_at_the_exit_and_xla_weights_alone(name, h200):
-    """As planned by the estimates; between the two all images lie as cuDNN has them."""
-    f, shapes = {
-        "residual": (residual, [(16, 128, 28, 28), (128, 128, 3, 3), (128, 128, 3, 3), (128,)]),
-        "normed": (normed, [(64, 128, 28, 28), (128, 128, 3, 3), (128, 128, 3, 3)]),
+def test_images_are_transposed_at_the_entry_and_at_the_exit_and_weights_by_xla(name, h200, library_convolves):
+    f, shapes, count = {
+        "residual": (residual, [(16, 128, 28, 28), (128, 128, 3, 3), (128, 128, 3, 3), (128,)], 6),
+        "normed": (normed, [(64, 128, 28, 28), (128, 128, 3, 3), (128, 128, 3, 3)], 2),
     }[name]
     compiled = compile_program(f, specs_of(*shapes), h200)
-    assert len(convolutions(compiled)) == (6 if name == "residual" else 2)
-    assert moved(compiled) == 2 * ["bf16[128,3,3,128]"]
-    batch, features, *places = shapes[0]
-    between = f"[{batch},{','.join(map(str, places))},{features}]"
-    ours = [call.type for call in compiled.calls]
-    assert between in ours[0]
-    assert f"[{batch},{features},{','.join(map(str, places))}]" in ours[-1]
-    images = [i for i in compiled.entry if i.opcode != "parameter" and i.nbytes >= 1 << 20 and i.text not in ours]
-    assert all(between in i.type for i in images[:-1])
+    assert len(convolutions(compiled)) == count
+    check_ends(compiled, shapes)
     plain = compile_program(f, specs_of(*shapes), h200, optimised=False)
-    assert compiled.memory.temp_size_in_bytes <= plain.memory.temp_size_in_bytes
+    assert compiled.memory.temp_size_in_bytes <= 1.01 * plain.memory.temp_size_in_bytes
 
 
 def test_reflected_borders_are_written_as_cudnn_reads_them(h200, library_convolves):
@@ -112,12 +118,12 @@ def test_reflected_borders_are_written_as_cudnn_reads_them(h200, library_convolv
     assert compiled.calls[-1].type.startswith("f32[1,128,56,56]")
 
 
-def test_parts_of_images_are_read_as_cudnn_wrote_them(h200, library_convolves):
-    """The last convolution, by single elements of joined images, is a kernel's, which transposes what it makes."""
+def test_parts_of_images_are_written_as_cudnn_reads_them(h200, library_convolves):
     f, specs, _ = CASES["c3k2_NCHW"]()
     compiled = compile_program(f, specs, h200)
-    assert len(convolutions(compiled)) == 3
-    assert [t for t in moved(compiled) if "160" in t] == ["bf16[16,160,160,64]"]  # the operand
+    assert len(convolutions(compiled)) == 4
+    assert moved(compiled) == ["bf16[16,3,3,32]", "bf16[32,3,3,16]"]  # weights; images by kernels
+    assert "[16,160,160,64]" in compiled.calls[0].type
     assert compiled.calls[-1].type.startswith("bf16[16,64,160,160]")
 
 
