@@ -23,7 +23,7 @@ _PASSES = {"DEFAULT": 1.0, "HIGH": 3.0}  # of TF32 products, for one of float32
 # other. Fitted to what XLA's versions of 76 products and 69 convolutions took in networks on an H200: the estimates
 # without it are half of that, with it they are off by 23 and 25 % (geometric mean). Those of many µs hide most of it.
 _FILLED, _IN_TURN = 1.7, 4.0
-_CONVOLUTION_FILLED, _CONVOLUTION_IN_TURN = 3.0, 5.9
+_CONVOLUTION_FILLED, _CONVOLUTION_IN_TURN = 2.9, 5.5
 _HIDING_US = 8.0
 
 
