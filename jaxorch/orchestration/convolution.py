@@ -1,7 +1,7 @@
 """What XLA's convolutions cost: cuDNN's arithmetic, and the arrays that it wants as they are traced.
 
-Input: a Contract that was a convolution.  Output: µs beside moving its operands and result once.  The rates were
-measured on an H200 with XLA's own choice of cuDNN's kernels.
+Input: a Contract that was a convolution.  Output: µs beside moving its operands and result once, and what transposes
+around it take.  The rates were measured on an H200 with XLA's own choice of cuDNN's kernels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxorch.kernels.frame import split_axis
 from jaxorch.orchestration.devices import Device
 from jaxorch.passes.derive.arrange import varied_axes
 
-__all__ = ["Shape", "convolution_time", "shape_of", "slides"]
+__all__ = ["Shape", "convolution_time", "shape_of", "slides", "transposes_time"]
 
 _COPY_EFFICIENCY = 0.6  # of the copy rate, as XLA's other movement
 _DENSE = 0.82  # of the matrix rate: 28 µs, filling included, for 14.8 GFLOP; with 64 features and more on both sides
@@ -44,17 +44,25 @@ class Shape:
 
 
 def convolution_time(graph: Graph, node: Contract, device: Device, moved: float) -> float:
-    """What to add to the time of moving `moved` bytes, µs."""
+    """What to add to the time of moving `moved` bytes, µs, where image and result are in cuDNN's order."""
     dtype = graph.array(node.operands[0].pieces[0].value).dtype
     shape = shape_of(node)
     arithmetic = node.flops / _rate(node, shape, dtype.name, device) * 1e6
     time = arithmetic - min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and arithmetic work at once
-    copied = [_image_copied(graph, node, shape), _weights_copied(graph, node), _result_copied(node)]
-    if shape.transposed:
-        copied[0] = max(copied[0], moved)
-    launches = max(_REARRANGED if shape.transposed else 0, sum(map(bool, copied)))
-    copies = 2 * sum(copied) / device.memory_bandwidth / _COPY_EFFICIENCY
-    return time + (copies + launches * device.xla_launch_s) * 1e6
+    image = 0 if _in_place(graph, node) else shape.elements * dtype.itemsize
+    copied = (max(image, moved) if shape.transposed else image, _weights_copied(graph, node))
+    return time + _copies(copied, device, _REARRANGED if shape.transposed else 0)
+
+
+def transposes_time(graph: Graph, node: Contract, device: Device) -> float:
+    """What transposing image and result takes where they are in another order, µs: whoever makes or reads them."""
+    return _copies((_image_transposed(graph, node), _result_transposed(node)), device)
+
+
+def _copies(nbytes: Sequence[float], device: Device, launches: int = 0) -> float:
+    """Of arrays of so many bytes, where there are any, in a launch each; `launches`: at least."""
+    launched = max(launches, sum(map(bool, nbytes)))
+    return (2 * sum(nbytes) / device.memory_bandwidth / _COPY_EFFICIENCY + launched * device.xla_launch_s) * 1e6
 
 
 def _rate(node: Contract, shape: Shape, dtype: str, device: Device) -> float:
@@ -106,11 +114,11 @@ def _window(node: Contract) -> tuple[set[int], set[int]]:
 # What it reads and writes in place
 
 
-def _image_copied(graph: Graph, node: Contract, shape: Shape) -> float:
-    """Bytes of the left operand where XLA has to write it anew for cuDNN: padded, joined or transposed."""
-    view = node.operands[0]
+def _image_transposed(graph: Graph, node: Contract) -> float:
+    """Bytes of the left operand if it is in another order, and not written anew in any case."""
     if not _in_place(graph, node):
-        return shape.elements * graph.array(view.pieces[0].value).dtype.itemsize
+        return 0.0
+    view = node.operands[0]
     (piece,) = _arrays(graph, view)
     steps = _steps(graph, piece, view.domain, _fastest(node, view))
     return 0.0 if all(step in (1, None) for step in steps) else graph.array(piece.value).nbytes
@@ -122,7 +130,7 @@ def _weights_copied(graph: Graph, node: Contract) -> float:
     return 0.0 if all(step == 1 for step in steps) else graph.array(view.pieces[0].value).nbytes
 
 
-def _result_copied(node: Contract) -> float:
+def _result_transposed(node: Contract) -> float:
     """Bytes of the result if it is not in the order in which cuDNN writes it."""
     sizes, features = node.array.shape, _features(node)
     long = [a for a, n in enumerate(sizes) if n > 1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from jaxorch.ir.graph import Contract, Graph
-from jaxorch.orchestration.convolution import convolution_time
+from jaxorch.orchestration.convolution import convolution_time, transposes_time
 from jaxorch.orchestration.devices import Device
 from jaxorch.passes.derive.arrange import is_readable, varied_axes
 
@@ -33,7 +33,8 @@ def product_time(graph: Graph, node: Contract, device: Device, moved: float) -> 
     if node.convolves:
         time = convolution_time(graph, node, device, moved)
         filling = _CONVOLUTION_FILLED + _CONVOLUTION_IN_TURN * in_turn
-        return time + filling * _HIDING_US / (_HIDING_US + memory + time)
+        time += filling * _HIDING_US / (_HIDING_US + memory + time)
+        return time + transposes_time(graph, node, device)
     dtype = graph.array(node.operands[0].pieces[0].value).dtype
     segments = graph.array(node.segment.value).size if node.segment else 1
     precision = str(dict(node.params)["precision"])

@@ -15,7 +15,7 @@ from jaxorch.kernels.configs import configurations
 from jaxorch.options import Options
 from jaxorch.orchestration import convolution
 from jaxorch.orchestration.candidates import enumerate_candidates
-from jaxorch.orchestration.convolution import convolution_time
+from jaxorch.orchestration.convolution import convolution_time, transposes_time
 from jaxorch.orchestration.cost import left_time
 from jaxorch.orchestration.devices import device
 from jaxorch.pipeline import optimized_graph
@@ -71,7 +71,8 @@ def test_what_xla_copies_for_cudnn_is_priced_on_each_side(name, monkeypatch):
     sizes = {"image": node.array.nbytes, "weights": graph.array(Value(1)).nbytes, "result": node.array.nbytes}
     want = sum(2 * sizes[c] / h200.memory_bandwidth / 0.6 + h200.xla_launch_s for c in copied) * 1e6
     monkeypatch.setattr(convolution, "_rate", lambda *_: math.inf)
-    assert convolution_time(graph, node, h200, 0.0) == pytest.approx(want)
+    got = convolution_time(graph, node, h200, 0.0) + transposes_time(graph, node, h200)
+    assert got == pytest.approx(want)
 
 
 # case: what its kernels hold of it, and what is left to XLA, by primitive
