@@ -27,10 +27,12 @@ STEP = 4  # beside GRID, ROW, COLUMN and HEAD: what differs from one step of a l
 _LANE = 5  # the place in a step's block
 
 _PLACES = {ROW: ("down", "[:, None]"), COLUMN: ("along", "[None, :]")}
+# Neighbouring lanes of a load or a store run along what is contiguous, then along the first of the other axes: that of
+# the heads has to come before the one that is not contiguous, be it the rows or the columns.
 _PLACES_WITH_HEADS = {
-    ROW: ("down", "[:, None, None]"),
+    COLUMN: ("along", "[:, None, None]"),
     HEAD: ("across", "[None, :, None]"),
-    COLUMN: ("along", "[None, None, :]"),
+    ROW: ("down", "[None, None, :]"),
 }
 
 
@@ -316,7 +318,7 @@ class TritonPlanes(TritonOps):
 
     @property
     def has_heads(self) -> bool:
-        """Whether tiles have heads: then they are blocks of rows, heads and columns."""
+        """Whether tiles have heads: then they are blocks of columns, heads and rows."""
         return self.frame.block_heads > 1
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxorch.ir.graph import Contract, Graph
 from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.sides import Core
 
 __all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
@@ -20,11 +21,13 @@ __all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
 type Blocks = tuple[int, int, int, int, int, int, int]
 
 _LEAST = 16  # rows or columns of the matrix unit's smallest tile
+_LEAST_OF_HEADS = 8  # columns of it where heads are its batch
 # programs wanted before sums are split: two for each processor of a large GPU where memory is what binds, else one
 _FEW_ROWS_PROGRAMS = 256
 _PROGRAMS = 128
 _SCARCE = 32  # tiles of 64 by 64, for a quarter of those processors
 _HEADS_SUMS = 64  # most elements of the sums of a tile with heads that a thread holds
+_GROUPS_SUMS = 32  # the same where addresses and masks of windows take registers, too
 
 
 def power_of_two(n: int) -> int:
@@ -72,17 +75,22 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     found: list[tuple[int, Blocks]] = []
     scarce = not heads and rows > _LEAST and _tiles(frame, 64, 64) <= _SCARCE
     plain = (*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns))
-    shapes = _heads_shapes(*heads) if heads else ((*shape, 1) for shape in plain)
+    size, run = _itemsize(graph, core), _run(graph, core, frame)
+    if heads:
+        wide = _fitted(64, columns, _LEAST_OF_HEADS)
+        shapes = _groups_shapes(*heads, wide, run, size) if run else _heads_shapes(*heads)
+    else:
+        shapes = ((*shape, 1) for shape in plain)
     for block_rows, block_columns, depth, warps, stages, held in shapes:
-        block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns)
+        least = _LEAST_OF_HEADS if held > 1 else _LEAST
+        block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns, least)
         if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
             continue
-        size = _itemsize(graph, core)
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
         programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held))
         few = rows <= 64
-        least = 128 if scarce else 512
-        splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, least, _PROGRAMS)
+        shortest = 128 if scarce else 512
+        splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, shortest, _PROGRAMS)
         for nth, splits in enumerate(splits_of if not (core.beside or core.sums) else (1,)):
             found.append((nth if heads else splits > 1, (block_rows, block_columns, warps, stages, keys, splits, held)))
     # Stable: of those with enough programs the best guess first, those whose sums are whole before all others; with
@@ -156,8 +164,44 @@ def _heads_shapes(heads: int) -> Iterator[tuple[int, int, int, int, int, int]]:
         yield rows, 64, depth, warps, stages, min(held, power_of_two(heads))
 
 
-def _fitted(block: int, size: int) -> int:
-    return max(min(block, power_of_two(size)), _LEAST)
+def _groups_shapes(groups: int, columns: int, run: int, itemsize: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """`_heads_shapes` for products of windows whose groups have `run` features side by side: as many groups as a line
+    has, steps that are at few places of the window, as these are seldom a power of two, and as many rows as leave a
+    thread its registers.
+
+    First come those that load, as what the places share is then found in the first-level cache.
+    """
+    depth = _LEAST if run < 2 * _LEAST else 2 * _LEAST
+    wide = min(run & -run, 16 // itemsize)  # elements of a load
+    line = max(power_of_two(LINE // (run * itemsize) + 1) // 2, 2)
+    for loads, times, warps, stages, held in (
+        (8, 1, 4, 1, line),
+        (8, 1, 8, 1, line),
+        (4, 1, 4, 1, line),
+        (4, 1, 8, 1, line),
+        (8, 1, 4, 1, max(line // 2, 2)),
+        (8, 1, 4, 3, line),
+        (16, 2, 4, 1, line),
+        (8, 1, 8, 1, 2 * line),
+        (4, 1, 4, 1, max(line // 2, 2)),
+        (4, 1, 8, 3, line),
+    ):
+        held, threads = min(held, power_of_two(groups)), 32 * warps
+        most = min(loads * wide * threads // (held * depth * times), _GROUPS_SUMS * threads // (held * columns))
+        rows = max(power_of_two(most + 1) // 2, _LEAST)
+        yield rows, columns, times * depth * itemsize, warps, stages, held
+
+
+def _run(graph: Graph, core: Core, frame: Frame) -> int:
+    """The features of a group side by side, where windows of them are multiplied; else 0."""
+    node = graph.nodes[core.last]
+    assert isinstance(node, Contract)
+    of_windows = node.convolves and sum(node.domain[a] > 1 for a in node.axes) > 1
+    return node.domain[node.axes[-1]] if of_windows and frame.keys_along[0] else 0
+
+
+def _fitted(block: int, size: int, least: int = _LEAST) -> int:
+    return max(min(block, power_of_two(size)), least)
 
 
 def _splits(programs: int, keys: int, least: int, enough: int) -> tuple[int, ...]:

@@ -161,7 +161,9 @@ class Sides:
         inputs = tuple(sorted({load.value for load in self.every.loads}))
         if core.softmax is not None or self.every.reductions:
             return Contracted(core, (frame,), inputs)
-        headed = heads_frame(graph, left, right, frame, beside=bool(core.beside))
+        last = contract_of(graph, core.last)
+        summed = [last.domain[a] for a in last.axes]
+        headed = heads_frame(graph, left, right, frame, summed, beside=bool(core.beside))
         return Contracted(core, (frame, headed) if headed else (frame,), inputs)
 
     def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
