@@ -35,10 +35,10 @@ class TritonProducts(TritonPlanes):
         return _extended(self.tile)
 
     def shape(self, columns: int, rows: int | None = None, heads: int | None = None) -> list[int]:
-        rows = self.tile.block_rows if rows is None else rows
-        if self.has_heads:
-            return [columns, self.tile.block_heads if heads is None else heads, rows]
-        return [rows, columns]
+        tile = self.tile
+        known = {COLUMN: columns, ROW: tile.block_rows if rows is None else rows}
+        known[HEAD] = tile.block_heads if heads is None else heads
+        return [known[a] for a in self.order]
 
     def zeros(self, dims: frozenset[int]) -> str:
         columns, rows, heads = (self.tile.blocks[a] if a in dims else 1 for a in (COLUMN, ROW, HEAD))
@@ -133,13 +133,14 @@ class TritonProducts(TritonPlanes):
             words.append(f"out_dtype={TRITON_NAME[product.accumulate.name]}")
         found = f"tl.dot({', '.join(words)})"
         if self.has_heads:
-            found = f"tl.permute({found}, [2, 0, 1])"
+            found = f"tl.permute({found}, {[(HEAD, ROW, COLUMN).index(a) for a in self.order]})"
         return self.name(found, frozenset((ROW, COLUMN, STEP)) | ({HEAD} if self.has_heads else frozenset[int]()))
 
     def matrix(self, name: str, *, transposed: bool) -> str:
         """A tile as `tl.dot` takes it: heads, rows and columns."""
         if self.has_heads:
-            return f"tl.permute({name}, {[1, 0, 2] if transposed else [1, 2, 0]})"
+            wanted = (HEAD, COLUMN, ROW) if transposed else (HEAD, ROW, COLUMN)
+            return f"tl.permute({name}, {[self.order.index(a) for a in wanted]})"
         return f"tl.trans({name})" if transposed else name
 
     def rounded(self, value: Text, product: Product) -> Text:
@@ -154,9 +155,7 @@ class TritonProducts(TritonPlanes):
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Text:
         literal = triton_literal(value, compute_dtype(dtype))
-        shape = [tile.block_rows, tile.block_columns]
-        if self.has_heads:
-            shape = [tile.block_columns, tile.block_heads, tile.block_rows]
+        shape = [tile.blocks[a] for a in self.order]
         name = f"carry{self.count}"
         self.count += 1
         self.put(f"{name} = tl.broadcast_to({literal}, {shape})")
@@ -165,7 +164,7 @@ class TritonProducts(TritonPlanes):
     def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
         if not value.dims & {ROW, COLUMN, HEAD}:  # a row of one element, which has no axis to be folded
             return value
-        where = f"axis={0 if self.has_heads else 1}, keep_dims=True"
+        where = f"axis={self.order.index(COLUMN)}, keep_dims=True"
         text = f"tl.max({value.name}, {where})" if op == "peak" else self.folded(op, value.name, where, dtype)
         return self.name(
             text, value.dims - {COLUMN} | (frozenset((STEP,)) if self.varies(value.dims) else frozenset[int]())

@@ -174,22 +174,20 @@ def _groups_shapes(groups: int, columns: int, run: int, itemsize: int) -> Iterat
     depth = _LEAST if run < 2 * _LEAST else 2 * _LEAST
     wide = min(run & -run, 16 // itemsize)  # elements of a load
     line = max(power_of_two(LINE // (run * itemsize) + 1) // 2, 2)
-    for loads, times, warps, stages, held in (
-        (8, 1, 4, 1, line),
-        (8, 1, 8, 1, line),
-        (4, 1, 4, 1, line),
-        (4, 1, 8, 1, line),
-        (8, 1, 4, 1, max(line // 2, 2)),
-        (8, 1, 4, 3, line),
-        (16, 2, 4, 1, line),
-        (8, 1, 8, 1, 2 * line),
-        (4, 1, 4, 1, max(line // 2, 2)),
-        (4, 1, 8, 3, line),
+    for loads, warps, stages, held in (
+        (8, 4, 1, line),
+        (4, 8, 1, line),
+        (8, 8, 1, line),
+        (4, 4, 1, line),
+        (8, 4, 1, max(line // 2, 2)),
+        (8, 4, 3, line),
+        (8, 8, 1, 2 * line),
+        (4, 4, 1, max(line // 2, 2)),
+        (4, 8, 3, line),
     ):
         held, threads = min(held, power_of_two(groups)), 32 * warps
-        most = min(loads * wide * threads // (held * depth * times), _GROUPS_SUMS * threads // (held * columns))
-        rows = max(power_of_two(most + 1) // 2, _LEAST)
-        yield rows, columns, times * depth * itemsize, warps, stages, held
+        most = min(loads * wide * threads // (held * depth), _GROUPS_SUMS * threads // (held * columns), 128)
+        yield max(power_of_two(most + 1) // 2, _LEAST), columns, depth * itemsize, warps, stages, held
 
 
 def _run(graph: Graph, core: Core, frame: Frame) -> int:

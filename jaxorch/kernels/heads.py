@@ -4,8 +4,8 @@ Input: what each operand of a contraction reads, and the frame with all batch ax
 tiles have heads, if one pays.  Invariant: no operand and no product mixes two heads.
 
 With heads in the grid each of a program's reads would be a run of a few bytes, of a line that other programs read, too:
-of q = qkv[n, h, :16] in bfloat16 32 bytes in every 96.  With heads in the tile its lanes run along both axes.  The groups
-of a convolution are such an axis: behind the features of a group.
+of q = qkv[n, h, :16] in bfloat16 32 bytes in every 96.  With heads in the tile its lanes run along both axes.  The
+groups of a convolution are such an axis, behind the features of a group.
 """
 
 from __future__ import annotations
