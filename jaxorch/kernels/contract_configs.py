@@ -19,6 +19,7 @@ from jaxorch.kernels.sides import Core
 __all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
 
 type Blocks = tuple[int, int, int, int, int, int, int]
+type _Shape = tuple[int, int, int, int, int, int]  # (rows, columns, bytes of contracted elements, warps, stages, heads)
 
 _LEAST = 16  # rows or columns of the matrix unit's smallest tile
 _LEAST_OF_HEADS = 8  # columns of it where heads are its batch
@@ -73,15 +74,8 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     assert core is not None
     _, rows, columns, *heads = frame.sizes
     found: list[tuple[int, Blocks]] = []
-    scarce = not heads and rows > _LEAST and _tiles(frame, 64, 64) <= _SCARCE
-    plain = (*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns))
-    size, run = _itemsize(graph, core), _run(graph, core, frame)
-    if heads:
-        wide = _fitted(64, columns, _LEAST_OF_HEADS)
-        shapes = _groups_shapes(*heads, wide, run, size) if run else _heads_shapes(*heads)
-    else:
-        shapes = ((*shape, 1) for shape in plain)
-    for block_rows, block_columns, depth, warps, stages, held in shapes:
+    scarce, size = _is_scarce(frame), _itemsize(graph, core)
+    for block_rows, block_columns, depth, warps, stages, held in _shapes(graph, core, frame):
         least = _LEAST_OF_HEADS if held > 1 else _LEAST
         block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns, least)
         if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
@@ -96,6 +90,25 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     # Stable: of those with enough programs the best guess first, those whose sums are whole before all others; with
     # heads, of which wider tiles leave fewer programs, each tile in its best number of parts first.
     return [blocks for _, blocks in sorted(found, key=lambda f: (-min(_programs(frame, f[1]), _PROGRAMS), f[0]))]
+
+
+def _shapes(graph: Graph, core: Core, frame: Frame) -> Iterator[_Shape]:
+    _, rows, columns, *heads = frame.sizes
+    run = _run(graph, core, frame)
+    if heads and run:
+        wide = _fitted(64, columns, _LEAST_OF_HEADS)
+        yield from _groups_shapes(heads[0], wide, run, _itemsize(graph, core))
+    elif heads:
+        yield from _heads_shapes(*heads)
+    else:
+        plain = (*(_scarce_shapes() if _is_scarce(frame) else ()), *_gemm_shapes(rows, columns))
+        yield from ((*shape, 1) for shape in plain)
+
+
+def _is_scarce(frame: Frame) -> bool:
+    """Whether a product of single heads has so few tiles that most processors idle."""
+    _, rows, _, *heads = frame.sizes
+    return not heads and rows > _LEAST and _tiles(frame, 64, 64) <= _SCARCE
 
 
 def _depth(block: int, keys: int) -> int:
@@ -149,7 +162,7 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
         )
 
 
-def _heads_shapes(heads: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+def _heads_shapes(heads: int) -> Iterator[_Shape]:
     """(rows, columns, bytes of contracted elements, warps, stages, heads of a tile): a warp or two for each head."""
     for rows, depth, warps, stages, held in (
         (64, 128, 4, 4, 4),
@@ -164,7 +177,7 @@ def _heads_shapes(heads: int) -> Iterator[tuple[int, int, int, int, int, int]]:
         yield rows, 64, depth, warps, stages, min(held, power_of_two(heads))
 
 
-def _groups_shapes(groups: int, columns: int, run: int, itemsize: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+def _groups_shapes(groups: int, columns: int, run: int, itemsize: int) -> Iterator[_Shape]:
     """`_heads_shapes` for products of windows whose groups have `run` features side by side: as many groups as a line
     has, steps that are at few places of the window, as these are seldom a power of two, and as many rows as leave a
     thread its registers.
