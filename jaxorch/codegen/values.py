@@ -6,6 +6,7 @@ computed once per tile and set of coordinates; loads outside a piece's guard are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,8 +18,10 @@ from jaxorch.codegen.ops import Buffer, Ops, Tile
 from jaxorch.codegen.precision import relaxed_nodes
 from jaxorch.errors import CompileError
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Const, Contract, Graph, Map, Reduce
+from jaxorch.ir.dtypes import compute_dtype, is_float
+from jaxorch.ir.graph import Const, Contract, Graph, Map, Reduce, constant_of
 from jaxorch.ir.index import Bound, Expr, Guard, Lookup
+from jaxorch.ir.scalars import apply, constant
 from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import (
@@ -122,6 +125,10 @@ class Values[V]:
                 return self.ops.index(coords[axis], node.array.dtype)
             case Map("copy"):
                 return self.view(node.operands[0], coords, guard)
+            case Map("div") if (factor := _reciprocal(self.graph, node)) is not None:
+                x, dtype = self.view(node.operands[0], coords, guard), node.array.dtype
+                other = self.ops.const(factor, compute_dtype(dtype))
+                return self.ops.scalar("mul", {}, [x, other], [dtype, dtype], dtype)
             case Map():
                 args = [self.view(v, coords, guard) for v in node.operands]
                 dtypes = [self.graph.array(v.values[0]).dtype for v in node.operands]
@@ -145,10 +152,24 @@ class Values[V]:
             return self.choose_once(pieces, guard)
         pieces = without_zero(self.graph, self.members, pieces)
         own, value, index = pieces[-1]
+        if value.node not in self.members:
+            guard = self.felt(guard, value, index)
         result = self.value(value, index, ix.both(guard, own))
         for own, value, index in reversed(pieces[:-1]):
             result = self.ops.select(own, self.value(value, index, ix.both(guard, own)), result)
         return result
+
+    def felt(self, guard: Guard, value: Value, index: Coords) -> Guard:
+        """The bounds of `guard` that a load at `index` must know of, where what it gives outside is not used.
+
+        One that is in the array everywhere, and varies along other axes than a bound, as a bias under the edges of an
+        image, is loaded once for all points along these.
+        """
+        dims, places = ix.coords_dims(index), zip(index, self.graph.array(value).shape, strict=True)
+        ranges = ((*ix.range_of(e, self.sizes), size) for e, size in places)
+        if any(low < 0 or high >= size for low, high, size in ranges) or any(ix.coords_lookups(index)):
+            return guard
+        return tuple(b for b in guard if (own := ix.dims_of(b.expr)) & dims or own <= {GRID})
 
     def bind(self, lookups: Iterable[Lookup]) -> None:
         """Computes the Lookups and tells the handler their values."""
@@ -226,3 +247,14 @@ class Values[V]:
         if key not in self.reduced:
             raise CompileError(f"reduction {key} was not computed before its use")
         return self.reduced[key]
+
+
+def _reciprocal(graph: Graph, node: Map) -> float | None:
+    """1/c of a float x / c, where that is a normal number: XLA divides by constants so."""
+    divisor, dtype = constant_of(graph.nodes, node.operands[1]), node.array.dtype
+    if divisor is None or not is_float(dtype):
+        return None
+    held = compute_dtype(dtype)
+    factor = apply("div", {}, [constant(1, held), constant(divisor.value, held)], [held, held], held)
+    tiny = float(np.finfo(held).tiny)
+    return factor.item() if tiny <= abs(factor) < math.inf else None

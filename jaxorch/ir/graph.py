@@ -11,7 +11,7 @@ Node kinds still to come take their place in this union: Cumulative, Loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, assert_never
@@ -34,6 +34,7 @@ __all__ = [
     "Params",
     "Reduce",
     "Scatter",
+    "constant_of",
     "has_own_memory",
     "is_empty",
     "operands_of",
@@ -308,3 +309,16 @@ def with_operands(node: Node, operands: Iterable[View]) -> Node:
             return replace(node, operands=(left, right))
         case _:
             assert_never(node)
+
+
+def constant_of(nodes: Sequence[Node], view: View) -> Const | None:
+    """The constant that every element of the view is, if it is one."""
+    while len(view.pieces) == 1:
+        match nodes[view.pieces[0].value.node]:
+            case Const() as node:
+                return node
+            case Map("copy") as node:
+                (view,) = node.operands
+            case _:
+                return None
+    return None

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxorch.ir.graph import Array, Const, Graph, Map, Node, outputs_of
+from jaxorch.ir.graph import Array, Const, Graph, Map, Node, constant_of, outputs_of
 from jaxorch.ir.scalars import apply, constant
 from jaxorch.ir.view import Piece, Value, View
 from jaxorch.options import Options
@@ -45,22 +45,9 @@ def canonicalize(graph: Graph, options: Options) -> Graph:
     return drop_unused(Graph(tuple(nodes), tuple(Value(new[v.node], v.output) for v in graph.outputs)))
 
 
-def _constant(nodes: Sequence[Node], view: View) -> Const | None:
-    """The constant that every element of the view is, if it is one."""
-    while len(view.pieces) == 1:
-        match nodes[view.pieces[0].value.node]:
-            case Const() as node:
-                return node
-            case Map("copy") as node:
-                (view,) = node.operands
-            case _:
-                return None
-    return None
-
-
 def _fold(nodes: Sequence[Node], node: Map) -> Const | None:
     # op(c1, c2, ...) = c
-    operands = [_constant(nodes, v) for v in node.operands]
+    operands = [constant_of(nodes, v) for v in node.operands]
     constants = [c for c in operands if c is not None]
     if len(constants) != len(operands):
         return None
@@ -75,7 +62,7 @@ def _copy(node: Map, view: View) -> Map:
 
 
 def _simpler(nodes: Sequence[Node], node: Map) -> Map:
-    values = [c.value if c is not None else None for c in (_constant(nodes, v) for v in node.operands)]
+    values = [c.value if c is not None else None for c in (constant_of(nodes, v) for v in node.operands)]
     match node.op, values:
         case "select_n", [bool(case) | int(case), *cases]:  # select_n(k, x0, ..., xn) = x(clamp(0, k, n))
             return _copy(node, node.operands[1 + min(max(int(case), 0), len(cases) - 1)])

@@ -21,7 +21,7 @@ from jax import lax
 
 from jaxorch.codegen.source import generate
 from jaxorch.ir import index as ix
-from jaxorch.ir.dtypes import is_float
+from jaxorch.ir.dtypes import compute_dtype, is_float
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.index import Const, Dim
 from jaxorch.ir.view import Piece, Value, View
@@ -547,3 +547,26 @@ def test_index_expressions_in_generated_source(expr, block_rows, block_columns):
     for config in (Config(0, block_rows, block_columns, 1), Config(1, 1, block_columns, 1)):
         (got,) = interpreted(graph, kernel, config, []).values()
         np.testing.assert_array_equal(got, want)
+
+
+DIVISORS = (6.0, -3.0, 0.1, 2.0**-126, 2.0**127, 1e-40, 0.0, math.inf, math.nan)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("divisor", DIVISORS)
+def test_division_by_a_constant(dtype, divisor):
+    """By its reciprocal, as XLA does, within a unit in the last place; exactly where that is no normal number."""
+    x = random_array(np.random.default_rng(0), (64,), dtype_of(dtype))
+    x[:4] = (0, -0.0, np.inf, np.nan)
+    made = program(lambda x: x / x.dtype.type(divisor), x, x64=dtype == "float64")
+    (kernel,) = kernels_of(made.graph)
+    (got,) = interpreted(made.graph, kernel, configurations(made.graph, kernel)[0], made.inputs(kernel)).values()
+    with np.errstate(all="ignore"):
+        wanted = (x / x.dtype.type(divisor)).astype(x.dtype)
+    np.testing.assert_allclose(got.astype(float), wanted.astype(float), rtol=2 * float(ml_dtypes.finfo(x.dtype).eps))
+    held = compute_dtype(x.dtype)
+    with np.errstate(all="ignore"):
+        factor = abs(held.type(1) / x.dtype.type(divisor).astype(held))
+    text = generate(made.graph, kernel, configurations(made.graph, kernel)[0]).text
+    is_multiplied = " / " not in text and "div_rn" not in text
+    assert is_multiplied == bool(np.finfo(held).tiny <= factor < np.inf)

@@ -175,3 +175,19 @@ def test_the_first_guess_does_not_spill(name):
     limit = device("h200").shared_per_block
     made = check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=limit)
     assert (made.spill_bytes, made.shared_bytes) == (0, 0)
+
+
+def test_what_does_not_vary_over_the_image_is_read_once():
+    """A bias under the window's edges is a row for all nine places of it."""
+
+    def f(x, bias, w):
+        return depthwise(jax.nn.silu(x + bias), w)
+
+    rng = np.random.default_rng(0)
+    made = program(f, *(random_array(rng, s, F32) for s in ((1, 9, 11, 18), (18,), (3, 3, 1, 18))))
+    kernel = next(k for k in kernels_of(made.graph) if k.unrolled and len(k.inputs) == 3)
+    frames_agree(made, kernel, 1e-4)
+    alone = next(c for c in configurations(made.graph, kernel) if not kernel.frames[c.frame].held)
+    biases = [line for line in generate(made.graph, kernel, alone).text.splitlines() if "tl.load(in1" in line]
+    assert len(biases) == 1
+    assert "mask" not in biases[0] or "row" not in biases[0].split("mask")[1]
