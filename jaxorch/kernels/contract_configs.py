@@ -184,7 +184,8 @@ def _groups_shapes(groups: int, columns: int, run: int, itemsize: int) -> Iterat
 
     First come those that load, as what the places share is then found in the first-level cache.
     """
-    depth = _LEAST if run < 2 * _LEAST else 2 * _LEAST
+    least = max(_LEAST, 32 // itemsize)
+    depth = least if run < 2 * least else 2 * least
     wide = min(run & -run, 16 // itemsize)  # elements of a load
     line = max(power_of_two(LINE // (run * itemsize) + 1) // 2, 2)
     for loads, warps, stages, held in (
