@@ -8,6 +8,7 @@ from jax import lax
 
 import jaxorch
 from benchmarks.cases import CASES
+from benchmarks.suites import KNOWN
 from jaxorch import Options, primitive
 from jaxorch.orchestration import choice
 from tests.aot import compile_case, compile_program, tools
@@ -336,3 +337,13 @@ def test_the_old_value_is_what_it_was(f, shape, backend, monkeypatch):
         assert given.is_deleted() == bool(keywords)
     np.testing.assert_array_equal(cache, before)
     primitive.clear()
+
+
+def test_experts_hold_no_row_for_each_expert(h200):
+    """XLA alone copies the rows once for every expert, zero where they are another's."""
+    f, specs, _ = KNOWN["moe_sorted_B1"]()
+    compiled, plain = (compile_program(f, specs, h200, optimised=on) for on in (True, False))
+    products = [k for k in compiled.report.kernels if "ragged_dot_general" in k.primitives]
+    assert [(k.schedule, k.spill_bytes) for k in products] == [("gemm", 0)] * 3
+    assert not any("ragged_dot_general" in line.primitives for line in compiled.report.left)
+    assert 6 * compiled.memory.temp_size_in_bytes < plain.memory.temp_size_in_bytes

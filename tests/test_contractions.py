@@ -137,6 +137,79 @@ def test_experts():
     np.testing.assert_allclose(got, want, rtol=0, atol=4e-2 * np.abs(want).max())
 
 
+def routed(x, w, w1, w2, w3):
+    """Each token through the two of four experts that it likes best, sorted by expert."""
+    gates, which = lax.top_k(jax.nn.softmax(jnp.dot(x.astype(F32), w.astype(F32), precision="highest"), -1), 2)
+    order = jnp.argsort(which.reshape(-1))
+    sizes = jnp.bincount(which.reshape(-1), length=4)
+    rows = x[order // 2]
+    h = jax.nn.silu(lax.ragged_dot(rows, w1, sizes)) * lax.ragged_dot(rows, w2, sizes)
+    y = lax.ragged_dot(h, w3, sizes) * gates.reshape(-1)[order, None].astype(x.dtype)
+    return jnp.zeros_like(x).at[order // 2].add(y)
+
+
+ROUTED = [normal(37, 32), normal(32, 4), normal(4, 32, 24), normal(4, 32, 24, seed=1), normal(4, 24, 32)]
+
+
+def test_experts_that_tokens_are_sorted_by():
+    """Three kernels, each with its rows looked up before or its result gated after; the sort alone is XLA's."""
+    optimised = jaxorch.optimize(routed, options=INTERPRET)
+    got, want = (np.asarray(f(*ROUTED)).astype(np.float64) for f in (optimised, jax.jit(routed)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=4e-2 * np.abs(want).max())
+    report = jaxorch.explain(optimised, *ROUTED)
+    products = [k for k in report.kernels if "ragged_dot_general" in k.primitives]
+    assert [k.schedule for k in products] == ["gemm"] * 3
+    assert not any("ragged_dot_general" in line.primitives for line in report.left)
+
+
+def test_the_gradient_of_experts():
+    """Rows' gradients are a product with the matrices turned; those of matrices sum over each group's rows: XLA's."""
+    args, sizes = [normal(37, 32, dtype=F32), normal(4, 32, 24, dtype=F32)], jnp.int32([9, 0, 17, 6])
+
+    def loss(x, w):
+        return (jax.nn.silu(lax.ragged_dot(x, w, sizes, precision="highest")) ** 2).sum()
+
+    optimised = jaxorch.optimize(jax.grad(loss, (0, 1)), options=INTERPRET)
+    for transformed in (optimised, jax.grad(jaxorch.optimize(loss, options=INTERPRET), (0, 1))):
+        for got, want in zip(transformed(*args), jax.grad(loss, (0, 1))(*args), strict=True):
+            np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+    report = jaxorch.explain(optimised, *args)
+    assert sum("ragged_dot_general" in k.primitives for k in report.kernels) == 2
+    assert [line.reason for line in report.left if "ragged_dot_general" in line.primitives] == [
+        "a ragged product whose groups are not of its left operand's only rows"
+    ]
+
+
+LENGTHS = {
+    "as given": lambda s: s,
+    "read backwards": lambda s: s[::-1],
+    "joined": lambda s: jnp.concatenate([s[2:], s[:2]]),
+    "one integer": lambda s: jnp.broadcast_to(s[0], 4),
+    "counted": lambda s: jnp.arange(4) * 3,
+    "computed": lambda s: jnp.maximum(s - 2, 0),
+    "constant": lambda s: jnp.int32([3, 1, 0, 30]),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths_of_groups_may_come_from_anywhere(name):
+    """They are an array when a product needs them, never a view: all of them are read."""
+    args = [normal(37, 32, dtype=F32), normal(4, 32, 24, dtype=F32), jnp.int32([9, 0, 17, 6])]
+
+    def f(x, w, s):
+        return lax.ragged_dot(x, w, LENGTHS[name](s), precision="highest")
+
+    optimised = jaxorch.optimize(f, options=INTERPRET)
+    np.testing.assert_allclose(optimised(*args), f(*args), rtol=2e-5, atol=2e-5)
+    assert "gemm" in {k.schedule for k in jaxorch.explain(optimised, *args).kernels}
+
+
+def test_batches_of_experts_stay_with_xla():
+    args = [normal(3, 37, 32, dtype=F32), normal(3, 4, 32, 24, dtype=F32), jnp.int32([[9, 0, 17, 6]] * 3)]
+    mapped = jax.vmap(jaxorch.optimize(lax.ragged_dot, options=INTERPRET))
+    np.testing.assert_allclose(mapped(*args), jax.vmap(lax.ragged_dot)(*args), rtol=2e-5, atol=2e-5)
+
+
 def test_a_product_alone_is_xlas(monkeypatch):
     monkeypatch.undo()
     report = jaxorch.explain(jaxorch.optimize(lambda a, b: a @ b), *[jax.ShapeDtypeStruct((8192, 8192), BF16)] * 2)

@@ -8,7 +8,7 @@ loop over products do not run in step, so of a piece that two of them read each 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,9 +21,9 @@ from jaxorch.codegen.ops import Buffer, Product, Tile, first_block, moves
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import is_narrow_float
 from jaxorch.ir.graph import Graph
-from jaxorch.ir.index import Expr, Guard, Lookup
+from jaxorch.ir.index import Expr, Guard, Lookup, Segment
 from jaxorch.kernels.configs import Config, whole
-from jaxorch.kernels.frame import COLUMN, GRID
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["Counts", "count"]
@@ -148,11 +148,12 @@ class CountOps:
 
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
+        each = self.tile.segments if any(isinstance(k, Segment) for k in ix.lookups_in(offset)) else 1
         samples = self.samples(offset, guard, buffer.array.dtype.itemsize)
         waste = _worst(samples)
         delivered = waste if self.in_step else self.undelivered(buffer, samples)
         fresh, moving = self.fresh(offset), moves(offset, self.tile)
-        self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=fresh, moving=moving)
+        self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=fresh, moving=moving, each=each)
         return dims
 
     def fresh(self, offset: Expr) -> float:
@@ -181,10 +182,12 @@ class CountOps:
         fresh: float = 1.0,
         *,
         moving: bool = True,
+        each: int = 1,
     ) -> None:
+        """`each`: how many segments of rows read elements of their own."""
         itemsize, share = buffer.array.dtype.itemsize, self.share(guard)
         size = buffer.array.nbytes * waste
-        moved = self.points(own) * share * copies * itemsize * delivered
+        moved = self.points(own) * share * copies * itemsize * delivered * each
         # several reads of one buffer: other parts of it, or lines still in the first-level cache
         before = self.counts.read.get(buffer.name, 0.0)
         self.counts.read[buffer.name] = min(before + moved, max(before, buffer.array.nbytes * delivered))
@@ -242,6 +245,12 @@ class CountOps:
     def within(self, value: Dims, otherwise: Dims, axis: int) -> Dims:
         return value | otherwise | {axis}
 
+    def segmented(self, tile: Tile, lengths: Buffer, segment: Segment) -> Iterator[None]:
+        column_blocks = -(-tile.sizes[COLUMN] // tile.block_columns)
+        self.counts.passes[lengths.name, self.scopes] = lengths.array.nbytes * tile.row_blocks * column_blocks
+        self.counts.read[lengths.name] = lengths.array.nbytes
+        yield
+
     @contextmanager
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
         # a mask that ends at a position known at run time may leave nothing out
@@ -268,22 +277,26 @@ class CountOps:
 
     def operand(self, value: Dims, dtype: np.dtype[Any], *, of_windows: bool) -> Dims:
         if self.tile.block_heads > 1:  # the unit that takes a batch is fed by the threads, by way of shared memory
-            elements = self.points(self.everywhere) * self.padding * self.tile.repeats
+            padding = math.prod(self.padded(axis) / size for axis, size in enumerate(self.tile.sizes))
+            elements = self.points(self.everywhere) * padding * self.tile.repeats
             self.counts.operations += 2 * _L1_BYTE * elements * dtype.itemsize
         return value
 
-    @property
-    def padding(self) -> float:
-        """The elements of the tiles for each point of the scope."""
-        return math.prod(-(-n // b) * b / n for n, b in zip(self.tile.sizes, self.tile.blocks, strict=True))
-
     def dot(self, left: Dims, right: Dims, acc: Dims | None, product: Product) -> Dims:
-        flops = 2.0 * math.prod(self.tile.sizes) * self.padding * product.summed * self.taken / self.splits
+        padded = math.prod(self.padded(axis) for axis in range(len(self.tile.sizes)))
+        flops = 2.0 * padded * product.summed * self.taken / self.splits
         name, factor = product.dtype.name, 1
         if name == "float32" and product.precision != "DEFAULT":
             name, factor = ("float32", 3) if product.precision == "HIGH" else ("", 1)
         self.counts.matrix[name] = self.counts.matrix.get(name, 0.0) + flops * factor
         return self.everywhere - {GRID}
+
+    def padded(self, axis: int) -> int:
+        """The points along an axis of all tiles together; of rows in segments, as if half a tile of each were empty."""
+        size, block = self.tile.sizes[axis], self.tile.blocks[axis]
+        if axis == ROW and self.tile.segments:
+            return size + min(self.tile.segments, size) * (block - 1) // 2
+        return -(-size // block) * block
 
     def fold(self, op: str, value: Dims, dtype: np.dtype[Any]) -> Dims:
         self.counts.operations += self.points(value) * 2

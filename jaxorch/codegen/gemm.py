@@ -33,6 +33,16 @@ class GemmBody[V](ProductBody[V]):
     """The walk of a "gemm" kernel."""
 
     def run(self) -> None:
+        if self.segment is None:
+            self.tiles()
+            return
+        for _ in self.ops.segmented(self.plane("row", "column"), self.ins[self.segment.value], self.segment):
+            self.plane_values.clear()
+            self.reduced.clear()
+            self.tiles()
+
+    def tiles(self) -> None:
+        """The program's tile, or its part of one."""
         tile = self.plane("row", "column")
         value = Value(self.core.last)
         self.rows: list[V] = []
@@ -62,7 +72,8 @@ class GemmBody[V](ProductBody[V]):
         return total
 
     def accumulated(self, tile: Tile) -> V:
-        blocks = [-(-size // block) for size, block in map(self.extent, ("row", "column"))]
+        size, block = self.extent("column")
+        blocks = self.plane("row", "column").row_blocks, -(-size // block)
         turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
         a = self.plane("key", "row", blocks[1]) if turned else self.plane("row", "key", blocks[1])
         b = self.plane("column", "key", blocks[0]) if transposed else self.plane("key", "column", blocks[0])

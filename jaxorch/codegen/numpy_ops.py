@@ -6,9 +6,10 @@ not depend on the tile.  Values are arrays that broadcast over (grid, rows, colu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from jaxorch.codegen.values import buffers
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
 from jaxorch.ir.graph import Graph
-from jaxorch.ir.index import Expr, Guard, Lookup
+from jaxorch.ir.index import Expr, Guard, Lookup, Segment
 from jaxorch.ir.scalars import apply, constant
 from jaxorch.kernels.configs import Config
+from jaxorch.kernels.frame import COLUMN, ROW
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["NumpyOps", "run"]
@@ -51,6 +53,8 @@ class NumpyOps:
         self.tile: Tile | None = None
         self.bound: dict[Lookup, Data] = {}
         self.chosen: list[Data] = []  # the truths of the branches being computed
+        self.rows: range | None = None  # those of one segment, if they lie in segments
+        self.idle = False  # whether loops have no steps
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
@@ -66,6 +70,16 @@ class NumpyOps:
         truth = np.asarray(ix.holds(guard, self.coords(), self.look)).astype(bool)
         for chosen in self.chosen:
             truth = truth & chosen
+        return truth if self.rows is None else truth & self.inside(self.rows)
+
+    def inside(self, rows: range) -> Data:
+        """Which points of the scope are on these rows."""
+        assert self.tile is not None
+        coords = self.coords()
+        found = [coords[a] for a, span in zip((ROW, COLUMN), self.tile.spans, strict=True) if span == "row"]
+        truth = np.ones((1, 1, 1), bool)
+        for row in found:
+            truth = truth & (row >= rows.start) & (row < rows.stop)
         return truth
 
     def bind(self, lookup: Lookup, value: Data, dtype: np.dtype[Any]) -> None:
@@ -136,6 +150,16 @@ class NumpyOps:
         del otherwise  # there are no columns past the end
         return np.broadcast_to(value, self.tile.sizes)
 
+    def segmented(self, tile: Tile, lengths: Buffer, segment: Segment) -> Iterator[None]:
+        ends = np.cumsum(np.maximum(self.arrays[lengths.name].astype(np.int64), 0))
+        ends = np.clip([0, *ends, tile.sizes[ROW]], 0, tile.sizes[ROW])
+        for k, (first, end) in enumerate(pairwise(ends)):
+            self.rows = range(int(first), int(end))
+            self.bound[segment] = segment.clamped(np.asarray(k))
+            self.idle = k == len(ends) - 2
+            yield
+        self.rows, self.idle = None, False
+
     def within(self, value: Data, otherwise: Data, axis: int) -> Data:
         del otherwise, axis  # nothing is past the end
         return value
@@ -175,7 +199,8 @@ class NumpyOps:
         return np.full(tile.sizes, value, compute_dtype(dtype))
 
     def assign(self, carried: Data, value: Data) -> None:
-        carried[...] = value
+        if not self.idle:
+            carried[...] = value
 
     def first_block(self, tile: Tile) -> Tile:
         return replace(tile, walk="tile")  # the one block holds everything

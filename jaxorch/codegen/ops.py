@@ -6,7 +6,7 @@ handlers.  Invariant: a handler decides nothing about the kernel, it only gives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -15,9 +15,9 @@ import numpy as np
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array
-from jaxorch.ir.index import Dim, Expr, Guard, Lookup
+from jaxorch.ir.index import Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import simplify
-from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, ROW, row_blocks
 
 __all__ = ["Buffer", "Ops", "Product", "ProductOps", "Tile", "ahead", "first_block", "moves"]
 
@@ -42,6 +42,7 @@ class Tile:
     and `splits` among how many the blocks of a loop are shared out: the grid is that many times the kernel's, and its
     point (s, g) takes the s-th part.
     A program does `points` neighbouring points of the grid in a loop of its own.
+    With `segments` the rows lie in so many, of lengths known at run time, and no block of rows has some of two.
     Of several loops over one row, `reread` says whether a later one reads it again; None where there is but one.
     """
 
@@ -56,6 +57,12 @@ class Tile:
     points: int = 1
     reread: bool | None = None
     block_heads: int = 1
+    segments: int = 0
+
+    @property
+    def row_blocks(self) -> int:
+        """Blocks of the rows, of a tile over rows and columns: those that there may be, if the rows lie in segments."""
+        return row_blocks(self.sizes[ROW], self.block_rows, self.segments)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -169,6 +176,14 @@ class Ops[V](Protocol):
 
 class ProductOps[V](Ops[V], Protocol):
     """What kernels around contractions call beside `Ops`; their `fold` also knows "peak", a max that may drop NaN."""
+
+    def segmented(self, tile: Tile, lengths: Buffer, segment: Segment) -> Iterator[None]:
+        """For each segment of the rows that the program has some of, those past the last one included.
+
+        Meanwhile `segment` is bound, rows are its alone, and past the last one loops have no steps. `tile`: the whole
+        rows and columns.
+        """
+        ...
 
     def within(self, value: V, otherwise: V, axis: int) -> V:
         """`value` on the rows (ROW) or columns (COLUMN) inside the scope, `otherwise` past their end."""

@@ -7,7 +7,7 @@ two spans that it varies along, so that a tile of it is one block of memory.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,9 +20,9 @@ from jaxorch.codegen.values import Coords, buffers
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Contract, Graph, Map, Reduce
 from jaxorch.ir.graph import Const as IrConst
-from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
+from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
-from jaxorch.ir.view import Value, View
+from jaxorch.ir.view import Value, View, map_piece, simplify_view
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.configs import Config, power_of_two, tile_count
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
@@ -96,12 +96,15 @@ class ProductBody[V](Body[V]):
         assert kernel.core is not None
         self.ops: ProductOps[V] = ops  # pyright: ignore[reportIncompatibleVariableOverride]
         self.core: Core = kernel.core
+        assert launch != "combine" or kernel.core.segment is None, "tiles that begin where segments do"
         self.launch = launch
         self.splits = config.splits
         self.points, self.heads = config.points, config.heads
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
+        found = kernel.core.segment
+        self.segment = found and replace(found, index=())  # that of the program's rows
         self.plane_values: dict[Tile, dict[Any, Any]] = {}
         ins, outs = launch_buffers(graph, kernel, config, launch)
         self.scratch = [b for b in (*ins, *outs) if b.name.startswith("part")]
@@ -140,7 +143,19 @@ class ProductBody[V](Body[V]):
         walk = "grid" if columns in ("key", "column") else "tile"
         splits = self.splits if self.parted else 1
         sizes, spans = (self.grid * splits, size_r, size_c, *self.frame.sizes[HEAD:]), (rows, columns)
-        return Tile(sizes, block_r, block_c, walk, spans, loops, repeats, splits, self.points, block_heads=self.heads)
+        return Tile(
+            sizes,
+            block_r,
+            block_c,
+            walk,
+            spans,
+            loops,
+            repeats,
+            splits,
+            self.points,
+            block_heads=self.heads,
+            segments=self.core.segments,
+        )
 
     @contextmanager
     def scope(self, tile: Tile) -> Generator[None]:
@@ -193,9 +208,22 @@ class ProductBody[V](Body[V]):
         return operand_coords(node, kept, coords_of(space[axis], [node.domain[a] for a in node.axes], tile.sizes))
 
     def contract(self, number: int) -> Contract:
+        """A node that is a Contract; what is looked up by a row's segment is by that of the program's rows."""
         node = self.graph.nodes[number]
         assert isinstance(node, Contract)
-        return node
+        if self.segment is None:
+            return node
+        left, right = (self.within_segment(view) for view in node.operands)
+        return replace(node, operands=(left, right))
+
+    def within_segment(self, view: View) -> View:
+        def new(lookup: Lookup) -> Expr:
+            return self.segment if isinstance(lookup, Segment) and self.segment else lookup
+
+        return simplify_view(View(view.domain, tuple(map_piece(piece, new) for piece in view.pieces)))
+
+    def bind(self, lookups: Iterable[Lookup]) -> None:
+        super().bind(lookup for lookup in lookups if lookup != self.segment)
 
     def dtype(self, number: int) -> np.dtype[Any]:
         """The dtype of a Contract's operands."""

@@ -137,7 +137,8 @@ def _written(
     wide = max([*(() if kernel.core else counted), *(b.array.size for b in arguments)]) >= 2**31
     grid, *rest = frame.sizes
     sizes, blocks = (grid * config.splits, *rest), (own.block_rows, own.block_columns)
-    tile = Tile(sizes, *blocks, "grid", points=own.points, block_heads=own.heads)
+    segments = kernel.core.segments if kernel.core else 0
+    tile = Tile(sizes, *blocks, "grid", points=own.points, block_heads=own.heads, segments=segments)
     if launch == "combine":
         tile = replace(tile, sizes=frame.sizes)
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}

@@ -59,7 +59,7 @@ class TritonOps(Writer):
         self.load_cast = triton_load_shift if of_windows else triton_load_cast
         self.helpers: dict[str, None] = {}
         self.bound: dict[str, frozenset[int]] = {}  # the axes of each Lookup's text, by its name
-        self.row_blocks = -(-tile.sizes[ROW] // tile.block_rows)
+        self.row_blocks = tile.row_blocks
         self.points_each = tile.points
         self.column_blocks = column_blocks
         self.head_blocks = -(-tile.sizes[HEAD] // tile.block_heads) if tile.sizes[HEAD:] else 1

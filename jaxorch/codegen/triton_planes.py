@@ -15,9 +15,10 @@ from jaxorch.codegen.ops import Buffer, Tile, ahead, moves
 from jaxorch.codegen.triton_interleaved import Interleaving
 from jaxorch.codegen.triton_ops import TritonOps
 from jaxorch.codegen.triton_ranges import live_range
+from jaxorch.codegen.triton_segments import find_segment
 from jaxorch.codegen.triton_writer import Axes, Block, Names, Text, heads_between
 from jaxorch.ir import index as ix
-from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Lookup, Mod
+from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Lookup, Mod, Segment
 from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
@@ -125,16 +126,27 @@ class TritonPlanes(TritonOps):
         lane = self.once(f"lane{block}_{way}", f"tl.arange(0, {block})[{shape}]{self.lane_type}")
         blocks = {"row": self.row_blocks, "column": self.column_blocks, "head": self.head_blocks}.get(name, 1)
         looped = axis in self.tile.loops
-        start = f"{name}_start" if looped or blocks > 1 else ""
-        if start and not looped:
+        segmented = self.is_segmented(axis)
+        start = f"{name}_start" if looped or blocks > 1 or segmented else ""
+        if start and not looped and not segmented:
             self.once(start, f"{name}_block * {block}")
         coordinate, place = f"{name}_{way}", self.loop_block if looped else self.blocks[0]
         if coordinate not in place.names:
             place.names[coordinate] = coordinate
             place.lines.append(f"{coordinate} = {start} + {lane}" if start else f"{coordinate} = {lane}")
-            if size % block:
-                place.lines.append(f"{coordinate}_mask = {coordinate} < {size}")
+            if size % block or segmented:
+                place.lines.append(f"{coordinate}_mask = {coordinate} < {'row_end' if segmented else size}")
         return coordinate, start, lane
+
+    def is_segmented(self, axis: int) -> bool:
+        """Whether what lies along an axis of the scope is rows of one segment, which begins and ends anywhere."""
+        return self.frame.segments > 0 and self.tile.spans[axis - 1 : axis] == ("row",)
+
+    def segmented(self, tile: Tile, lengths: Buffer, segment: Segment) -> Iterator[None]:
+        found = Text(find_segment(self, tile, lengths, segment), frozenset())
+        self.bound[found.name] = found.dims
+        self.remember(segment, found, self.axes())
+        yield
 
     @property
     def loop_block(self) -> Block:
@@ -176,11 +188,14 @@ class TritonPlanes(TritonOps):
             share = self.once("share", f"({high} - {low} + {step - 1}) // {step} * {block}")
             first = self.once("share_first", f"{low} + {self.share_number(tile)} * {share}")
             return _Shares(first, self.once("share_last", f"tl.minimum({first} + {share}, {high})"), (low, high))
+        end = f"{tile.spans[axis - 1]}_end" if tile.segments else str(size)
+        if tile.segments:
+            self.once(end, f"tl.where(segment < {tile.segments}, {size}, 0)")
         if tile.splits == 1:
-            return _Shares("0", str(size))
+            return _Shares("0", end)
         share = -(-size // (block * tile.splits)) * block
         first = self.once("share_first", f"{self.share_number(tile)} * {share}")
-        return _Shares(first, self.once("share_last", f"tl.minimum({first} + {share}, {size})"))
+        return _Shares(first, self.once("share_last", f"tl.minimum({first} + {share}, {end})"))
 
     @contextmanager
     def owner(self, tile: Tile, live: Guard, place: Expr) -> Generator[None]:

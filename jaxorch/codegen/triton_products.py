@@ -47,7 +47,7 @@ class TritonProducts(TritonPlanes):
     def mask(self, dims: frozenset[int], guard: Guard, axes: Axes) -> str:
         tests: list[str] = []
         for axis, (size, block) in enumerate(zip(self.tile.sizes, self.tile.blocks, strict=True)):
-            if axis in dims and size % block and not self.ends(guard, axis):
+            if axis in dims and (self.is_segmented(axis) or (size % block and not self.ends(guard, axis))):
                 tests.append(f"{axes.names[axis]}_mask")
         if guard:
             tests.append(self.condition(self.in_steps(guard, axes), axes))

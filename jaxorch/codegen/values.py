@@ -152,9 +152,8 @@ class Values[V]:
             return self.choose_once(pieces, guard)
         pieces = without_zero(self.graph, self.members, pieces)
         own, value, index = pieces[-1]
-        if value.node not in self.members:
-            guard = self.felt(guard, value, index)
-        result = self.value(value, index, ix.both(guard, own))
+        around = guard if value.node in self.members else self.felt(guard, value, index)
+        result = self.value(value, index, ix.both(around, own))
         for own, value, index in reversed(pieces[:-1]):
             result = self.ops.select(own, self.value(value, index, ix.both(guard, own)), result)
         return result
@@ -207,6 +206,8 @@ class Values[V]:
         if len(dims) != 1 or (self.tile.walk == "tile" and COLUMN in dims):
             return False
         (axis,) = dims
+        if self.tile.segments and self.tile.spans[axis - 1] == "row":  # whose tiles begin anywhere
+            return False
         size, block = self.sizes[axis], self.tile.blocks[axis]
         if size > _UNIFORM_LIMIT or size % block:
             return False

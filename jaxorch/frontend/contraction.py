@@ -7,6 +7,7 @@ nodes.  Invariant: the node's domain is the result's, in its order, and then the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,8 +17,8 @@ from jaxorch.frontend.indexing import Constant
 from jaxorch.frontend.windows import convolved, slides
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
-from jaxorch.ir.graph import Array, Contract, Params
-from jaxorch.ir.index import Bound, Const, Dim, Expr
+from jaxorch.ir.graph import Array, Contract, Origin, Params
+from jaxorch.ir.index import Bound, Const, Dim, Expr, Segment
 from jaxorch.ir.view import Piece, Value, View, simplify_view
 
 __all__ = ["CONTRACTIONS"]
@@ -104,6 +105,43 @@ def _conv_general_dilated(
     return Contract(views, tuple(range(len(out.shape), len(domain))), out, _kept(params, left, out))
 
 
+def _ragged_dot_general(
+    params: Mapping[str, Any], values: Sequence[Value], arrays: Sequence[Array], out: Array, constant: Constant
+) -> Contract:
+    """The Contract of rows that lie in groups one after the other, with a matrix for each group.
+
+    The matrix is looked up by the row's group, a `Segment`. Rows past the last group are zero, whatever they and the
+    matrices hold: both operands are.
+
+    Raises:
+        UnsupportedError: it stays with XLA, for the reason that the message is.
+    """
+    left, right, sizes = arrays
+    numbers = params["ragged_dot_dimension_numbers"]
+    dimensions: tuple[tuple[_Axes, _Axes], tuple[_Axes, _Axes]] = numbers.dot_dimension_numbers
+    (left_axes, right_axes), (left_batch, _) = dimensions
+    row = int(numbers.lhs_ragged_dimensions[0])
+    left_free = [a for a in range(len(left.shape)) if a not in (*left_axes, *left_batch)]
+    if left_batch or left_free != [row] or len(sizes.shape) != 1 or params["group_offset"] is not None:
+        raise UnsupportedError("a ragged product whose groups are not of its left operand's only rows")
+    if left.dtype != right.dtype:
+        raise UnsupportedError("a product of operands of different dtypes")
+    group = int(numbers.rhs_group_dimensions[0])
+    right_free = [a for a in range(len(right.shape)) if a not in (*right_axes, group)]
+    domain = (left.shape[row], *(right.shape[a] for a in right_free), *(left.shape[a] for a in left_axes))
+    columns, contracted = range(1, 1 + len(right_free)), range(1 + len(right_free), len(domain))
+    (count,) = sizes.shape
+    which = Segment(values[2], (Dim(0),), 0, count)
+    inside, zero = (Bound(which, 0, count),), Piece((), constant(0, left.dtype), ())
+    x = _operand(values[0], domain, [([row], [0]), (left_axes, contracted)]).pieces[0]
+    places: dict[int, Expr] = {group: replace(which, high=count - 1)}
+    places.update((a, Dim(b)) for a, b in zip(right_free, columns, strict=True))
+    places.update((a, Dim(b)) for a, b in zip(right_axes, contracted, strict=True))
+    w = Piece(inside, values[1], tuple(places[a] for a in sorted(places)))
+    views = (View(domain, (replace(x, guard=inside), zero)), View(domain, (w, zero)))
+    return Contract(views, tuple(contracted), out, _kept(params, left, out), Origin(operands=(None, None)))
+
+
 def _kept(params: Mapping[str, Any], operand: Array, out: Array) -> Params:
     return (
         ("accumulate", compute_dtype(out.dtype).name),
@@ -149,4 +187,5 @@ def _precision(given: Any, dtype: str) -> str:
 CONTRACTIONS: Mapping[str, _Rule] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv_general_dilated,
+    "ragged_dot_general": _ragged_dot_general,
 }

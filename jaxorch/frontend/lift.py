@@ -110,7 +110,7 @@ class _Lifter:
         elif equation.primitive in CONTRACTIONS:
             values = [self.value(v) for v in equation.inputs]
             node = CONTRACTIONS[equation.primitive](equation.params, values, arrays, outs[0], self.constant)
-            origin = _origin(k, equation)
+            origin = replace(_origin(k, equation), operands=node.origin.operands)
             if equation.primitive == "dot_general":
                 axes = [tuple(e.axis for e in v.pieces[0].index if isinstance(e, Dim)) for v in node.operands]
                 origin = replace(origin, operands=tuple(zip(equation.inputs, axes, strict=True)))

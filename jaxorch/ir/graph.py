@@ -18,6 +18,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
+from jaxorch.ir.index import Segment
 from jaxorch.ir.memo import remembered
 from jaxorch.ir.view import Piece, Value, View, lookups
 
@@ -172,7 +173,8 @@ class Contract:
 
     As lifted the domain is the result's and then the contracted axes: of a dot_general (batch axes, free axes of the
     first operand, of the second, contracted ones), of a convolution (its result's axes, the window's, the features of a
-    group). An operand's view ignores the axes that it does not have.  params: "precision" ("DEFAULT", "HIGH" or
+    group), of a ragged_dot (rows, columns, contracted ones; its right operand is looked up by the row's `Segment`). An
+    operand's view ignores the axes that it does not have.  params: "precision" ("DEFAULT", "HIGH" or
     "HIGHEST", as `jax.lax.Precision`) and "accumulate", the dtype in which products are summed.
     """
 
@@ -195,6 +197,12 @@ class Contract:
     def convolves(self) -> bool:
         """Whether it was a convolution: the operands of a product lie along axes of the domain."""
         return not self.origin.operands
+
+    @property
+    def segment(self) -> Segment | None:
+        """Which segment a row lies in, where each has a right operand of its own: as of a ragged_dot."""
+        found = (k for piece in self.operands[1].pieces for k in lookups(piece))
+        return next((k for k in found if isinstance(k, Segment)), None)
 
     @property
     def flops(self) -> int:

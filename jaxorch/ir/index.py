@@ -28,6 +28,7 @@ __all__ = [
     "Mod",
     "Mul",
     "Reader",
+    "Segment",
     "Select",
     "Sizes",
     "add",
@@ -130,6 +131,20 @@ class Lookup:
         found = np.where(found < 0, found + self.wrap, found) if self.wrap else found
         found = np.mod(found, self.modulus) if self.modulus else found
         return np.clip(found, self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment(Lookup):
+    """Which of consecutive segments a place lies in, as known at run time: `value` holds the lengths of all of them.
+
+    `index` is the place, counted from the first one's start; past the last segment it lies in one more. So it never
+    falls as the place grows.
+    """
+
+    def among(self, lengths: np.ndarray[Any, Any], place: Any) -> Any:
+        """The segment of each `place`, clamped."""
+        ends = np.cumsum(np.maximum(lengths.astype(np.int64), 0))
+        return self.clamped(np.searchsorted(ends, np.asarray(place, np.int64), side="right"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,21 @@ from jaxorch.ir.graph import (
     Scatter,
     outputs_of,
 )
-from jaxorch.ir.index import Add, Bound, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Mul, Select, dims_of, guard_dims
+from jaxorch.ir.index import (
+    Add,
+    Bound,
+    Dim,
+    Expr,
+    FloorDiv,
+    Guard,
+    Lookup,
+    Mod,
+    Mul,
+    Segment,
+    Select,
+    dims_of,
+    guard_dims,
+)
 from jaxorch.ir.index import Const as Integer
 from jaxorch.ir.view import Piece, Value, View
 
@@ -51,6 +65,9 @@ def expr_text(expr: Expr, names: Sequence[str]) -> str:
             return f"{_factor(e, names)} % {k}"
         case Select(guard, then, otherwise):
             return f"({expr_text(then, names)} if {guard_text(guard, names)} else {expr_text(otherwise, names)})"
+        case Segment(value, index, low, high):
+            at = ", ".join(expr_text(e, names) for e in index)
+            return f"clamp(segment({value_text(value)}, {at}), {low}, {high})"
         case Lookup(value, index, low, high):
             at = ", ".join(expr_text(e, names) for e in index)
             found = f"{value_text(value)}[{at}]"

@@ -31,7 +31,7 @@ from jaxorch.ir.graph import (
     operands_of,
     outputs_of,
 )
-from jaxorch.ir.index import Bound, Dim, Expr, Guard, Lookup
+from jaxorch.ir.index import Bound, Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.place import inverse
 from jaxorch.ir.region import unfilled, unfilled_reads
 from jaxorch.ir.simplify import simplify
@@ -171,6 +171,8 @@ def _lookup(lookup: Lookup, arrays: Sequence[Sequence[Array]], place: _Place) ->
         place.fail(
             "value looked up", f"{array.dtype.name}{list(array.shape)} at {len(lookup.index)} coordinates", "integers"
         )
+    if isinstance(lookup, Segment) and len(lookup.index) != 1:
+        place.fail("lengths of segments", f"{list(array.shape)}", "one axis")
     if lookup.low > lookup.high:
         place.fail("clamp of a lookup", (lookup.low, lookup.high), "low <= high")
 

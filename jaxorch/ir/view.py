@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.index import Dim, Expr, Guard, Lookup, Select
+from jaxorch.ir.index import Dim, Expr, Guard, Lookup, Segment, Select
 from jaxorch.ir.simplify import simplify, simplify_guard
 from jaxorch.ir.value import Value
 
@@ -103,7 +103,8 @@ def is_reshape(view: View, shape: Sequence[int]) -> bool:
 def compose(outer: View, replacement: Callable[[Value], View | None]) -> View:
     """`outer` with each value v for which `replacement(v)` is a view read through that view instead.
 
-    A Lookup is read through it too where one unguarded piece supplies the looked-up element.
+    A Lookup is read through it too where one unguarded piece supplies the looked-up element; a Segment, which needs all
+    lengths, never.
     """
     pieces: list[Piece] = []
     for piece in outer.pieces:
@@ -125,7 +126,7 @@ def look_through(piece: Piece, sizes: tuple[int, ...], replacement: Callable[[Va
 
 def _look_through(lookup: Lookup, sizes: tuple[int, ...], replacement: Callable[[Value], View | None]) -> Lookup:
     inner = replacement(lookup.value)
-    if inner is None:
+    if inner is None or isinstance(lookup, Segment):
         return lookup
     for q in inner.pieces:
         guard = simplify_guard(ix.substitute_guard(q.guard, lookup.index), sizes)
@@ -202,6 +203,8 @@ def evaluate_view(view: View, read: Callable[[Value], np.ndarray[Any, Any]]) -> 
 
     def look(lookup: Lookup, index: tuple[Any, ...]) -> Any:
         source = read(lookup.value)
+        if isinstance(lookup, Segment):
+            return lookup.among(source, *index)
         inside = tuple(np.clip(i, 0, size - 1) for i, size in zip(index, source.shape, strict=True))
         return lookup.clamped(source[inside].astype(np.int64))
 

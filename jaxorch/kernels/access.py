@@ -14,7 +14,7 @@ from itertools import product
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Array, Const, Contract, Graph, Map, Reduce, Scatter, operands_of
-from jaxorch.ir.index import Dim, Expr, Guard, Lookup
+from jaxorch.ir.index import Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, expressions
 
@@ -65,6 +65,7 @@ class Accesses:
     outside: dict[int, None] = field(default_factory=dict[int, None])  # Reduces, Contracts wanted where they end
     contractions: dict[Reduction, None] = field(default_factory=dict[Reduction, None])  # met, not walked into
     indices: dict[Expr, None] = field(default_factory=dict[Expr, None])  # coordinates that iotas yield
+    segments: dict[Segment, None] = field(default_factory=dict[Segment, None])  # whose lengths are read, all of them
 
     def offsets(self, graph: Graph) -> list[tuple[Expr, int]]:
         """(flat offset, element count of the buffer) of each load."""
@@ -225,6 +226,10 @@ class Walk:
     def lookups(self, found: tuple[Lookup, ...], sizes: tuple[int, ...]) -> int:
         level = 0
         for lookup in dict.fromkeys(found):
+            if isinstance(lookup, Segment):
+                self.into.segments[lookup] = None
+                self.into.loads[Load(lookup.value, (ix.Const(0),), (), sizes)] = None
+                continue
             index = looked_up_at(lookup, self.graph.array(lookup.value), sizes)
             level = max(level, self.value(lookup.value, index, (), sizes))
         return level

@@ -13,7 +13,7 @@ from itertools import product
 
 from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.kernels.contract_configs import Blocks, gemm_blocks, online_blocks, power_of_two
-from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.frame import Frame, row_blocks
 from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
@@ -54,7 +54,8 @@ def tile_count(kernel: Kernel, config: Config) -> int:
     """Tiles of a kernel: (grid points) x (blocks of rows, heads and columns)."""
     grid, rows, _, *heads = kernel.frames[config.frame].sizes
     blocks = kernel.column_blocks(config.frame, config.block_columns)
-    return grid * -(-rows // config.block_rows) * blocks * math.prod(-(-n // config.heads) for n in heads)
+    down = row_blocks(rows, config.block_rows, kernel.core.segments if kernel.core else 0)
+    return grid * down * blocks * math.prod(-(-n // config.heads) for n in heads)
 
 
 def joins(kernel: Kernel, config: Config) -> bool:
@@ -99,12 +100,14 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
 def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
     """Configurations of these blocks; sums are not split over two launches where results are written in place.
 
-    Keys that are written are read by one block of rows.
+    Nor where no tile has rows of two segments, since the second launch's have. Keys that are written are read by one
+    block of rows.
     """
     found = [Config(frame, *each, heads=heads) for *each, heads in blocks]
     if kernel.core and kernel.core.written:
         found = [c for c in found if c.block_rows >= kernel.frames[frame].sizes[1]]
-    return [_in_one_launch(kernel, c) for c in found] if aliases(graph, kernel) else found
+    alone = bool(aliases(graph, kernel)) or (kernel.core is not None and kernel.core.segment is not None)
+    return [_in_one_launch(kernel, c) for c in found] if alone else found
 
 
 def _in_one_launch(kernel: Kernel, config: Config) -> Config:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Contract, Graph, Reduce, reads
-from jaxorch.ir.index import Dim
+from jaxorch.ir.index import Dim, Segment
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, pieces_at, stored_array
@@ -64,7 +64,11 @@ def contracted(
     if domain != shape:
         found = _at(graph, members, tiled, domain, numbers, unrolled)
     made = found if isinstance(found, str) else found.contracted(graph, domain)
-    return made if isinstance(made, str) or not others else with_stores(graph, members, unrolled, made, others)
+    if isinstance(made, str) or not others:
+        return made
+    if made.core.segment:  # a program does nothing where its rows have no matrix
+        return "an operand that is stored, of rows in segments"
+    return with_stores(graph, members, unrolled, made, others)
 
 
 def _placed(
@@ -124,8 +128,8 @@ def _at(
     found = max(epilogue.contractions, key=lambda r: len(frozenset[int]().union(*(ix.dims_of(e) for e in r.coords))))
     beside = tuple(r.coords for r in epilogue.contractions if r != found)
     core = Core(found.node, found.coords, 0, last.count, beside=beside)
-    if len(numbers) == 2 and beside:
-        return "several places of one contraction"
+    if len(numbers) == 2 and (beside or any(contract_of(graph, n).segment for n in numbers)):
+        return "several places of one contraction" if beside else "rows in segments beside a softmax"
     if len(numbers) == 1:
         return _gemm(graph, members, core, epilogue, sizes, unrolled)
     return _online(graph, members, core, epilogue, sizes, numbers[0])
@@ -154,6 +158,9 @@ def _gemm(
             return "a reduction that varies along the contracted axis"
     if all(side.reductions for side in sides):
         return "reductions on both operands"
+    segment = _segment(graph, members, core, sides, (sums, epilogue)) if node.segment else None
+    if isinstance(segment, str):
+        return segment
     left = next(
         (k for k in (0, 1) if not sides[1 - k].reductions and _is_same(node, k, core, key, sizes)),
         None,
@@ -164,13 +171,33 @@ def _gemm(
         left = 1 - left
         if sides[1 - left].reductions or core.beside or not dims((sums,)) <= dims((sides[left],)):
             return "a reduction after a contraction"
+    if segment and left:
+        return "a reduction of matrices that rows in segments share"
     every, others = Accesses(), Accesses()
     for at in core.beside:
         Walk(graph, members, others, unrolled).view(node.operands[1 - left], operand(node, at, key, sizes), (), sizes)
     for side in (*sides, others, sums, epilogue):
         merge(every, side)
-    core = replace(core, left=left, sums=tuple(epilogue.reductions))
+    core = replace(core, left=left, sums=tuple(epilogue.reductions), segment=segment)
     return Sides(core, (sides[left], sums), (sides[1 - left],), every, others)
+
+
+def _segment(
+    graph: Graph,
+    members: frozenset[int],
+    core: Core,
+    sides: tuple[Accesses, Accesses],
+    others: tuple[Accesses, Accesses],
+) -> Segment | str:
+    """What says which of the right operand's matrices a row is multiplied by; why a tile has no such rows, if so."""
+    found = [replace(s, low=0, high=graph.array(s.value).size - 1) for side in sides for s in side.segments]
+    if len({*found}) > 1 or any(side.segments for side in others):
+        return "rows in segments of several kinds"
+    if core.beside or any(side.reductions for side in others):
+        return "a reduction after a product of rows in segments"
+    if found[0].value.node in members:
+        return "lengths of segments that the kernel computes"
+    return found[0]
 
 
 def _sums(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxorch.ir.graph import Contract, Graph
-from jaxorch.kernels.frame import Frame
+from jaxorch.kernels.frame import Frame, row_blocks
 from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.sides import Core
 
@@ -73,15 +73,20 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     """Blocks of a gemm kernel."""
     assert core is not None
     _, rows, columns, *heads = frame.sizes
+    segments = core.segments
+    rows = -(-rows // max(segments, 1))  # of a segment, if all are as long; where they are not, longer blocks are fewer
+    longest = (rows, 2 * rows) if segments else (rows,)
     found: list[tuple[int, Blocks]] = []
-    scarce, size = _is_scarce(frame), _itemsize(graph, core)
-    for block_rows, block_columns, depth, warps, stages, held in _shapes(graph, core, frame):
+    scarce, size = _is_scarce(core, frame, rows), _itemsize(graph, core)
+    shapes = _shapes(graph, core, frame, rows)
+    for number, (block_rows, block_columns, depth, warps, stages, held) in enumerate(shapes):
         least = _LEAST_OF_HEADS if held > 1 else _LEAST
-        block_rows, block_columns = _fitted(block_rows, rows), _fitted(block_columns, columns, least)
+        block_rows = _fitted(block_rows, longest[number % len(longest)])
+        block_columns = _fitted(block_columns, columns, least)
         if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
             continue
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
-        programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held))
+        programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held), segments)
         few = rows <= 64
         shortest = 128 if scarce else 512
         splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, shortest, _PROGRAMS)
@@ -89,11 +94,12 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
             found.append((nth if heads else splits > 1, (block_rows, block_columns, warps, stages, keys, splits, held)))
     # Stable: of those with enough programs the best guess first, those whose sums are whole before all others; with
     # heads, of which wider tiles leave fewer programs, each tile in its best number of parts first.
-    return [blocks for _, blocks in sorted(found, key=lambda f: (-min(_programs(frame, f[1]), _PROGRAMS), f[0]))]
+    enough = ((-min(_programs(frame, blocks, segments), _PROGRAMS), rank) for rank, blocks in found)
+    return [blocks for _, (_, blocks) in sorted(zip(enough, found, strict=True), key=lambda f: f[0])]
 
 
-def _shapes(graph: Graph, core: Core, frame: Frame) -> Iterator[_Shape]:
-    _, rows, columns, *heads = frame.sizes
+def _shapes(graph: Graph, core: Core, frame: Frame, rows: int) -> Iterator[_Shape]:
+    _, _, columns, *heads = frame.sizes
     run = _run(graph, core, frame)
     if heads and run:
         wide = _fitted(64, columns, _LEAST_OF_HEADS)
@@ -101,14 +107,13 @@ def _shapes(graph: Graph, core: Core, frame: Frame) -> Iterator[_Shape]:
     elif heads:
         yield from _heads_shapes(*heads)
     else:
-        plain = (*(_scarce_shapes() if _is_scarce(frame) else ()), *_gemm_shapes(rows, columns))
+        plain = (*(_scarce_shapes() if _is_scarce(core, frame, rows) else ()), *_gemm_shapes(rows, columns))
         yield from ((*shape, 1) for shape in plain)
 
 
-def _is_scarce(frame: Frame) -> bool:
+def _is_scarce(core: Core, frame: Frame, rows: int) -> bool:
     """Whether a product of single heads has so few tiles that most processors idle."""
-    _, rows, _, *heads = frame.sizes
-    return not heads and rows > _LEAST and _tiles(frame, 64, 64) <= _SCARCE
+    return not frame.heads and rows > _LEAST and _tiles(frame, 64, 64, core.segments) <= _SCARCE
 
 
 def _depth(block: int, keys: int) -> int:
@@ -117,15 +122,15 @@ def _depth(block: int, keys: int) -> int:
     return whole if whole <= 2 * block and whole <= -(-keys // block) * block else block
 
 
-def _programs(frame: Frame, blocks: Blocks) -> int:
+def _programs(frame: Frame, blocks: Blocks, segments: int) -> int:
     heads = frame.sizes[3:]
-    return _tiles(frame, *blocks[:2]) * math.prod(-(-n // blocks[6]) for n in heads) * blocks[5]
+    return _tiles(frame, *blocks[:2], segments) * math.prod(-(-n // blocks[6]) for n in heads) * blocks[5]
 
 
-def _tiles(frame: Frame, block_rows: int, block_columns: int) -> int:
+def _tiles(frame: Frame, block_rows: int, block_columns: int, segments: int) -> int:
     """How many tiles there are, those of one head."""
     grid, rows, columns, *_ = frame.sizes
-    return grid * -(-rows // block_rows) * -(-columns // block_columns)
+    return grid * row_blocks(rows, block_rows, segments) * -(-columns // block_columns)
 
 
 def _scarce_shapes() -> Iterator[tuple[int, int, int, int, int]]:

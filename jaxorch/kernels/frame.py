@@ -16,7 +16,7 @@ from jaxorch.ir.index import Dim, Expr, FloorDiv, Mod
 from jaxorch.ir.simplify import coefficient, simplify
 from jaxorch.kernels.access import Accesses
 
-__all__ = ["COLUMN", "GRID", "HEAD", "ROW", "Frame", "flat_frames", "refine", "split_axis"]
+__all__ = ["COLUMN", "GRID", "HEAD", "ROW", "Frame", "flat_frames", "refine", "row_blocks", "split_axis"]
 
 _MOST_VALUES = 128  # that a thread has in its registers
 _MOST_UNROLLED = 64  # values a column
@@ -94,6 +94,16 @@ class Frame:
         """The tile's row, counted in the domain's own order of all axes but the columns, over (GRID, ROW, COLUMN)."""
         coords, axes = self.coords(), sorted((*self.grid, *self.rows))
         return simplify(ix.linearize([coords[a] for a in axes], [self.domain[a] for a in axes]), self.sizes)
+
+
+def row_blocks(rows: int, block: int, segments: int = 0) -> int:
+    """How many blocks have all rows; where these lie in `segments` of any lengths, so many that none meets two.
+
+    What is past the segments counts as one more, and one of n rows is at most (n + block - 1) / block blocks.
+    """
+    if not segments:
+        return -(-rows // block)
+    return (rows + min(segments + 1, rows) * (block - 1)) // block
 
 
 def _is_power_of_two(count: int) -> bool:

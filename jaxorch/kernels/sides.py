@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Contract, Graph, Reduce
-from jaxorch.ir.index import Dim, Expr, Lookup
-from jaxorch.ir.simplify import coords_of
+from jaxorch.ir.index import Const, Dim, Expr, Guard, Lookup, Segment
+from jaxorch.ir.simplify import coords_of, simplify
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, operand_coords
 from jaxorch.kernels.frame import Frame
@@ -28,6 +28,7 @@ __all__ = [
     "Written",
     "contract_of",
     "dims",
+    "is_of",
     "merge",
     "operand",
 ]
@@ -74,6 +75,7 @@ class Core:
     wanted, the same for all columns, as the denominators that a product of a column of ones gives.  `sums`: reductions
     of rows over the contracted elements that what follows the product wants, as a norm's factor.  `stored`: the outputs
     that no product is needed for.  `written`: those that are written in place and read as an operand.
+    `segment`: what of a row says which of the right operand's matrices it is multiplied by; no tile has rows of two.
     """
 
     last: int
@@ -85,6 +87,12 @@ class Core:
     sums: tuple[Reduction, ...] = ()
     stored: tuple[Stored, ...] = ()
     written: tuple[Written, ...] = ()
+    segment: Segment | None = None
+
+    @property
+    def segments(self) -> int:
+        """Among how many segments the rows are; 0 if all are alike."""
+        return self.segment.high + 1 if self.segment else 0
 
     def renamed(self, new: Callable[[Value], Value]) -> Core:
         """The core with its nodes and values renamed."""
@@ -110,6 +118,7 @@ class Core:
                 replace(w, value=new(w.value), contract=number(w.contract), key=ix.map_lookups(w.key, look))
                 for w in self.written
             ),
+            segment=self.segment and replace(self.segment, value=new(self.segment.value)),
         )
 
 
@@ -141,7 +150,9 @@ class Sides:
 
     def contracted(self, graph: Graph, domain: tuple[int, ...]) -> Contracted | str:
         rank = len(domain)
-        row_dims, column_dims = (dims(side) & set(range(rank)) for side in (self.rows, self.columns))
+        row_dims, column_dims = (
+            side & set(range(rank)) for side in (dims(self.rows), dims(self.columns, self.core.segment))
+        )
         own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
         rows, columns = (tuple(sorted(axes)) for axes in own)
         core, left, right = self.core, self.rows[0], self.columns[0]
@@ -159,7 +170,9 @@ class Sides:
         if dims((self.beside,)) & {*rows, *columns}:
             return "several places of one contraction"
         inputs = tuple(sorted({load.value for load in self.every.loads}))
-        if core.softmax is not None or self.every.reductions:
+        if core.segment and not self._lies_along(core.segment, frame):
+            return "rows in segments that are not those of the tile"
+        if core.softmax or core.segment or self.every.reductions:
             return Contracted(core, (frame,), inputs)
         last = contract_of(graph, core.last)
         summed = [last.domain[a] for a in last.axes]
@@ -175,10 +188,17 @@ class Sides:
 
         return tuple(sorted(axes, key=lambda a: (shared(a), a)))
 
+    def _lies_along(self, segment: Segment, frame: Frame) -> bool:
+        """Whether the tile's rows are counted as the places of the segment are."""
+        row = ix.linearize([Dim(a) for a in frame.rows], [frame.domain[a] for a in frame.rows])
+        return simplify(row, frame.domain) == simplify(segment.index[0], frame.domain)
+
     @property
     def may_swap(self) -> bool:
         """Whether either operand may vary along the rows."""
-        return not self.every.reductions and not self.core.beside  # `every` has those that ride along, too
+        if self.core.segment or self.core.beside:
+            return False
+        return not self.every.reductions  # those that ride along, too
 
     def _online_axes(self, rank: int) -> tuple[set[int], set[int]]:
         """Rows: what queries and scores vary along, and neither keys nor values; columns: what values alone do."""
@@ -188,16 +208,29 @@ class Sides:
         return (queries | scores) - (keys | values) & inside, (values - queries - scores - keys) & inside
 
 
-def dims(sides: Iterable[Accesses]) -> set[int]:
-    """The axes that what the sides read varies along."""
+def dims(sides: Iterable[Accesses], segment: Segment | None = None) -> set[int]:
+    """The axes that what the sides read varies along, but for what `segment` does."""
+
+    def fixed(lookup: Lookup) -> Expr:
+        return lookup if segment is None or not is_of(lookup, segment) else Const(0)
+
+    def own(guard: Guard) -> frozenset[int]:
+        return ix.guard_dims(ix.map_guard(guard, fixed) if segment else guard)
+
     found = set[int]()
     for side in sides:
         for load in side.loads:
-            found |= ix.guard_dims(load.guard).union(*(ix.dims_of(e) for e in load.index))
+            index = (ix.map_lookups(e, fixed) for e in load.index) if segment else load.index
+            found |= own(load.guard).union(*map(ix.dims_of, index))
         for guard, _ in side.guards:
-            found |= ix.guard_dims(guard)
+            found |= own(guard)
         found |= set[int]().union(*(ix.dims_of(e) for e in side.indices))
     return found
+
+
+def is_of(lookup: Lookup, segment: Segment) -> bool:
+    """Whether a Lookup is that Segment, clamped in whichever way."""
+    return isinstance(lookup, Segment) and (lookup.value, lookup.index) == (segment.value, segment.index)
 
 
 def merge(every: Accesses, side: Accesses) -> None:
@@ -207,6 +240,7 @@ def merge(every: Accesses, side: Accesses) -> None:
     every.indices.update(side.indices)
     every.contractions.update(side.contractions)
     every.reductions.update(side.reductions)
+    every.segments.update(side.segments)
 
 
 def operand(node: Contract | Reduce, at: tuple[Expr, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Expr, ...]:

@@ -43,7 +43,7 @@ def _is_unrolled(node: Node) -> bool:
 
 def is_stencil(node: Node) -> bool:
     """Whether a node sums few products of a window, with two columns at most for a matrix unit to fill."""
-    if not isinstance(node, Contract) or node.count > MOST_TAPS:
+    if not isinstance(node, Contract) or node.count > MOST_TAPS or node.segment:
         return False
     left, right = (varied_axes(view) for view in node.operands)
     alone = [a for a in right if a not in left and a not in node.axes]

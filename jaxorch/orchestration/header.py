@@ -39,7 +39,8 @@ def _name(node: Node) -> str:
         case Reduce():
             return f"reduce_{node.op}"
         case Contract():
-            return "conv_general_dilated" if node.convolves else "dot_general"
+            product = "ragged_dot_general" if node.segment else "dot_general"
+            return "conv_general_dilated" if node.convolves else product
         case Opaque():
             return node.primitive
         case _:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxorch.ir.graph import Graph, Map, Opaque, pieces_of, reads
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Contract, Graph, Map, Opaque, pieces_of, reads
+from jaxorch.ir.index import Segment
 from jaxorch.ir.value import Value
 from jaxorch.ir.view import lookups
 
@@ -21,12 +23,17 @@ _ANY = np.iinfo(np.int32).max  # as a Lookup's clamp: whether the place is insid
 
 
 def largest_places(graph: Graph, values: Sequence[Value]) -> tuple[int, ...]:
-    """For each of `values` the largest place that is looked up by it, or by integers computed from it; else 1."""
+    """For each of `values` the largest place that is looked up by it, or by integers computed from it; else 1.
+
+    Of lengths of segments, the largest that they may be to share out all places among them.
+    """
     found: dict[Value, int] = {}
     for number in reversed(range(len(graph.nodes))):
         node = graph.nodes[number]
         for lookup in (k for piece in pieces_of(node) for k in lookups(piece)):
-            if lookup.high < _ANY:
+            if isinstance(lookup, Segment) and isinstance(node, Contract):
+                found[lookup.value] = max(found.get(lookup.value, 1), _longest(graph, lookup, node.domain))
+            elif lookup.high < _ANY:
                 found[lookup.value] = max(found.get(lookup.value, 1), lookup.high)
         place = found.get(Value(number))
         if isinstance(node, Opaque):  # a loop may look up anything anywhere
@@ -37,3 +44,9 @@ def largest_places(graph: Graph, values: Sequence[Value]) -> tuple[int, ...]:
             if graph.array(value).dtype.kind in "iu":
                 found[value] = max(found.get(value, 1), place)
     return tuple(found.get(value, 1) for value in values)
+
+
+def _longest(graph: Graph, segment: Segment, sizes: tuple[int, ...]) -> int:
+    """Twice the mean length of segments that all places lie in: lengths from 0 on that are drawn so fill them."""
+    _, last = ix.range_of(segment.index[0], sizes)
+    return max(2 * (last + 1) // graph.array(segment.value).size, 1)

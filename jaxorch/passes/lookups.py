@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, pieces_of
-from jaxorch.ir.index import Expr, Lookup
+from jaxorch.ir.index import Expr, Lookup, Segment
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Piece, Value, View, lookups, map_piece, simplify_view
 from jaxorch.options import Options
@@ -50,7 +50,7 @@ def _place(place: Piece, sizes: tuple[int, ...], known: dict[Value, Expr]) -> Pi
 
 def _piece(piece: Piece, sizes: tuple[int, ...], known: dict[Value, Expr]) -> Piece:
     def new(lookup: Lookup) -> Expr:
-        if lookup.value not in known:
+        if lookup.value not in known or isinstance(lookup, Segment):
             return lookup
         expr = ix.substitute(known[lookup.value], lookup.index)
         return clamp(expr, lookup.low, lookup.high, sizes)

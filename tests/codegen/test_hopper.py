@@ -107,6 +107,23 @@ PROGRAMS = {
         [S(16, 32, 32, 384), S(1, 1, 16, 384)],
         "mma",
     ),
+    "rows in groups": (
+        lambda x, o, h, w, s: jax.nn.silu(h) * jax.lax.ragged_dot(x[o // 2], w, s),
+        [S(1024, 512), S(2048, dtype=np.int32), S(2048, 1408), S(8, 512, 1408), S(8, dtype=np.int32)],
+        "wgmma",
+    ),
+    "rows in groups, and gates": (
+        lambda h, w, s, g, o: jax.lax.ragged_dot(h, w, s) * g[o][:, None],
+        [S(32768, 1408), S(8, 1408, 512), S(8, dtype=np.int32), S(32768), S(32768, dtype=np.int32)],
+        "wgmma",
+    ),
+    "rows in groups of float32": (
+        jax.lax.ragged_dot,
+        [S(2000, 500, dtype=np.float32), S(5, 500, 300, dtype=np.float32), S(5, dtype=np.int32)],
+        "wgmma",
+    ),
+    "few rows in many groups": (jax.lax.ragged_dot, [S(32, 2048), S(64, 2048, 1408), S(64, dtype=np.int32)], "mma"),
+    "rows in one group": (jax.lax.ragged_dot, [S(64, 512), S(1, 512, 256), S(1, dtype=np.int32)], "mma"),
     "a stencil before": (stencil_and_product, [S(8, 64, 64, 512), S(3, 3, 1, 512), S(512, 128)], "wgmma"),
 }
 
@@ -245,3 +262,13 @@ def test_several_points_of_the_grid_keep_what_they_share_in_registers():
     assert source.text.index("tl.load") < source.text.index("for point")
     assert found.spill_bytes == 0
     assert found.ptx.count("cp.async") > 0  # the next point's rows are under way
+
+
+def test_rows_in_groups_are_copied_ahead():
+    """Wherever a group begins, and wherever its rows are: 16 bytes a lane, steps ahead."""
+    _, _, found = compiled(*PROGRAMS["rows in groups"][:1], *PROGRAMS["rows in groups"][1])
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global.*", found.ptx)
+    assert len(copies) > 8
+    assert all(", 0x10, " in copy for copy in copies)
+    loop = found.ptx[found.ptx.index("wgmma.mma_async") :]
+    assert "ld.global.b16" not in loop

@@ -23,6 +23,7 @@ from tests.codegen.test_online import (
     repeated,
 )
 from tests.codegen.test_products import layer_norm, rms_norm
+from tests.codegen.test_ragged import by_rows
 from tests.codegen.test_stores import caches, grown
 from tests.codegen.test_writes import operands, step
 
@@ -199,3 +200,16 @@ def test_a_looked_up_row_is_normed_and_multiplied(number):
         return x.astype(BF16) @ w
 
     check(f, normed @ w.astype(np.float64), table, w, g, np.int32(number), schedule="gemm", tolerance=6e-2)
+
+
+@pytest.mark.parametrize("rows", [24, 2048, 32768])
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_rows_in_groups(rows, dtype):
+    """Of very different lengths, some empty, with rows past the last; what is not finite stays in its group."""
+    x, w = normal(rows, 512, dtype=dtype), (normal(8, 512, 1408, dtype=F32) / 512**0.5).astype(dtype)
+    h, order = normal(rows, 1408, dtype=dtype), np.random.default_rng(0).permutation(rows).astype(np.int32)
+    sizes = np.int32([rows // 2, 0, 1, rows // 8, 3, 0, rows // 16, rows // 8])
+    w[3, 5, 7], x[order[rows // 2], 9] = np.inf, np.nan
+    want = h.astype(np.float64) * by_rows(x[order], w, sizes)
+    f = lambda x, o, w, h, s: h * jax.lax.ragged_dot(x[o], w, s)  # noqa: E731
+    check(f, want, x, order, w, h, sizes, schedule="gemm", tolerance=0.15 if dtype == BF16 else 0.03)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Origin
-from jaxorch.ir.index import Add, Bound, Const, Dim, FloorDiv, Mod, Mul, Select
+from jaxorch.ir.index import Add, Bound, Const, Dim, FloorDiv, Mod, Mul, Segment, Select
 from jaxorch.ir.text import digest, expr_text, guard_text, to_text, value_text, view_text
 from jaxorch.ir.view import Piece, Value, View
 from tests.ir.build import Builder, array
@@ -37,6 +37,7 @@ EXPRESSIONS = {
     "(x % 6)//2": FloorDiv(Mod(x, 6), 2),
     "(-x)//2": FloorDiv(Mul(x, -1), 2),
     "(x if 0 <= y < 4 else y) + 1": Add(Select((Bound(y, 0, 4),), x, y), Const(1)),
+    "clamp(segment(%3, x + 1), 0, 4)": Segment(Value(3), (Add(x, Const(1)),), 0, 4),
     "(x if x == 2 and 0 <= y < 3 else 0)": Select((Bound(x, 2, 3), Bound(y, 0, 3)), x, Const(0)),
 }
 

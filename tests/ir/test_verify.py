@@ -7,7 +7,7 @@ import pytest
 
 from jaxorch.errors import VerifyError
 from jaxorch.ir.graph import Graph, Map, Scatter
-from jaxorch.ir.index import Add, Bound, Const, Dim, FloorDiv, Mod, Mul
+from jaxorch.ir.index import Add, Bound, Const, Dim, FloorDiv, Mod, Mul, Segment
 from jaxorch.ir.verify import EVALUATED, verify
 from jaxorch.ir.view import Piece, Value, View, identity
 from tests.ir.build import Builder, array
@@ -94,6 +94,14 @@ def test_pieces_share_a_dtype():
     x, y = build.input((4,)), build.input((4,), "int32")
     graph = reading(build, (4,), Piece((Bound(i, 0, 2),), x, (i,)), Piece((), y, (i,)))
     refused(graph, "dtypes of the pieces: got float32, int32, expected one dtype")
+
+
+def test_segments_have_lengths_along_one_axis():
+    build = Builder()
+    x, lengths, table = build.input((4,)), build.input((3,), "int32"), build.input((3, 3), "int32")
+    verify(reading(build, (9,), Piece((), x, (Segment(lengths, (i,), 0, 3),))))
+    graph = reading(build, (9,), Piece((), x, (Segment(table, (i, Const(0)), 0, 3),)))
+    refused(graph, "lengths of segments: got [3, 3], expected one axis")
 
 
 # Bounds: an 8-element value read over a domain of 6

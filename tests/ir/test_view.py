@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxorch.ir.index import Add, Bound, Const, Dim, FloorDiv, Mod, Mul, Select
+from jaxorch.ir.index import Add, Bound, Const, Dim, FloorDiv, Mod, Mul, Segment, Select
 from jaxorch.ir.view import (
     Piece,
     Value,
@@ -226,3 +226,19 @@ def test_evaluation_of_scalars_and_empty_domains():
     empty = View((0, 3), (Piece((), a, (i,)),))
     assert evaluate_view(empty, lambda _: counting((0,))).shape == (0, 3)
     assert math.prod(evaluate_view(empty, lambda _: counting((0,))).shape) == 0
+
+
+def test_a_segment_is_where_a_place_lies_among_lengths():
+    lengths, x = np.int32([2, 0, -4, 3]), np.arange(5.0)
+    view = View((7,), (Piece((), b, (Segment(a, (i,), 0, 4),)),))
+    read = {a: lengths, b: x}.__getitem__
+    assert evaluate_view(view, read).tolist() == [0, 0, 3, 3, 3, 4, 4]
+    shifted = View((7,), (Piece((), b, (Segment(a, (Add(i, Const(-3)),), 1, 3),)),))
+    assert evaluate_view(shifted, read).tolist() == [1, 1, 1, 1, 1, 3, 3]
+
+
+def test_a_segment_is_not_read_through_a_view():
+    """It needs all lengths, of which a view says where one is."""
+    view = View((7,), (Piece((), b, (Segment(a, (i,), 0, 3),)),))
+    backwards = View((4,), (Piece((), Value(2), (Add(Mul(i, -1), Const(3)),)),))
+    assert compose(view, lambda v: backwards if v == a else None) == view

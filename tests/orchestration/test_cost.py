@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxorch.codegen.count_ops import count
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, Opaque
 from jaxorch.kernels.configs import configurations
@@ -175,3 +176,29 @@ def test_values_inside_are_not_read():
     assert sum(isinstance(graph.nodes[n], Map) for n in left.nodes) == 2
     split = [Left((n,), (), ()) for n in left.nodes]
     assert left_time(graph, left, H200) < sum(left_time(graph, s, H200) for s in split) + 2 * M * 4
+
+
+def ragged(rows, groups):
+    return jax.lax.ragged_dot, (rows, 512, BF16), (groups, 512, 1408, BF16), (groups, np.int32)
+
+
+def test_rows_in_groups_read_each_matrix_once_and_pad_each_group():
+    graph, kernel = kernel_of(*ragged(4096, 8))
+    config = configurations(graph, kernel)[0]
+    found = count(graph, kernel, config)
+    # x and the result, all matrices, the lengths
+    assert found.moved == 2 * (4096 * 512 + 4096 * 1408 + 8 * 512 * 1408) + 4 * 8
+    padded = 4096 + 8 * (config.block_rows - 1) // 2
+    assert found.matrix == {"bfloat16": 2.0 * padded * 512 * 1408}
+    few = count(*(made := kernel_of(*ragged(4096, 64))), configurations(*made)[0])
+    assert few.read["in1"] == 8 * found.read["in1"]
+
+
+def test_xla_multiplies_rows_in_groups_by_every_matrix():
+    times = []
+    for groups in (8, 32):
+        graph, kernel = kernel_of(*ragged(16384, groups))
+        times.append(left_time(graph, Left(kernel.nodes, kernel.inputs, tuple(o.value for o in kernel.outputs)), H200))
+    dense = 2 * 16384 * 512 * 1408 / H200.matmul_flops("bfloat16") * 1e6
+    assert times[0] > 8 * dense
+    assert 3.5 < times[1] / times[0] < 4.5

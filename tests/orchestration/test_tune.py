@@ -261,6 +261,16 @@ def test_places_are_where_a_program_looks():
     assert {int(a) for arguments in random_arguments(arrays, 1 << 20) for a in arguments[1]} <= {0, 1}
 
 
+def test_lengths_of_groups_are_such_that_most_rows_are_in_one():
+    x, w, sizes = np.zeros((1000, 4), np.float32), np.zeros((10, 4, 4), np.float32), np.zeros(10, np.int32)
+    graph = program(jax.lax.ragged_dot, x, w, sizes).graph
+    inputs = [Value(k) for k, n in enumerate(graph.nodes) if isinstance(n, Input)]
+    places = largest_places(graph, inputs)
+    assert places == (1, 1, 200)
+    drawn = random_arguments([graph.array(v) for v in inputs], 1 << 16, places)
+    assert 800 < np.mean([arguments[2].sum() for arguments in drawn]) < 1200
+
+
 def test_random_arguments_are_bounded():
     assert len(random_arguments([Array((4,), np.dtype(np.float32))], 60 << 20)) <= 16
     assert random_arguments([], 1 << 20)

@@ -16,7 +16,7 @@ from jaxorch.frontend.trace import Trace
 from jaxorch.ir import index as ix
 from jaxorch.ir.constants import Table, table_of
 from jaxorch.ir.graph import Map, outputs_of
-from jaxorch.ir.index import Expr, Lookup
+from jaxorch.ir.index import Expr, Lookup, Segment
 from jaxorch.ir.view import Value, View, compose, identity
 
 __all__ = ["Repeated", "Sources"]
@@ -74,7 +74,7 @@ class Sources:
         return np.broadcast_to(ix.evaluate(expr, coords, self.look), sizes[axis])
 
     def table(self, lookup: Lookup) -> Table | None:
-        return table_of(self.graph.nodes, lookup.value.node, self.tables)
+        return None if isinstance(lookup, Segment) else table_of(self.graph.nodes, lookup.value.node, self.tables)
 
     def look(self, lookup: Lookup, index: tuple[Any, ...]) -> Any:
         table = self.table(lookup)
