@@ -38,7 +38,9 @@ PIECE = 64  # bytes: the least that memory delivers to the second-level cache
 
 _DENSE = 8  # places for each integer up to which different ones are marked and not sorted
 
-_L1_BYTE = 2  # operations in the time that a byte takes from the first-level cache (128 a clock and processor)
+# operations in the time that a byte takes from the first-level cache, or to or from shared memory, which is the same
+# memory (128 a clock and processor)
+_L1_BYTE = 2
 
 _SLOW = frozenset(
     {"exp", "log", "tanh", "logistic", "erf", "pow", "sin", "cos", "div", "rsqrt", "sqrt", "exp2", "log1p", "expm1"}
@@ -194,7 +196,7 @@ class CountOps:
         self.counts.operations += 2 * elements if self.of_windows and is_narrow_float(buffer.array.dtype) else 0
         wanted = elements * itemsize
         passed = wanted * waste * fresh / (1 if moving else self.tile.points)
-        self.counts.operations += _L1_BYTE * wanted * (1 - fresh)
+        self.counts.operations += _L1_BYTE * wanted * waste * (1 - fresh)
         known = self.counts.passes.get(key, 0.0)
         self.counts.passes[key] = max(known, passed, min(known + passed, size))
         self.counts.operations += _L1_BYTE * (known + passed - self.counts.passes[key])
@@ -274,6 +276,10 @@ class CountOps:
         return nullcontext()
 
     def operand(self, value: Dims, dtype: np.dtype[Any], *, of_windows: bool) -> Dims:
+        if self.tile.block_heads > 1:  # the unit that takes a batch is fed by the threads, by way of shared memory
+            padding = math.prod(self.padded(axis) / size for axis, size in enumerate(self.tile.sizes))
+            elements = self.points(self.everywhere) * padding * self.tile.repeats
+            self.counts.operations += 2 * _L1_BYTE * elements * dtype.itemsize
         return value
 
     def dot(self, left: Dims, right: Dims, acc: Dims | None, product: Product) -> Dims:

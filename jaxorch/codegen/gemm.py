@@ -77,7 +77,9 @@ class GemmBody[V](ProductBody[V]):
         turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
         a = self.plane("key", "row", blocks[1]) if turned else self.plane("row", "key", blocks[1])
         b = self.plane("column", "key", blocks[0]) if transposed else self.plane("key", "column", blocks[0])
-        product = self.product(self.core.last, self.core.key, transposed=transposed, turned=turned)
+        steps = -(-self.core.key // self.config.block_keys)
+        summed = steps * self.config.block_keys
+        product = self.product(self.core.last, summed, transposed=transposed, turned=turned)
         key, left = len(self.frame.domain), self.core.left
         acc = self.ops.carry(tile, 0, product.accumulate)
         row = replace(a, block_rows=self.rows_at_once)

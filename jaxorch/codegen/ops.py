@@ -89,8 +89,8 @@ def ahead(tile: Tile) -> Tile:
 class Product:
     """What a matrix product does: its operands' dtype, that of its sums, and how float32 operands are rounded.
 
-    summed: products that an element sums in all steps of the loop together.  turned, transposed: the left operand's
-    columns are the result's rows, the right operand's rows its columns.
+    summed: products that an element sums in all steps of the loop together, those past the end included.  turned,
+    transposed: the left operand's columns are the result's rows, the right operand's rows its columns.
     """
 
     dtype: np.dtype[Any]

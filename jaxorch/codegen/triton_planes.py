@@ -16,7 +16,7 @@ from jaxorch.codegen.triton_interleaved import Interleaving
 from jaxorch.codegen.triton_ops import TritonOps
 from jaxorch.codegen.triton_ranges import live_range
 from jaxorch.codegen.triton_segments import find_segment
-from jaxorch.codegen.triton_writer import Axes, Block, Names, Text
+from jaxorch.codegen.triton_writer import Axes, Block, Names, Text, heads_between
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Dim, Expr, FloorDiv, Guard, Lookup, Mod, Segment
 from jaxorch.ir.simplify import linear_terms, simplify
@@ -27,12 +27,7 @@ __all__ = ["STEP", "TritonPlanes"]
 STEP = 4  # beside GRID, ROW, COLUMN and HEAD: what differs from one step of a loop to the next; the step's number
 _LANE = 5  # the place in a step's block
 
-_PLACES = {ROW: ("down", "[:, None]"), COLUMN: ("along", "[None, :]")}
-_PLACES_WITH_HEADS = {
-    ROW: ("down", "[:, None, None]"),
-    HEAD: ("across", "[None, :, None]"),
-    COLUMN: ("along", "[None, None, :]"),
-}
+_WAYS = {ROW: "down", COLUMN: "along", HEAD: "across"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +122,8 @@ class TritonPlanes(TritonOps):
         """The names of a span's coordinate, its start and its lanes, lying along `axis`."""
         if block == 1:
             return "0", "", ""
-        way, shape = (_PLACES_WITH_HEADS if self.has_heads else _PLACES)[axis]
-        lane = self.once(f"lane{block}_{way}", f"tl.arange(0, {block}){shape}{self.lane_type}")
+        way, shape = _WAYS[axis], ", ".join(":" if a == axis else "None" for a in self.order)
+        lane = self.once(f"lane{block}_{way}", f"tl.arange(0, {block})[{shape}]{self.lane_type}")
         blocks = {"row": self.row_blocks, "column": self.column_blocks, "head": self.head_blocks}.get(name, 1)
         looped = axis in self.tile.loops
         segmented = self.is_segmented(axis)
@@ -331,8 +326,13 @@ class TritonPlanes(TritonOps):
 
     @property
     def has_heads(self) -> bool:
-        """Whether tiles have heads: then they are blocks of rows, heads and columns."""
+        """Whether tiles have heads, as a third axis between the two others."""
         return self.frame.block_heads > 1
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes of tiles, in their order."""
+        return heads_between() if self.has_heads else (ROW, COLUMN)
 
     @property
     def repeats(self) -> Iterator[tuple[str, int]]:

@@ -35,8 +35,10 @@ class TritonProducts(TritonPlanes):
         return _extended(self.tile)
 
     def shape(self, columns: int, rows: int | None = None, heads: int | None = None) -> list[int]:
-        between = [self.tile.block_heads if heads is None else heads] if self.has_heads else []
-        return [self.tile.block_rows if rows is None else rows, *between, columns]
+        tile = self.tile
+        known = {COLUMN: columns, ROW: tile.block_rows if rows is None else rows}
+        known[HEAD] = tile.block_heads if heads is None else heads
+        return [known[a] for a in self.order]
 
     def zeros(self, dims: frozenset[int]) -> str:
         columns, rows, heads = (self.tile.blocks[a] if a in dims else 1 for a in (COLUMN, ROW, HEAD))
@@ -129,13 +131,16 @@ class TritonProducts(TritonPlanes):
             words.append("max_num_imprecise_acc=0")
         if product.accumulate != np.float32:
             words.append(f"out_dtype={TRITON_NAME[product.accumulate.name]}")
-        found = self.matrix(f"tl.dot({', '.join(words)})", transposed=False)
+        found = f"tl.dot({', '.join(words)})"
+        if self.has_heads:
+            found = f"tl.permute({found}, {[(HEAD, ROW, COLUMN).index(a) for a in self.order]})"
         return self.name(found, frozenset((ROW, COLUMN, STEP)) | ({HEAD} if self.has_heads else frozenset[int]()))
 
     def matrix(self, name: str, *, transposed: bool) -> str:
-        """A tile as `tl.dot` takes it, heads first, or what that gives as a tile."""
+        """A tile as `tl.dot` takes it: heads, rows and columns."""
         if self.has_heads:
-            return f"tl.permute({name}, {[1, 2, 0] if transposed else [1, 0, 2]})"
+            wanted = (HEAD, COLUMN, ROW) if transposed else (HEAD, ROW, COLUMN)
+            return f"tl.permute({name}, {[self.order.index(a) for a in wanted]})"
         return f"tl.trans({name})" if transposed else name
 
     def rounded(self, value: Text, product: Product) -> Text:
@@ -150,7 +155,7 @@ class TritonProducts(TritonPlanes):
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Text:
         literal = triton_literal(value, compute_dtype(dtype))
-        shape = [tile.block_rows, *([tile.block_heads] if self.has_heads else []), tile.block_columns]
+        shape = [tile.blocks[a] for a in self.order]
         name = f"carry{self.count}"
         self.count += 1
         self.put(f"{name} = tl.broadcast_to({literal}, {shape})")
@@ -159,7 +164,7 @@ class TritonProducts(TritonPlanes):
     def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
         if not value.dims & {ROW, COLUMN, HEAD}:  # a row of one element, which has no axis to be folded
             return value
-        where = f"axis={2 if self.has_heads else 1}, keep_dims=True"
+        where = f"axis={self.order.index(COLUMN)}, keep_dims=True"
         text = f"tl.max({value.name}, {where})" if op == "peak" else self.folded(op, value.name, where, dtype)
         return self.name(
             text, value.dims - {COLUMN} | (frozenset((STEP,)) if self.varies(value.dims) else frozenset[int]())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jaxorch.codegen.ops import Buffer, Tile
@@ -16,7 +18,7 @@ from jaxorch.ir.index import Const, Dim, Expr, FloorDiv, Guard, Lookup, Mod, Sel
 from jaxorch.ir.simplify import linear_terms
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
-__all__ = ["Axes", "Block", "Names", "Text", "Writer"]
+__all__ = ["Axes", "Block", "Names", "Text", "Writer", "heads_between"]
 
 type Names = tuple[str, ...]
 type Sizes = tuple[int, ...]
@@ -61,6 +63,19 @@ class Block:
     kind: str  # "function", "loop" or "branch"
     lines: list[str] = field(default_factory=list[str])
     names: dict[Any, str] = field(default_factory=dict[Any, str])
+
+
+@cache
+def heads_between() -> tuple[int, int, int]:
+    """The axes of a tile with heads, in its order: heads are where lanes run along them after the contiguous columns.
+
+    Of axes that are not contiguous Triton takes the last one next, up to version 3.6 the first.
+    """
+    try:
+        known = tuple(map(int, version("triton").split(".")[:2]))
+    except PackageNotFoundError:
+        return ROW, HEAD, COLUMN
+    return (ROW, HEAD, COLUMN) if known > (3, 6) else (COLUMN, HEAD, ROW)
 
 
 class Writer:

@@ -13,18 +13,22 @@ import numpy as np
 
 from jaxorch.ir.graph import Contract, Graph
 from jaxorch.kernels.frame import Frame, row_blocks
+from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.sides import Core
 
 __all__ = ["Blocks", "gemm_blocks", "online_blocks", "power_of_two"]
 
 type Blocks = tuple[int, int, int, int, int, int, int]
+type _Shape = tuple[int, int, int, int, int, int]  # (rows, columns, bytes of contracted elements, warps, stages, heads)
 
 _LEAST = 16  # rows or columns of the matrix unit's smallest tile
+_LEAST_OF_HEADS = 8  # columns of it where heads are its batch
 # programs wanted before sums are split: two for each processor of a large GPU where memory is what binds, else one
 _FEW_ROWS_PROGRAMS = 256
 _PROGRAMS = 128
 _SCARCE = 32  # tiles of 64 by 64, for a quarter of those processors
 _HEADS_SUMS = 64  # most elements of the sums of a tile with heads that a thread holds
+_GROUPS_SUMS = 32  # the same where addresses and masks of windows take registers, too
 
 
 def power_of_two(n: int) -> int:
@@ -73,26 +77,43 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     rows = -(-rows // max(segments, 1))  # of a segment, if all are as long; where they are not, longer blocks are fewer
     longest = (rows, 2 * rows) if segments else (rows,)
     found: list[tuple[int, Blocks]] = []
-    scarce = not heads and rows > _LEAST and _tiles(frame, 64, 64, segments) <= _SCARCE
-    plain = (*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns))
-    shapes = _heads_shapes(*heads) if heads else ((*shape, 1) for shape in plain)
+    scarce, size = _is_scarce(core, frame, rows), _itemsize(graph, core)
+    shapes = _shapes(graph, core, frame, rows)
     for number, (block_rows, block_columns, depth, warps, stages, held) in enumerate(shapes):
+        least = _LEAST_OF_HEADS if held > 1 else _LEAST
         block_rows = _fitted(block_rows, longest[number % len(longest)])
-        block_columns = _fitted(block_columns, columns)
+        block_columns = _fitted(block_columns, columns, least)
         if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
             continue
-        size = _itemsize(graph, core)
         keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
         programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held), segments)
         few = rows <= 64
-        least = 128 if scarce else 512
-        splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, least, _PROGRAMS)
+        shortest = 128 if scarce else 512
+        splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, shortest, _PROGRAMS)
         for nth, splits in enumerate(splits_of if not (core.beside or core.sums) else (1,)):
             found.append((nth if heads else splits > 1, (block_rows, block_columns, warps, stages, keys, splits, held)))
     # Stable: of those with enough programs the best guess first, those whose sums are whole before all others; with
     # heads, of which wider tiles leave fewer programs, each tile in its best number of parts first.
     enough = ((-min(_programs(frame, blocks, segments), _PROGRAMS), rank) for rank, blocks in found)
     return [blocks for _, (_, blocks) in sorted(zip(enough, found, strict=True), key=lambda f: f[0])]
+
+
+def _shapes(graph: Graph, core: Core, frame: Frame, rows: int) -> Iterator[_Shape]:
+    _, _, columns, *heads = frame.sizes
+    run = _run(graph, core, frame)
+    if heads and run:
+        wide = _fitted(64, columns, _LEAST_OF_HEADS)
+        yield from _groups_shapes(heads[0], wide, run, _itemsize(graph, core))
+    elif heads:
+        yield from _heads_shapes(*heads)
+    else:
+        plain = (*(_scarce_shapes() if _is_scarce(core, frame, rows) else ()), *_gemm_shapes(rows, columns))
+        yield from ((*shape, 1) for shape in plain)
+
+
+def _is_scarce(core: Core, frame: Frame, rows: int) -> bool:
+    """Whether a product of single heads has so few tiles that most processors idle."""
+    return not frame.heads and rows > _LEAST and _tiles(frame, 64, 64, core.segments) <= _SCARCE
 
 
 def _depth(block: int, keys: int) -> int:
@@ -146,7 +167,7 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
         )
 
 
-def _heads_shapes(heads: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+def _heads_shapes(heads: int) -> Iterator[_Shape]:
     """(rows, columns, bytes of contracted elements, warps, stages, heads of a tile): a warp or two for each head."""
     for rows, depth, warps, stages, held in (
         (64, 128, 4, 4, 4),
@@ -161,8 +182,43 @@ def _heads_shapes(heads: int) -> Iterator[tuple[int, int, int, int, int, int]]:
         yield rows, 64, depth, warps, stages, min(held, power_of_two(heads))
 
 
-def _fitted(block: int, size: int) -> int:
-    return max(min(block, power_of_two(size)), _LEAST)
+def _groups_shapes(groups: int, columns: int, run: int, itemsize: int) -> Iterator[_Shape]:
+    """`_heads_shapes` for products of windows whose groups have `run` features side by side: as many groups as a line
+    has, steps that are at few places of the window, as these are seldom a power of two, and as many rows as leave a
+    thread its registers.
+
+    First come those that load, as what the places share is then found in the first-level cache.
+    """
+    least = max(_LEAST, 32 // itemsize)
+    depth = least if run < 2 * least else 2 * least
+    wide = min(run & -run, 16 // itemsize)  # elements of a load
+    line = max(power_of_two(LINE // (run * itemsize) + 1) // 2, 2)
+    for loads, warps, stages, held in (
+        (8, 4, 1, line),
+        (4, 8, 1, line),
+        (8, 8, 1, line),
+        (4, 4, 1, line),
+        (8, 4, 1, max(line // 2, 2)),
+        (8, 4, 3, line),
+        (8, 8, 1, 2 * line),
+        (4, 4, 1, max(line // 2, 2)),
+        (4, 8, 3, line),
+    ):
+        held, threads = min(held, power_of_two(groups)), 32 * warps
+        most = min(loads * wide * threads // (held * depth), _GROUPS_SUMS * threads // (held * columns), 128)
+        yield max(power_of_two(most + 1) // 2, _LEAST), columns, depth * itemsize, warps, stages, held
+
+
+def _run(graph: Graph, core: Core, frame: Frame) -> int:
+    """The features of a group side by side, where windows of them are multiplied; else 0."""
+    node = graph.nodes[core.last]
+    assert isinstance(node, Contract)
+    of_windows = node.convolves and sum(node.domain[a] > 1 for a in node.axes) > 1
+    return node.domain[node.axes[-1]] if of_windows and frame.keys_along[0] else 0
+
+
+def _fitted(block: int, size: int, least: int = _LEAST) -> int:
+    return max(min(block, power_of_two(size)), least)
 
 
 def _splits(programs: int, keys: int, least: int, enough: int) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Frame:
     values a column and stores them side by side.  Of the axes `held` (then `unroll` is 1) a program holds all points as
     values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes
     may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
-    `heads`: axes of a batch of products, several of whose points share a tile, between its rows and its columns;
+    `heads`: axes of a batch of products, several of whose points share a tile as a third axis of it;
     `keys_along`: of the operands that have the rows and the columns, whether the contracted elements lie along the
     columns of their tiles.
     """

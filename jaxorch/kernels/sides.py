@@ -174,7 +174,9 @@ class Sides:
             return "rows in segments that are not those of the tile"
         if core.softmax or core.segment or self.every.reductions:
             return Contracted(core, (frame,), inputs)
-        headed = heads_frame(graph, left, right, frame, beside=bool(core.beside))
+        last = contract_of(graph, core.last)
+        summed = [last.domain[a] for a in last.axes]
+        headed = heads_frame(graph, left, right, frame, summed, beside=bool(core.beside))
         return Contracted(core, (frame, headed) if headed else (frame,), inputs)
 
     def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:

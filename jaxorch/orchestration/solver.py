@@ -126,5 +126,13 @@ def _highs(seconds: float) -> pulp.HiGHS:
             for name, value in options.items():
                 lp.solverModel.setOptionValue(name, value)
 
-    options = {"threads": 1, "random_seed": 0, "mip_rel_gap": 0.0, "mip_abs_gap": 1e-9, "time_limit": seconds}
+    options = {
+        "threads": 1,
+        "random_seed": 0,
+        "mip_rel_gap": 0.0,
+        "mip_abs_gap": 1e-9,
+        # a large part with cuts, of 6899 columns, takes 6 s by the simplex method and 1 s so; small ones do not care
+        "mip_lp_solver": "ipm",
+        "time_limit": seconds,
+    }
     return QuietHiGHS(msg=False)

@@ -1,5 +1,8 @@
 """Products whose tiles hold several heads: every configuration and the oracle against float64, over drawn layouts."""
 
+from itertools import cycle
+from unittest.mock import patch
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -9,12 +12,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen import triton_planes
 from jaxorch.codegen.count_ops import count
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.contract_configs import gemm_blocks
+from jaxorch.kernels.frame import COLUMN, HEAD, ROW
 from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
 
+ORDERS = (ROW, HEAD, COLUMN), (COLUMN, HEAD, ROW)  # of a tile's axes, by Triton's version
 F32 = np.dtype(np.float32)
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F16 = np.dtype(np.float16)
@@ -40,7 +46,9 @@ def results(f, *arrays, blocks=()):
     ]
     inputs = made.inputs(kernel)
     found = [numpied(made.graph, kernel, inputs, number)]
-    found += [interpreted(made.graph, kernel, c, inputs) for c in configs]
+    for config, order in zip(configs, cycle(ORDERS)):
+        with patch.object(triton_planes, "heads_between", lambda order=order: order):
+            found.append(interpreted(made.graph, kernel, config, inputs))
     return [[each[v].astype(np.float64) for v in made.graph.outputs] for each in found]
 
 

@@ -13,12 +13,15 @@ import jaxorch
 from benchmarks.cases import CASES
 from jaxorch import Options
 from jaxorch.codegen.source import generate
+from jaxorch.codegen.triton_writer import heads_between
 from jaxorch.frontend.trace import flatten
 from jaxorch.kernels.configs import configurations
+from jaxorch.kernels.frame import COLUMN
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.devices import device
 from jaxorch.orchestration.plan import arguments
 from jaxorch.pipeline import optimized_graph
+from jaxorch.runtime import compile
 from jaxorch.runtime.launch import check
 from tests.codegen.drive import whole_kernel
 from tests.codegen.test_heads import keys_and_values, queries
@@ -59,6 +62,10 @@ def stencil_and_product(x, w, p):
     return jax.nn.relu(conv(jax.nn.relu(x), w, feature_group_count=x.shape[-1])) @ p
 
 
+def grouped(x, w):
+    return conv(x, w, feature_group_count=32)
+
+
 PROGRAMS = {
     "product": (lambda a, b: a @ b, [S(1024, 1024), S(1024, 1024)], "wgmma"),
     "float32": (lambda a, b: a @ b, [S(512, 512, dtype=np.float32)] * 2, "wgmma"),
@@ -86,11 +93,7 @@ PROGRAMS = {
     "windows": (conv, [S(16, 56, 56, 128), S(3, 3, 128, 128)], "wgmma"),
     "windows in float32": (conv, [S(16, 56, 56, 64, dtype=np.float32), S(3, 3, 64, 64, dtype=np.float32)], "wgmma"),
     "windows of few features": (conv, [S(16, 56, 56, 3), S(7, 7, 3, 64)], "wgmma"),
-    "windows of groups": (
-        lambda x, w: conv(x, w, feature_group_count=32),
-        [S(8, 56, 56, 256), S(3, 3, 8, 256)],
-        "mma",
-    ),
+    "windows of groups": (grouped, [S(8, 56, 56, 256), S(3, 3, 8, 256)], "mma"),
     "phases": (
         lambda x, w: jax.lax.conv_transpose(x, w, (2, 2), "SAME"),
         [S(16, 16, 16, 256, dtype=np.float32), S(4, 4, 256, 128, dtype=np.float32)],
@@ -143,6 +146,43 @@ def test_heads_in_a_tile_are_copied_in_whole_runs():
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global.*", found.ptx)
     assert copies
     assert all(", 0x10, " in copy for copy in copies)
+
+
+@pytest.mark.parametrize("features", [4, 6, 8, 16, 32])
+@pytest.mark.parametrize("dtype", [BF16, np.float32])
+def test_groups_of_windows_in_a_tile_stay_in_registers(features, dtype):
+    """The configurations that are timed first, of any number of features a group."""
+    specs = S(8, 28, 28, 32 * features, dtype=dtype), S(3, 3, features, 32 * features, dtype=dtype)
+    graph, kernel = whole(grouped, *specs)
+    tried = [c for c in configurations(graph, kernel) if c.heads > 1][:5]
+    assert bool(tried) == (features * np.dtype(dtype).itemsize < 128)
+    for config in tried:
+        found = check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=1 << 16)
+        assert found.spill_bytes == 0, config
+        assert "mma.sync" in found.ptx
+
+
+def test_lanes_run_along_heads(monkeypatch):
+    """Of the loads and stores of groups in a tile: 16 bytes of each, side by side."""
+    made = []
+    triton_compile = compile._triton_compile
+
+    def kept(*arguments):
+        made.append(triton_compile(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(compile, "_triton_compile", kept)
+    graph, kernel = whole(grouped, S(8, 56, 56, 256), S(3, 3, 8, 256))
+    config = configurations(graph, kernel)[0]
+    assert config.heads == 8
+    check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=1 << 16)
+    text = made[0].asm["ttgir"]
+    layouts = dict(re.findall(r"^(#blocked\d*) = #ttg\.blocked<{.*threadsPerWarp = \[([\d, ]+)\]", text, re.MULTILINE))
+    used = re.findall(r"tt\.(?:load|store) .*(#blocked\d*)>", text)
+    assert len(used) == 3
+    for lanes in (tuple(map(int, layouts[name].split(", "))) for name in used):
+        assert lanes[1] == 8
+        assert lanes[heads_between().index(COLUMN)] in (1, 2)
 
 
 def test_a_stencil_before_a_product_is_laid_out_once():

@@ -70,6 +70,18 @@ PROGRAMS = {
     "dense": (lambda x, w: jax.nn.relu(conv(x, w)), [(4, 56, 56, 128), (3, 3, 128, 128)], 1152),
     "dense, features first": (lambda x, w: conv(x, w, df=NCHW), [(2, 64, 57, 60), (64, 64, 3, 3)], 576),
     "grouped": (lambda x, w: conv(x, w, g=32), [(4, 56, 56, 256), (3, 3, 8, 256)], 72),
+    "groups of four, strided": (lambda x, w: conv(x, w, 2, g=32), [(4, 56, 56, 128), (3, 3, 4, 128)], 36),
+    "groups of 16, dilated": (
+        lambda x, w: conv(x, w, g=20, rhs_dilation=(2, 2)),
+        [(3, 29, 31, 320), (3, 3, 16, 320)],
+        144,
+    ),
+    "groups of 6 to 10": (lambda x, w: jax.nn.silu(conv(x, w, g=24)), [(2, 37, 41, 144), (5, 5, 6, 240)], 150),
+    "groups in one dimension": (
+        lambda x, w: conv(x[:, None], w[None], g=64)[:, 0],
+        [(4, 1000, 512), (9, 8, 512)],
+        72,
+    ),
     "dilated": (lambda x, w: conv(x, w, rhs_dilation=(2, 2)), [(4, 14, 14, 512), (3, 3, 512, 512)], 4608),
     "stem": (lambda x, w: jax.nn.relu(conv(x, w, 2)), [(4, 224, 224, 3), (7, 7, 3, 64)], 147),
     "patches": (lambda x, w: conv(x, w, 14, "VALID"), [(2, 224, 224, 3), (14, 14, 3, 384)], 588),
@@ -105,6 +117,35 @@ def test_convolutions(name, dtype):
     np.testing.assert_array_equal(np.asarray(optimised(*arrays)).astype(np.float64), got)  # the same in every run
     report = jaxorch.explain(optimised, *arrays)
     assert any("conv_general_dilated" in k.primitives for k in report.kernels)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_all_tiles_of_groups_agree(dtype):
+    """Those that give other results than the rest are among the problems."""
+    x, w = (
+        np.random.default_rng(k).standard_normal(s).astype(dtype)
+        for k, s in enumerate([(8, 56, 56, 256), (3, 3, 8, 256)])
+    )
+    options = Options(effort="max", fallback="error")
+    report = jaxorch.explain(jaxorch.optimize(lambda x, w: conv(x, w, g=32), options=options), x, w)
+    assert not [problem for problem in report.problems if "other results" in problem]
+    assert all(kernel.spill_bytes == 0 for kernel in report.kernels)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_group(bad):
+    optimised = jaxorch.optimize(lambda x, w: conv(x, w, g=32), options=FAST)
+    x, w = (
+        np.random.default_rng(k).standard_normal(s).astype(BF16)
+        for k, s in enumerate([(8, 56, 56, 256), (3, 3, 8, 256)])
+    )
+    clean = np.asarray(optimised(x, w)).reshape(8, 56, 56, 32, 8)
+    x[:, ::5, ::7, 8 * 9 + 3], w[1, 1, 2, 8 * 20 + 5] = bad, bad
+    got = np.asarray(optimised(x, w)).reshape(8, 56, 56, 32, 8)
+    others = np.delete(np.arange(32), [9, 20])
+    np.testing.assert_array_equal(got[..., others, :].astype(F32), clean[..., others, :].astype(F32))
+    assert not np.isfinite(got[:, ::5, ::7, 9].astype(F32)).any()
+    assert not np.isfinite(got[..., 20, 5].astype(F32)).any()
 
 
 def test_gradients():
