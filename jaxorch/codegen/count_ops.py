@@ -25,6 +25,7 @@ from jaxorch.ir.index import Expr, Guard, Lookup, Segment
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
+from jaxorch.passes.derive.materialize import SECTOR
 
 __all__ = ["Counts", "count"]
 
@@ -33,7 +34,6 @@ type Dims = frozenset[int]
 _ATOMIC = 8  # operations that one atomic update weighs
 _LANE = -1  # the columns of a loop-carried tile, as an axis beside those of a scope: as many as a block has
 
-SECTOR = 32  # bytes: the least that a memory access moves
 PIECE = 64  # bytes: the least that memory delivers to the second-level cache
 
 _DENSE = 8  # places for each integer up to which different ones are marked and not sorted

@@ -260,12 +260,12 @@ def _blocked(number: int, frame: Frame) -> Iterator[Config]:
 
 def _persistent(number: int, frame: Frame, longest: int) -> list[Config]:
     rows, columns = frame.sizes[1], power_of_two(longest)
-    found: list[tuple[float, Config]] = []
-    wanted = _points_each(frame)
+    found: list[tuple[bool, float, Config]] = []
+    wanted, most = _points_each(frame), 16384 if frame.together == 1 else 32768
     for block_rows, warps in product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
         tile = block_rows * columns
         per_thread = tile / (32 * warps)
-        if not (block_rows == 1 or (tile <= 16384 and block_rows <= power_of_two(rows))) or warps < 2 < tile / 512:
+        if not (block_rows == 1 or (tile <= most and block_rows <= power_of_two(rows))) or warps < 2 < tile / 512:
             continue
         if frame.held and block_rows > 1 and per_thread * _held(frame) > 2 * _RESULTS:
             continue
@@ -275,8 +275,9 @@ def _persistent(number: int, frame: Frame, longest: int) -> list[Config]:
             distance = max(wanted / per_thread, per_thread / wanted) - 1 + abs(warps.bit_length() - 3) * 0.5
             if alone:
                 distance = min(distance, 0.75)  # no warp waits for another
-            found.append((distance, Config(number, block_rows, columns, warps)))
-    return [config for _, config in sorted(found)]
+            apart = block_rows < min(frame.together, rows)  # of each sector a part is wanted
+            found.append((apart, distance, Config(number, block_rows, columns, warps)))
+    return [config for *_, config in sorted(found)]
 
 
 def _looped(number: int, longest: int) -> list[Config]:

@@ -35,6 +35,7 @@ class Frame:
     values a column and stores them side by side.  Of the axes `held` (then `unroll` is 1) a program holds all points as
     values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes
     may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
+    `together`: rows that lie side by side where the elements of one do not, as many as fill what memory delivers.
     `heads`: axes of a batch of products, several of whose points share a tile as a third axis of it;
     `keys_along`: of the operands that have the rows and the columns, whether the contracted elements lie along the
     columns of their tiles.
@@ -46,6 +47,7 @@ class Frame:
     columns: tuple[int, ...]
     unroll: int = 1
     again: int = 0
+    together: int = 1
     held: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     keys_along: tuple[bool, bool] = (True, False)

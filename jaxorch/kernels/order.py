@@ -20,6 +20,7 @@ from jaxorch.ir.simplify import coefficient, simplify
 from jaxorch.ir.value import Value
 from jaxorch.kernels.access import Accesses, Load, stored_array
 from jaxorch.kernels.frame import Frame
+from jaxorch.passes.derive.materialize import SECTOR
 
 __all__ = ["KEPT_BYTES", "walked_pointwise", "walked_rows"]
 
@@ -41,10 +42,13 @@ class _Traffic:
 def walked_rows(graph: Graph, outputs: Sequence[Value], accesses: Accesses, frame: Frame) -> tuple[Frame, ...]:
     """`frame`, whose programs walk its rows in the order of its row axes, after a better order if there is one."""
     arrays = _traffic(graph, outputs, accesses, len(frame.domain))
-    if len(frame.rows) < 2 or not accesses.loads or sum(a.nbytes for a in arrays) <= KEPT_BYTES:
+    if not accesses.loads:
+        return (frame,)
+    largest = max(accesses.loads, key=lambda load: graph.array(load.value).nbytes)
+    frame = replace(frame, together=_together(graph, largest, frame.rows))
+    if len(frame.rows) < 2 or sum(a.nbytes for a in arrays) <= KEPT_BYTES:
         return (frame,)
     given = _with_again(frame, arrays)
-    largest = max(accesses.loads, key=lambda load: graph.array(load.value).nbytes)
     if _run(graph, largest, frame.rows) < _RUN_BYTES:
         ordered = replace(given, rows=_by_stride(graph, largest, frame.rows))
         return tuple(dict.fromkeys((_with_again(ordered, arrays), given)))
@@ -133,6 +137,14 @@ def _run(graph: Graph, load: Load, rows: Sequence[int]) -> int:
     for stride, size in steps:
         run *= size if stride == run else 1
     return run * graph.array(load.value).dtype.itemsize
+
+
+def _together(graph: Graph, load: Load, rows: Sequence[int]) -> int:
+    """How many rows of a load fill a sector, where they lie side by side and the elements of one row do not."""
+    itemsize = graph.array(load.value).dtype.itemsize
+    if not rows or _run(graph, load, rows) >= SECTOR or _strides(graph, load)[rows[-1]] != 1:
+        return 1
+    return SECTOR // itemsize
 
 
 def _by_stride(graph: Graph, load: Load, rows: tuple[int, ...]) -> tuple[int, ...]:
