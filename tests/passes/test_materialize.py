@@ -66,7 +66,11 @@ COPIED = {
         (512, 2048),
     ),
     "a map of it repeated": (lambda a, b: a * jnp.tanh(b.T), (BIG, SQUARE), (1024, 1024)),
-    "two readers": (lambda a, b: (softmax(a.T), jnp.tanh(a.T) * b), (SQUARE, SQUARE), (1024, 1024)),
+    "two readers": (
+        lambda a, b: (softmax(a.T), jnp.tanh(a.T) * b),
+        (S((8192, 1024), F32), S((1024, 8192), F32)),
+        (1024, 8192),
+    ),
     "every eighth column": (lambda a, b: a * b[:, ::8], (S((64, 512, 512), F32), S((512, 4096), F32)), (512, 512)),
     "runs of four": (
         lambda a, b: a * b.reshape(64, 4096, 4).swapaxes(0, 1),
