@@ -12,6 +12,7 @@ from benchmarks.suites import KNOWN
 from jaxorch import Options, primitive
 from jaxorch.orchestration import choice
 from tests.aot import compile_case, compile_program, tools
+from tests.codegen.test_hopper import around, decoded, queries_and_caches, residual_and_norm
 
 MIB = 1 << 20
 
@@ -140,6 +141,29 @@ def test_a_looked_up_row_is_normed_and_multiplied_by_one_kernel(h200):
     assert (kernel.schedule, kernel.spill_bytes) == ("gemm", 0)
     assert "else:" in kernel.code
     assert not compiled.report.left
+
+
+def test_a_sum_and_its_norm_are_stored_by_the_product_that_they_are_of(h200):
+    compiled = compile_program(residual_and_norm, around(65536, 128, 128), h200)
+    (kernel,) = compiled.report.kernels
+    assert (kernel.schedule, kernel.spill_bytes) == ("gemm", 0)
+    assert not compiled.report.left
+    assert compiled.memory.temp_size_in_bytes == 0
+    assert not compiled.copies(0)
+
+
+def test_the_parts_of_a_product_go_into_caches_that_are_given_away(h200):
+    """One kernel, and neither the product nor a copy of a cache is anywhere."""
+    compiled = compile_program(queries_and_caches, decoded(16), h200, donate=(2, 3))
+    (kernel,) = compiled.report.kernels
+    assert kernel.schedule == "gemm"
+    assert len(kernel.in_place) == 2
+    assert not compiled.report.left
+    others = {i.opcode for i in compiled.entry} - {"parameter", "custom-call", "bitcast", "get-tuple-element", "tuple"}
+    assert not others
+    assert not compiled.copies(0)
+    assert compiled.memory.temp_size_in_bytes < MIB
+    assert compiled.memory.alias_size_in_bytes == sum(nbytes(s) for s in decoded(16)[2:4])
 
 
 def test_products_of_one_operand_are_not_joined_where_kernels_read_their_results(h200):

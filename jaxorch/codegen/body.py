@@ -18,7 +18,7 @@ from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.codegen.values import Coords, Values
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Reduce, Scatter
-from jaxorch.ir.index import Dim
+from jaxorch.ir.index import Dim, Guard
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.kernels.access import (
     Accesses,
@@ -74,14 +74,14 @@ class Body[V](Values[V]):
             for offset, value in zip(offsets, values, strict=True):
                 self.ops.store(self.outs[k], offset, value)
 
-    def write(self, buffer: Buffer, node: Scatter, coords: Coords) -> None:
-        """Writes updates in place: `coords` are theirs."""
+    def write(self, buffer: Buffer, node: Scatter, coords: Coords, inside: Guard = ()) -> None:
+        """Writes updates in place, where `inside` holds: `coords` are theirs."""
         index = tuple(simplify(ix.substitute(e, coords), self.sizes) for e in node.place.index)
         guard = simplify_guard(ix.substitute_guard(node.place.guard, coords), self.sizes)
         if guard is None:
             return
         self.bind((*ix.guard_lookups(guard), *ix.coords_lookups(index)))
-        value = self.view(node.updates, coords, ())
+        value, guard = self.view(node.updates, coords, inside), ix.both(inside, guard)
         offset = self.offset(index, node.array.shape)
         if node.combine != "set" and not node.unique:
             self.ops.accumulate(node.combine, buffer, offset, value, guard)

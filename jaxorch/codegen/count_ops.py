@@ -264,6 +264,12 @@ class CountOps:
         self.taken, self.splits = outer
 
     @contextmanager
+    def when(self, guard: Guard) -> Generator[None]:
+        outer, self.taken = self.taken, self.taken * self.share(guard)
+        yield
+        self.taken = outer
+
+    @contextmanager
     def owner(self, tile: Tile, live: Guard, place: Expr) -> Generator[None]:
         self.splits = tile.splits
         yield

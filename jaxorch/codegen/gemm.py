@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxorch.codegen import reductions
 from jaxorch.codegen.ops import Tile
-from jaxorch.codegen.products import ProductBody
+from jaxorch.codegen.products import ProductBody, early_outputs
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
@@ -54,13 +54,19 @@ class GemmBody[V](ProductBody[V]):
                 self.reduce_all(reread=True)
             self.bound[value] = self.accumulated(tile)
         if not self.parted:
-            self.store_outputs()
+            self.finish()
             return
         self.store_part(0, tile, self.bound[value])
         if self.launch == "joined":
             with self.joining():
                 self.bound[value] = self.combined(self.plane("row", "column"))
-                self.store_outputs()
+                self.finish()
+
+    def finish(self) -> None:
+        """What follows the product: reductions of its rows, then the stores."""
+        if self.core.after:
+            self.reduce_rows()
+        self.store_outputs()
 
     def combined(self, tile: Tile) -> V:
         """The sum of all parts, in their order."""
@@ -143,6 +149,28 @@ class GemmBody[V](ProductBody[V]):
         assert self.tile is not None
         space, sizes = self.space(self.tile), self.tile.sizes
         return coords == tuple(simplify(ix.substitute(e, space), sizes) for e in at)
+
+    # Reductions of the product's rows
+
+    def reduce_rows(self) -> None:
+        """All of them over the tile, which has every column of its rows, those first that others need."""
+        tile = self.plane("row", "column")
+        with self.scope(tile):
+            levels = self.following(tile)
+            for key in sorted((k for k in levels if k.node in self.core.after), key=levels.__getitem__):
+                node = self.node(key)
+                outs = [a.dtype for a in node.arrays]
+                self.reduced[key] = reductions.direct(self.ops, node.op, self.item(key, node), node.count, outs)
+
+    def following(self, tile: Tile) -> dict[Reduction, int]:
+        """The reductions that the outputs need, with their levels."""
+        found, early = Accesses(), early_outputs(self.kernel)
+        walk = Walk(self.graph, self.members, found, self.kernel.unrolled)
+        places = {p.value: self.at_place(p) for p in self.core.placed}
+        for output in (o for k, o in enumerate(self.kernel.outputs) if k not in early):
+            coords, guard = places.get(output.value) or (self.coords(output), ())
+            walk.value(output.value, coords, guard, tile.sizes)
+        return found.reductions
 
     # Statistics of the left operand's rows
 

@@ -169,6 +169,12 @@ class NumpyOps:
         del live, doubt  # the one block holds everything
         return nullcontext()
 
+    @contextmanager
+    def when(self, guard: Guard) -> Generator[None]:
+        self.chosen.append(self.holds(guard))
+        yield
+        self.chosen.pop()
+
     def owner(self, tile: Tile, live: Guard, place: Expr) -> AbstractContextManager[None]:
         assert tile.splits == 1
         return nullcontext()

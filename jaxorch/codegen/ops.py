@@ -196,6 +196,10 @@ class ProductOps[V](Ops[V], Protocol):
         """
         ...
 
+    def when(self, guard: Guard) -> AbstractContextManager[None]:
+        """What only the tiles do where `guard` holds, which has one truth value over every tile; nothing leaves it."""
+        ...
+
     def owner(self, tile: Tile, live: Guard, place: Expr) -> AbstractContextManager[None]:
         """What is done, before the loop of `tile`, by the program alone whose share of it has `place`.
 

@@ -14,7 +14,8 @@ them may read what another has stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from jaxorch.codegen.count_ops import CountOps, Dims
@@ -73,6 +74,7 @@ class _Accesses(CountOps):
     def __init__(self, tile: Tile, unroll: int) -> None:
         super().__init__(tile, unroll)
         self.time = 0
+        self.held: Guard = ()  # which of the tiles do what is being written
         self.loads: dict[str, list[tuple[int, _Place]]] = {}
         self.stores: dict[str, list[tuple[int, _Place]]] = {}
 
@@ -87,6 +89,12 @@ class _Accesses(CountOps):
         self.time += 1
         kept.setdefault(buffer.name, []).append((self.time, _Place(offset, copies, self.tile, guard)))
 
+    @contextmanager
+    def when(self, guard: Guard) -> Generator[None]:
+        outer, self.held = self.held, (*self.held, *guard)
+        yield
+        self.held = outer
+
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         self.keep(self.loads, buffer, offset)
         return ix.dims_of(offset) | ix.guard_dims(guard)
@@ -98,7 +106,7 @@ class _Accesses(CountOps):
         return [ix.dims_of(offset) | ix.guard_dims(guard)] * copies
 
     def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:
-        self.keep(self.stores, buffer, offset, guard=guard)
+        self.keep(self.stores, buffer, offset, guard=(*self.held, *guard))
 
     def store_unrolled(self, buffer: Buffer, offset: Expr, values: Sequence[Dims]) -> None:
         self.keep(self.stores, buffer, offset, len(values))

@@ -18,7 +18,7 @@ from jaxorch.codegen.body import Body
 from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
 from jaxorch.codegen.values import Coords, buffers
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Contract, Graph, Map, Reduce
+from jaxorch.ir.graph import Array, Contract, Graph, Map, Reduce, Scatter
 from jaxorch.ir.graph import Const as IrConst
 from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
@@ -27,7 +27,7 @@ from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.configs import Config, power_of_two, tile_count
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
-from jaxorch.kernels.sides import Core, Stored
+from jaxorch.kernels.sides import Core, Placed, Stored
 
 __all__ = [
     "FLOAT32",
@@ -83,7 +83,8 @@ def early_outputs(kernel: Kernel) -> tuple[int, ...]:
 def combine_config(kernel: Kernel, config: Config) -> Config:
     """How the second of two launches is cut up: small tiles, since it does little but read."""
     _, rows, columns, *_ = kernel.frames[config.frame].sizes
-    wide = columns if kernel.schedule == "online" else min(columns, 128)
+    whole = kernel.schedule == "online" or (kernel.core is not None and bool(kernel.core.after))
+    wide = columns if whole else min(columns, 128)
     block_rows = max(min(power_of_two(rows), 256 // (power_of_two(wide) * config.heads)), 2)
     return replace(config, block_rows=block_rows, block_columns=power_of_two(wide), num_warps=4, num_stages=1)
 
@@ -291,10 +292,43 @@ class ProductBody[V](Body[V]):
     # Stores
 
     def store_outputs(self) -> None:
-        """The outputs over (rows, columns)."""
+        """The outputs over (rows, columns), and those of rows alone."""
         tile, early = self.plane("row", "column"), early_outputs(self.kernel)
         with self.scope(tile):
-            self.store([k for k in range(len(self.kernel.outputs)) if k not in early])
+            placed = {p.value for p in self.core.placed}
+            self.store([k for k, o in enumerate(self.kernel.outputs) if k not in early and o.value not in placed])
+        for place in self.core.placed:
+            with self.scope(self.plane("row", "one") if place.per_row else tile):
+                self.store_placed(place)
+
+    def store_placed(self, placed: Placed) -> None:
+        """Stores an output that is a part of the product, where the tile is of that part."""
+        coords, guard = self.at_place(placed)
+        value, node = placed.value, self.graph.nodes[placed.value.node]
+        buffer = self.outs[[o.value for o in self.kernel.outputs].index(value)]
+        with self.where(guard) as inside:
+            if isinstance(node, Scatter):
+                self.write(buffer, node, coords, inside)
+            else:
+                offset = self.offset(coords, self.graph.array(value).shape)
+                self.ops.store(buffer, offset, self.value(value, coords, inside), inside)
+
+    def at_place(self, placed: Placed) -> tuple[Coords, Guard]:
+        """Where in an output the scope's points are, and which of them are in it."""
+        assert self.tile is not None
+        moved = placed.moved(self.space(self.tile), self.tile.sizes)
+        return moved.at, moved.guard
+
+    @contextmanager
+    def where(self, guard: Guard) -> Generator[Guard]:
+        """Inside, `guard` holds, or what is given of it is still to be tested at each point."""
+        if not guard or not self.uniform(guard):
+            yield guard
+            return
+        self.layers.append({})
+        with self.ops.when(guard):
+            yield ()
+        self.layers.pop()
 
     def store_operand(self, stored: Stored, tile: Tile) -> None:
         """Stores an output from an operand's tile; along axes that it does not vary along, the first point does."""

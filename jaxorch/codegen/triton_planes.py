@@ -214,6 +214,13 @@ class TritonPlanes(TritonOps):
         body = self.blocks.pop()
         self.indented(f"if {test}:", body)
 
+    @contextmanager
+    def when(self, guard: Guard) -> Generator[None]:
+        condition = self.condition(guard, self.axes(), start=True)
+        self.blocks.append(Block("branch"))
+        yield
+        self.indented(f"if {condition}:", self.blocks.pop())
+
     def share_number(self, tile: Tile) -> str:
         """Which share of a loop the program takes."""
         grid = tile.sizes[GRID] // tile.splits

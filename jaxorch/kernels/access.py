@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import product
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Const, Contract, Graph, Map, Reduce, Scatter, operands_of
+from jaxorch.ir.graph import Array, Const, Contract, Graph, Map, Reduce, Scatter, operands_of, reads
 from jaxorch.ir.index import Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import clamp, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, expressions
@@ -26,6 +26,7 @@ __all__ = [
     "Walk",
     "collect",
     "looked_up_at",
+    "nodes_after",
     "operand_coords",
     "pieces_at",
     "stored_array",
@@ -92,6 +93,15 @@ def stored_array(graph: Graph, value: Value) -> Array:
     """What a kernel that stores `value` writes: the array, or for a Scatter the updates."""
     node = graph.nodes[value.node]
     return Array(node.updates.domain, node.array.dtype) if isinstance(node, Scatter) else graph.array(value)
+
+
+def nodes_after(graph: Graph, members: Collection[int], first: Collection[int]) -> set[int]:
+    """The nodes `first`, and the members that need one of them."""
+    after = set(first)
+    for number in sorted(members):
+        if number > min(first) and any(value.node in after for value in reads(graph.nodes[number])):
+            after.add(number)
+    return after
 
 
 def pieces_at(view: View, coords: Coords, sizes: tuple[int, ...]) -> list[tuple[Guard, Value, Coords]]:

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Contract, Graph, Reduce, reads
-from jaxorch.ir.index import Dim, Segment
+from jaxorch.ir.graph import Contract, Graph, Reduce
+from jaxorch.ir.index import Dim
 from jaxorch.ir.simplify import coords_of
 from jaxorch.ir.view import Value
-from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, Walk, pieces_at, stored_array
+from jaxorch.kernels.access import Accesses, Reduction, ShallowWalk, nodes_after, stored_array
 from jaxorch.kernels.frame import refine
+from jaxorch.kernels.gemm_sides import OUTSIDE, PLACES, gemm_sides
+from jaxorch.kernels.places import elsewhere
 from jaxorch.kernels.sides import LARGEST_INNER, Contracted, Core, Sides, contract_of, dims, merge, operand
 from jaxorch.kernels.softmax import Form
 from jaxorch.kernels.stores import with_stores
@@ -25,7 +27,12 @@ from jaxorch.kernels.writes import with_writes
 
 __all__ = ["contracted", "unsupported"]
 
-_RIDING = frozenset(("sum", "prod", "max", "min"))  # reductions that a product's loop over keys may take along
+
+# Why an output is not the tile's points in their order; the first three of outputs that may be elsewhere in it
+_SIZES = "outputs of different sizes"
+_NO_OUTPUT = "a contraction that no output needs"
+_ELSEWHERE = frozenset((_SIZES, _NO_OUTPUT, PLACES))
+
 _FLOATS = frozenset(("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e5m2"))
 
 
@@ -49,21 +56,15 @@ def contracted(
         return "more than two contractions"
     if len(numbers) == 2 and unrolled:
         return "a window beside two contractions"
-    tiled, others = _placed(graph, members, outputs, numbers)
-    if len({stored_array(graph, v).size for v in tiled}) != 1:
-        return "outputs of different sizes" if tiled else "a contraction that no output needs"
     for number in numbers:
         reason = unsupported(graph, contract_of(graph, number))
         if reason is not None:
             return reason
-    shape = stored_array(graph, tiled[0]).shape
-    found = _at(graph, members, tiled, shape, numbers, unrolled)
-    if isinstance(found, str):
-        return found
-    domain, _ = refine(shape, found.every)
-    if domain != shape:
-        found = _at(graph, members, tiled, domain, numbers, unrolled)
-    made = found if isinstance(found, str) else found.contracted(graph, domain)
+    tiled, others = _tiled(graph, members, outputs, numbers)
+    made = _side_by_side(graph, members, tiled, numbers, unrolled)
+    if made in _ELSEWHERE and len(numbers) == 1:
+        tiled, others = _after(graph, members, outputs, numbers)
+        made = elsewhere(graph, members, tiled, numbers[0], unrolled)
     if isinstance(made, str) or not others:
         return made
     if made.core.segment:  # a program does nothing where its rows have no matrix
@@ -71,7 +72,31 @@ def contracted(
     return with_stores(graph, members, unrolled, made, others)
 
 
-def _placed(
+def _side_by_side(
+    graph: Graph, members: frozenset[int], outputs: Sequence[Value], numbers: Sequence[int], unrolled: frozenset[int]
+) -> Contracted | str:
+    """The kernel of outputs whose elements are the tile's points, those of each in the order of its own axes."""
+    if len({stored_array(graph, v).size for v in outputs}) != 1:
+        return _SIZES if outputs else _NO_OUTPUT
+    shape = stored_array(graph, outputs[0]).shape
+    found = _at(graph, members, outputs, shape, numbers, unrolled)
+    if isinstance(found, str):
+        return found
+    domain, _ = refine(shape, found.every)
+    if domain != shape:
+        found = _at(graph, members, outputs, domain, numbers, unrolled)
+    return found if isinstance(found, str) else found.contracted(graph, domain)
+
+
+def _after(
+    graph: Graph, members: frozenset[int], outputs: Sequence[Value], numbers: Sequence[int]
+) -> tuple[list[Value], list[Value]]:
+    """The outputs that a contraction is needed for, and the others."""
+    after = nodes_after(graph, members, numbers)
+    return [v for v in outputs if v.node in after], [v for v in outputs if v.node not in after]
+
+
+def _tiled(
     graph: Graph, members: frozenset[int], outputs: tuple[Value, ...], numbers: Sequence[int]
 ) -> tuple[list[Value], list[Value]]:
     """The outputs over the tile of rows and columns, and those that are to be stored from an operand's.
@@ -81,11 +106,8 @@ def _placed(
     sizes = {v: stored_array(graph, v).size for v in outputs}
     if len({*sizes.values()}) == 1:
         return list(outputs), []
-    after = set(numbers)
-    for number in sorted(members):
-        if number > numbers[0] and any(value.node in after for value in reads(graph.nodes[number])):
-            after.add(number)
-    made = {size for v, size in sizes.items() if v.node in after}
+    after, _ = _after(graph, members, outputs, numbers)
+    made = {sizes[v] for v in after}
     tiled = [v for v, size in sizes.items() if size in made]
     return tiled, [v for v in outputs if v not in tiled]
 
@@ -119,9 +141,9 @@ def _at(
         coords = coords_of(flat, stored_array(graph, value).shape, domain)
         ShallowWalk(graph, members, epilogue, unrolled).value(value, coords, (), sizes)
     if epilogue.outside:
-        return "a contraction or a reduction at places that it does not have"
+        return OUTSIDE
     if not epilogue.contractions:
-        return "a contraction that no output needs"
+        return _NO_OUTPUT
     if {found.node for found in epilogue.contractions} != {numbers[-1]}:
         return "two contractions side by side"
     # the place that varies along most axes is the tile; max takes the first of equals
@@ -129,102 +151,10 @@ def _at(
     beside = tuple(r.coords for r in epilogue.contractions if r != found)
     core = Core(found.node, found.coords, 0, last.count, beside=beside)
     if len(numbers) == 2 and (beside or any(contract_of(graph, n).segment for n in numbers)):
-        return "several places of one contraction" if beside else "rows in segments beside a softmax"
+        return PLACES if beside else "rows in segments beside a softmax"
     if len(numbers) == 1:
-        return _gemm(graph, members, core, epilogue, sizes, unrolled)
+        return gemm_sides(graph, members, core, epilogue, sizes, unrolled)
     return _online(graph, members, core, epilogue, sizes, numbers[0])
-
-
-def _gemm(
-    graph: Graph,
-    members: frozenset[int],
-    core: Core,
-    epilogue: Accesses,
-    sizes: tuple[int, ...],
-    unrolled: frozenset[int],
-) -> Sides | str:
-    node, key = contract_of(graph, core.last), len(sizes) - 2
-    sums = _sums(graph, members, epilogue, sizes, unrolled)
-    if isinstance(sums, str):
-        return sums
-    sides = (Accesses(), Accesses())
-    for view, side in zip(node.operands, sides, strict=True):
-        Walk(graph, members, side, unrolled).view(view, operand(node, core.at, key, sizes), (), sizes)
-        if side.contractions:
-            return "a contraction inside another"
-        if side.outside:
-            return "a reduction at rows that its operand does not have"
-        if any(key in ix.dims_of(e) for r in side.reductions for e in r.coords):
-            return "a reduction that varies along the contracted axis"
-    if all(side.reductions for side in sides):
-        return "reductions on both operands"
-    segment = _segment(graph, members, core, sides, (sums, epilogue)) if node.segment else None
-    if isinstance(segment, str):
-        return segment
-    left = next(
-        (k for k in (0, 1) if not sides[1 - k].reductions and _is_same(node, k, core, key, sizes)),
-        None,
-    )
-    if left is None:
-        return "several places of one contraction"
-    if not dims((sums,)) <= dims((sides[left],)):
-        left = 1 - left
-        if sides[1 - left].reductions or core.beside or not dims((sums,)) <= dims((sides[left],)):
-            return "a reduction after a contraction"
-    if segment and left:
-        return "a reduction of matrices that rows in segments share"
-    every, others = Accesses(), Accesses()
-    for at in core.beside:
-        Walk(graph, members, others, unrolled).view(node.operands[1 - left], operand(node, at, key, sizes), (), sizes)
-    for side in (*sides, others, sums, epilogue):
-        merge(every, side)
-    core = replace(core, left=left, sums=tuple(epilogue.reductions), segment=segment)
-    return Sides(core, (sides[left], sums), (sides[1 - left],), every, others)
-
-
-def _segment(
-    graph: Graph,
-    members: frozenset[int],
-    core: Core,
-    sides: tuple[Accesses, Accesses],
-    others: tuple[Accesses, Accesses],
-) -> Segment | str:
-    """What says which of the right operand's matrices a row is multiplied by; why a tile has no such rows, if so."""
-    found = [replace(s, low=0, high=graph.array(s.value).size - 1) for side in sides for s in side.segments]
-    if len({*found}) > 1 or any(side.segments for side in others):
-        return "rows in segments of several kinds"
-    if core.beside or any(side.reductions for side in others):
-        return "a reduction after a product of rows in segments"
-    if found[0].value.node in members:
-        return "lengths of segments that the kernel computes"
-    return found[0]
-
-
-def _sums(
-    graph: Graph, members: frozenset[int], epilogue: Accesses, sizes: tuple[int, ...], unrolled: frozenset[int]
-) -> Accesses | str:
-    """What the epilogue's reductions read, all of them over the contracted elements; why that is not so, if so."""
-    key, found = len(sizes) - 2, Accesses()
-    if len({reduction.node for reduction in epilogue.reductions}) < len(epilogue.reductions):
-        return "several places of one reduction after a contraction"
-    for reduction in epilogue.reductions:
-        node = graph.nodes[reduction.node]
-        assert isinstance(node, Reduce)
-        if node.op not in _RIDING or node.count != sizes[key]:
-            return "a reduction after a contraction"
-        coords = operand(node, reduction.coords, key, sizes)
-        for view in node.operands:
-            Walk(graph, members, found, unrolled).view(view, coords, (), sizes)
-    if found.contractions or found.reductions or found.outside:
-        return "a reduction after a contraction"
-    return found
-
-
-def _is_same(node: Contract, left: int, core: Core, key: int, sizes: tuple[int, ...]) -> bool:
-    """Whether an operand is the same at all places where the contraction is wanted."""
-    places = [operand(node, at, key, sizes) for at in (core.at, *core.beside)]
-    first, *others = (pieces_at(node.operands[left], place, sizes) for place in places)
-    return all(other == first for other in others)
 
 
 def _online(

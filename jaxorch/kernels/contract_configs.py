@@ -28,6 +28,8 @@ _FEW_ROWS_PROGRAMS = 256
 _PROGRAMS = 128
 _SCARCE = 32  # tiles of 64 by 64, for a quarter of those processors
 _HEADS_SUMS = 64  # most elements of the sums of a tile with heads that a thread holds
+_ROW_SUMS = 64  # the same of a tile of whole rows, which are reduced
+_STAGED = 1 << 17  # bytes of shared memory for the operands' blocks of such a tile that are under way
 _GROUPS_SUMS = 32  # the same where addresses and masks of windows take registers, too
 
 
@@ -106,6 +108,8 @@ def _shapes(graph: Graph, core: Core, frame: Frame, rows: int) -> Iterator[_Shap
         yield from _groups_shapes(heads[0], wide, run, _itemsize(graph, core))
     elif heads:
         yield from _heads_shapes(*heads)
+    elif core.after:
+        yield from ((*shape, 1) for shape in _row_shapes(columns))
     else:
         plain = (*(_scarce_shapes() if _is_scarce(core, frame, rows) else ()), *_gemm_shapes(rows, columns))
         yield from ((*shape, 1) for shape in plain)
@@ -165,6 +169,24 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
             (256, 128, 128, 8, 3),
             (64, 256, 128, 8, 3),
         )
+
+
+def _row_shapes(columns: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """`_gemm_shapes` of tiles that hold the columns whole, of which a thread has 64 elements at most."""
+    wide = max(power_of_two(columns), _LEAST)
+    for block_rows, depth, warps in (
+        (64, 128, 4),
+        (64, 128, 8),
+        (32, 128, 4),
+        (16, 256, 4),
+        (128, 128, 8),
+        (32, 128, 8),
+        (16, 128, 8),
+    ):
+        each = block_rows * wide // (32 * warps)
+        if each <= _ROW_SUMS and (each >= 8 or warps == 4):
+            stages = min(_STAGED // (depth * (block_rows + wide)), 4)
+            yield block_rows, wide, depth if stages > 1 else depth // 2, warps, max(stages, 2)
 
 
 def _heads_shapes(heads: int) -> Iterator[_Shape]:

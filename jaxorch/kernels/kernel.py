@@ -103,12 +103,15 @@ def _contraction(
         return "windows of windows beside a contraction"
     scatters = {k: n for k in sorted(members) if isinstance(n := graph.nodes[k], Scatter)}
     late = [n for k, n in scatters.items() if k not in early]
-    if any(n.combine != "set" or n.place.guard or any(lookups(n.place)) for n in late):
-        return "a write beside a contraction whose place is not known, or that is combined with what is there"
+    if any(n.combine != "set" for n in late):
+        return "a write beside a contraction that is combined with what is there"
     found = contracted(graph, members, outputs, unrolled, early)
     if isinstance(found, str):
         return found
-    stored = tuple(Output(v, per_row=False) for v in outputs)
+    if found.core.softmax is not None and any(n.place.guard or any(lookups(n.place)) for n in late):
+        return "a write beside two contractions whose place is not known"
+    per_row = {p.value for p in found.core.placed if p.per_row}
+    stored = tuple(Output(v, per_row=v in per_row) for v in outputs)
     schedule = "gemm" if found.core.softmax is None else "online"
     inputs = tuple(sorted({*found.inputs, *(n.base for n in scatters.values())}))
     return Kernel(tuple(sorted(members)), inputs, stored, schedule, found.frames, tuple(sorted(unrolled)), found.core)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.ir.index import Const, Dim, Expr, Guard, Lookup, Segment
-from jaxorch.ir.simplify import coords_of, simplify
+from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, operand_coords
 from jaxorch.kernels.frame import Frame
@@ -23,6 +23,7 @@ __all__ = [
     "LARGEST_INNER",
     "Contracted",
     "Core",
+    "Placed",
     "Sides",
     "Stored",
     "Written",
@@ -67,15 +68,36 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """An output of whose elements the product's, or its rows if `per_row`, have one each where `guard` holds, at `at`.
+
+    Both are over the axes of the frame's domain, with nothing looked up.
+    """
+
+    value: Value
+    guard: Guard
+    at: tuple[Expr, ...]
+    per_row: bool
+
+    def moved(self, coords: Sequence[Expr], sizes: tuple[int, ...]) -> Placed:
+        """The same over axes of `sizes`, given the old ones over these."""
+        guard = simplify_guard(ix.substitute_guard(self.guard, coords), sizes)
+        assert guard is not None
+        return replace(self, guard=guard, at=tuple(simplify(ix.substitute(e, coords), sizes) for e in self.at))
+
+
+@dataclass(frozen=True, slots=True)
 class Core:
     """The contractions of a kernel.  Coordinates are over (*domain, KEY, INNER): the frame's axes, then two more.
 
     last: the Contract that the tile of rows and columns accumulates; `at` its coordinates, `key` the products that each
     of its elements sums, `left` its operand that varies along the rows.  `beside`: other coordinates at which it is
     wanted, the same for all columns, as the denominators that a product of a column of ones gives.  `sums`: reductions
-    of rows over the contracted elements that what follows the product wants, as a norm's factor.  `stored`: the outputs
-    that no product is needed for.  `written`: those that are written in place and read as an operand.
-    `segment`: what of a row says which of the right operand's matrices it is multiplied by; no tile has rows of two.
+    of rows over the contracted elements that what follows the product wants, as a norm's factor.  `after`: Reduces of
+    the product's own rows, of which a tile then holds all columns.  `placed`: the outputs, if the frame's domain is not
+    theirs but the product's.  `stored`: those that no product is needed for.  `written`: those that are written in
+    place and read as an operand.  `segment`: what of a row says which of the right operand's matrices it is multiplied
+    by; no tile has rows of two.
     """
 
     last: int
@@ -85,6 +107,8 @@ class Core:
     softmax: Softmax | None = None
     beside: tuple[tuple[Expr, ...], ...] = ()
     sums: tuple[Reduction, ...] = ()
+    after: tuple[int, ...] = ()
+    placed: tuple[Placed, ...] = ()
     stored: tuple[Stored, ...] = ()
     written: tuple[Written, ...] = ()
     segment: Segment | None = None
@@ -113,6 +137,8 @@ class Core:
             softmax=self.softmax and self.softmax.renamed(new, look),
             beside=tuple(map(moved, self.beside)),
             sums=tuple(Reduction(number(r.node), moved(r.coords)) for r in self.sums),
+            after=tuple(map(number, self.after)),
+            placed=tuple(replace(p, value=new(p.value)) for p in self.placed),
             stored=tuple(replace(s, value=new(s.value), contract=number(s.contract)) for s in self.stored),
             written=tuple(
                 replace(w, value=new(w.value), contract=number(w.contract), key=ix.map_lookups(w.key, look))
@@ -147,13 +173,21 @@ class Sides:
     columns: Sequence[Accesses]
     every: Accesses
     beside: Accesses = field(default_factory=Accesses)  # what the right operand reads where no columns are
+    apart: frozenset[int] = frozenset()  # columns that no two of a tile's differ in
+
+    def columns_of(self, rank: int) -> frozenset[int]:
+        """The axes of the outputs that the operand with the columns alone varies along."""
+        return frozenset((dims(self.columns, self.core.segment) - dims(self.rows)) & {*range(rank)})
+
+    def turned(self) -> Sides:
+        """The same with the operands' roles exchanged; for products without reductions before them."""
+        core = replace(self.core, left=1 - self.core.left)
+        return replace(self, core=core, rows=self.columns, columns=self.rows[:1])
 
     def contracted(self, graph: Graph, domain: tuple[int, ...]) -> Contracted | str:
         rank = len(domain)
-        row_dims, column_dims = (
-            side & set(range(rank)) for side in (dims(self.rows), dims(self.columns, self.core.segment))
-        )
-        own = self._online_axes(rank) if self.core.softmax else (row_dims - column_dims, column_dims - row_dims)
+        row_dims = (dims(self.rows) - dims(self.columns, self.core.segment)) & {*range(rank)}
+        own = self._online_axes(rank) if self.core.softmax else (row_dims, {*self.columns_of(rank)} - self.apart)
         rows, columns = (tuple(sorted(axes)) for axes in own)
         core, left, right = self.core, self.rows[0], self.columns[0]
         if core.softmax is None and max(rows, default=-1) > max(columns, default=-1) and self.may_swap:
@@ -196,9 +230,8 @@ class Sides:
     @property
     def may_swap(self) -> bool:
         """Whether either operand may vary along the rows."""
-        if self.core.segment or self.core.beside:
-            return False
-        return not self.every.reductions  # those that ride along, too
+        # `every` has the reductions that ride along, too
+        return not (self.core.segment or self.core.placed or self.core.beside or self.every.reductions)
 
     def _online_axes(self, rank: int) -> tuple[set[int], set[int]]:
         """Rows: what queries and scores vary along, and neither keys nor values; columns: what values alone do."""

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jaxorch.runtime import compile
 from jaxorch.runtime.launch import check
 from tests.codegen.drive import whole_kernel
 from tests.codegen.test_heads import keys_and_values, queries
+from tests.codegen.test_product_rows import layer_norm, rms_norm, softmax
 from tests.codegen.test_stores import grown
 
 BF16 = jnp.bfloat16
@@ -58,6 +60,36 @@ def conv(x, w, **more):
     return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **more)
 
 
+def residual_and_norm(x, w, r, scale, bias, norm=layer_norm):
+    y = x @ w + r
+    return y, (norm(y.astype(np.float32)) * scale + bias).astype(x.dtype)
+
+
+def around(m, k, n, dtype=BF16):
+    """Operands of `residual_and_norm`."""
+    return [S(*s, dtype=dtype) for s in ((m, k), (k, n), (m, n), (n,), (n,))]
+
+
+def router(x, w):
+    return softmax(jax.lax.dot(x, w, preferred_element_type=np.float32))
+
+
+def queries_and_caches(x, w, kc, vc, at):
+    """Queries, and keys and values into their caches, of 4 : 1 : 1 columns."""
+    n, (_, _, heads, width) = x.shape[0], kc.shape
+    q, k, v = jax.numpy.split(x @ w, (4 * heads * width, 5 * heads * width), -1)
+    kc, vc = (
+        jax.lax.dynamic_update_slice(c, y.reshape(n, 1, heads, width), (0, at, 0, 0)) for c, y in ((kc, k), (vc, v))
+    )
+    return q.reshape(n, -1, width), kc, vc
+
+
+def decoded(n):
+    """Operands of `queries_and_caches`, `n` rows of them."""
+    caches = [S(n, 4096, 8, 128)] * 2
+    return [S(n, 4096), S(4096, 6144), *caches, S(dtype=np.int32)]
+
+
 def stencil_and_product(x, w, p):
     return jax.nn.relu(conv(jax.nn.relu(x), w, feature_group_count=x.shape[-1])) @ p
 
@@ -89,6 +121,18 @@ PROGRAMS = {
     ),
     "decode": (attention, [S(16, 1, 32, 128), *[S(16, 4096, 8, 128)] * 2], "mma"),
     "caches that grow": (grown, [S(16, 8, 4, 1, 128), *[S(16, 8, 1, 128)] * 2, *[S(16, 8, 4095, 128)] * 2], "mma"),
+    "a norm after": (residual_and_norm, around(65536, 128, 128), "wgmma"),
+    "a norm after in float32": (residual_and_norm, around(16384, 256, 256, np.float32), "wgmma"),
+    "a norm after, of few rows": (partial(residual_and_norm, norm=rms_norm), around(196, 384, 384), "mma"),
+    "a norm after, of long rows": (residual_and_norm, around(16384, 512, 512), "mma"),
+    "a norm after windows": (
+        lambda x, w: layer_norm(conv(x, w).astype(np.float32)),
+        [S(16, 56, 56, 64), S(3, 3, 64, 128)],
+        "wgmma",
+    ),
+    "a softmax after": (router, [S(4096, 4096), S(4096, 8)], "mma"),
+    "parts of few rows": (queries_and_caches, decoded(16), "mma"),
+    "parts of many rows": (queries_and_caches, decoded(2048)[:2] + [S(2048, 2, 8, 128)] * 2 + decoded(1)[4:], "wgmma"),
     "a residual sum": (lambda x, r, w: (x + r, (x + r) @ w), [S(4096, 1024), S(4096, 1024), S(1024, 256)], "wgmma"),
     "windows": (conv, [S(16, 56, 56, 128), S(3, 3, 128, 128)], "wgmma"),
     "windows in float32": (conv, [S(16, 56, 56, 64, dtype=np.float32), S(3, 3, 64, 64, dtype=np.float32)], "wgmma"),

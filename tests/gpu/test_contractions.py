@@ -10,6 +10,7 @@ import pytest
 import jaxorch
 from jaxorch import Options
 from tests.codegen.test_heads import keys_and_values, queries
+from tests.codegen.test_hopper import queries_and_caches
 from tests.codegen.test_online import (
     BF16,
     F32,
@@ -22,6 +23,7 @@ from tests.codegen.test_online import (
     reference,
     repeated,
 )
+from tests.codegen.test_product_rows import NORMS
 from tests.codegen.test_products import layer_norm, rms_norm
 from tests.codegen.test_ragged import by_rows
 from tests.codegen.test_stores import caches, grown
@@ -50,6 +52,46 @@ def check(f, want, *arrays, schedule, tolerance):
     report = jaxorch.explain(optimised, *arrays)
     # which of the legal kernels are chosen is the estimates' to say; the product is one of them
     assert {k.schedule for k in report.kernels} & {schedule, "gemm"}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize(
+    "sizes", [(16384, 128, 128), (3136, 384, 96), (1000, 256, 250), (4096, 512, 512), (37, 2048, 8)]
+)
+def test_norms_of_a_product_and_a_residual(sizes, dtype, norm):
+    m, k, n = sizes
+    x, w, r = normal(m, k, dtype=dtype), normal(k, n, dtype=dtype, seed=1), normal(m, n, dtype=dtype, seed=2)
+    w = (w.astype(np.float32) * k**-0.5).astype(dtype)
+
+    def f(x, w, r):
+        y = x @ w + r
+        return y, norm(y.astype(jnp.float32)).astype(x.dtype)
+
+    a, b, c = (v.astype(np.float64) for v in (x, w, r))
+    wants = a @ b + c, norm(a @ b + c)
+    optimised = jaxorch.optimize(f, options=FAST)
+    for got, want in zip(optimised(x, w, r), wants, strict=True):
+        bound = (2e-2 if dtype == BF16 else 5e-3) * max(np.abs(want).max(), 1)
+        np.testing.assert_allclose(np.asarray(got).astype(np.float64), want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("at", [0, 2047, 4095, -1, 9999])
+@pytest.mark.parametrize("rows", [1, 16, 300])
+def test_parts_of_a_product_go_into_caches(rows, at):
+    """Queries, keys and values of 4096, 1024 and 1024 columns; what is not written keeps its value."""
+    x, w = normal(rows, 4096), normal(4096, 6144, seed=1)
+    w = (w.astype(np.float32) / 64).astype(w.dtype)
+    kc, vc = (normal(rows, 4096 if rows < 300 else 16, 8, 128, seed=s) for s in (2, 3))
+    optimised = jaxorch.optimize(queries_and_caches, options=FAST, donate_argnums=(2, 3))
+    y, size = x.astype(np.float64) @ w.astype(np.float64), kc.shape[1]
+    place = min(max(at + size if at < 0 else at, 0), size - 1)
+    got = [np.asarray(v) for v in optimised(x, w, jnp.asarray(kc), jnp.asarray(vc), np.int32(at))]
+    np.testing.assert_allclose(got[0].astype(np.float64).reshape(rows, -1), y[:, :4096], rtol=0, atol=5e-2)
+    for found, old, columns in ((got[1], kc, y[:, 4096:5120]), (got[2], vc, y[:, 5120:])):
+        new = found[:, place].astype(np.float64).reshape(rows, -1)
+        np.testing.assert_allclose(new, columns, rtol=0, atol=5e-2)
+        np.testing.assert_array_equal(np.delete(found, place, 1), np.delete(old, place, 1))
 
 
 @pytest.mark.parametrize("heads", [(16, 8, 4, 1), (2, 2, 2, 300)])
