@@ -43,8 +43,28 @@ _DENSE = 8  # places for each integer up to which different ones are marked and 
 _L1_BYTE = 2
 
 _SLOW = frozenset(
-    {"exp", "log", "tanh", "logistic", "erf", "pow", "sin", "cos", "div", "rsqrt", "sqrt", "exp2", "log1p", "expm1"}
+    {
+        "exp",
+        "log",
+        "tanh",
+        "logistic",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "pow",
+        "sin",
+        "cos",
+        "div",
+        "rsqrt",
+        "sqrt",
+        "exp2",
+        "log1p",
+        "expm1",
+    }
 )
+
+# of 16-bit results, and of wider ones
+_SLOWEST = {"erf": (50, 50), "erfc": (32, 120), "erf_inv": (60, 60), "pow": (60, 60)}
 
 
 @dataclass(slots=True)
@@ -230,7 +250,9 @@ class CountOps:
         relaxed: bool = False,
     ) -> Dims:
         dims = frozenset[int]().union(*args)
-        self.counts.operations += self.points(dims) * self.tile.repeats * (10 if op in _SLOW else 2)
+        wide = out.itemsize > 2 and not relaxed
+        weight = _SLOWEST.get(op, (10, 10))[wide] if op in _SLOW else 2
+        self.counts.operations += self.points(dims) * self.tile.repeats * weight
         return dims
 
     def select(self, guard: Guard, then: Dims, otherwise: Dims) -> Dims:
