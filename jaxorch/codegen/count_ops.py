@@ -78,6 +78,7 @@ class Counts:
         again: bytes from memory that had been read before and have left the second-level cache.
         operations: weighted arithmetic, in operations of one cycle.
         matrix: FLOP of the matrix unit, padding included, by the operands' dtype; "" for what no matrix unit computes.
+        branches: sources chosen in a loop over products, whose loads no step before it can begin.
     """
 
     read: dict[str, float] = field(default_factory=dict[str, float])
@@ -86,6 +87,7 @@ class Counts:
     again: float = 0.0
     operations: float = 0.0
     matrix: dict[str, float] = field(default_factory=dict[str, float])
+    branches: int = 0
 
     @property
     def moved(self) -> float:
@@ -114,6 +116,7 @@ class CountOps:
         self.delivered: dict[tuple[str, int], Any] = {}  # by buffer and sample: the sectors that loads have fetched
         self.counts = Counts()
         self.scopes = 0  # loops entered
+        self.looping = False  # whether a loop over products is being written
         self.taken = 1.0  # which part of the tiles takes the branches being written
         self.splits = 1  # among how many points of the grid the loop being written is shared out
         self.left = 1.0  # which part no earlier piece of the choice being written takes
@@ -259,6 +262,7 @@ class CountOps:
         return then | otherwise | ix.guard_dims(guard)
 
     def branch(self, guard: Guard) -> _Branch:
+        self.counts.branches += self.looping
         return _Branch(self, self.share(guard))
 
     def valid(self, value: Dims, otherwise: Dims) -> Dims:
@@ -280,10 +284,11 @@ class CountOps:
         outer = self.taken, self.splits
         with self.scope(tile):
             self.taken *= self.share(known) if doubt else 1.0
-        self.splits = tile.splits
+        self.splits, self.looping = tile.splits, True
         self.scopes += 1
         yield
         self.taken, self.splits = outer
+        self.looping = False
 
     @contextmanager
     def when(self, guard: Guard) -> Generator[None]:

@@ -44,9 +44,10 @@ _WINDOW_EFFICIENCY = 0.35  # where an operand is a window: 61 µs for 14.8 GFLOP
 # What a loop over products takes beside the work of its steps, in s: its stages are filled from memory before the first
 # product, and nothing is loaded after the last. On an H200 kernels of few µs took 1.5 to 2.5 longer than their bytes.
 _RAMP_S = 1.5e-6
-# A product whose operand is computed from windows keeps no stages: each of its steps waits for its reads, then for the
-# other operand's, and nothing hides what it computes. Fitted to 317 configurations of EfficientViT-B1's on an H200,
-# whose times it tells within 19 % (geometric mean); without these they take twice their estimates.
+# A product whose operand is computed from windows, or chosen of several arrays, keeps no stages: each of its steps
+# waits for its reads, then for the other operand's, and nothing hides what it computes. Fitted to 317 configurations
+# of EfficientViT-B1's on an H200, whose times it tells within 19 % (geometric mean); without these they take twice
+# their estimates.
 _STEP_S = 1.2e-6
 _ALONE = 1.7  # times the operations' time, where no other program has work for the processor meanwhile
 
@@ -74,7 +75,7 @@ def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) ->
     memory, compute = _roofline(counts, device, _matrix_efficiency(graph, kernel))
     programs = grid_size(kernel, config, parts[0])
     idle = max(1.0, device.sms / programs)  # with fewer programs than processors, the others do nothing
-    if kernel.core is not None and kernel.unrolled:
+    if kernel.core is not None and (kernel.unrolled or (counts.branches and kernel.schedule == "gemm")):
         ramp = _STEP_S * -(-kernel.core.key // (config.splits * config.block_keys))
         time = idle * (memory + _ALONE * compute)
     else:

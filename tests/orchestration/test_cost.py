@@ -1,9 +1,12 @@
 """Estimates rank candidates: more bytes, broken rows and idle processors cost more; a faster device less."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from jaxorch.codegen.count_ops import count
 from jaxorch.frontend.trace import flatten
@@ -53,6 +56,28 @@ def test_a_loop_over_products_takes_time_to_start():
     (config, *_) = configurations(graph, kernel)
     moved = minimum_bytes(graph, kernel) / H200.memory_bandwidth * 1e6
     assert moved + launch() + 1 < config_time(graph, kernel, config, H200) < 1.3 * moved + 3 * launch()
+
+
+def depthwise(x, w):
+    return lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("f", "specs"),
+    [
+        (lambda x, d, w: depthwise(x, d) @ w, [(1, 7, 7, 1024, F32), (3, 3, 1, 1024, F32), (1024, 256, F32)]),
+        (lambda x, y, w: jnp.concatenate([x.T, y], -1) @ w, [(512, 49, F32), (49, 512, F32), (1024, 256, F32)]),
+    ],
+    ids=["windows", "one of two arrays"],
+)
+def test_each_step_that_waits_for_its_reads_counts(f, specs):
+    graph, kernel = kernel_of(f, *specs)
+    config = next(c for c in configurations(graph, kernel) if c.splits == 1 and 8 * c.block_keys <= 1024)
+    (longer, shorter) = (config_time(graph, kernel, c, H200) for c in (config, replace(config, splits=4)))
+    steps = 1024 // config.block_keys
+    assert longer - shorter > 1.2 * steps * 3 / 4 - launch()  # the parts are put together in another launch's time
 
 
 @pytest.mark.parametrize("f", [ELEMENTWISE, jax.nn.softmax, lambda x: x.T + 1, lambda x: x.sum(-1)])
