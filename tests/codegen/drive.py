@@ -20,7 +20,7 @@ from jaxorch.ir.dtypes import compute_dtype, is_float
 from jaxorch.ir.graph import Array, Const, Contract, Graph, Input, Map, Node, Reduce, Scatter, operands_of, outputs_of
 from jaxorch.ir.scalars import SCALARS
 from jaxorch.ir.view import Piece, Value, evaluate_view
-from jaxorch.kernels.configs import Config, whole
+from jaxorch.kernels.configs import Config, configurations, whole
 from jaxorch.kernels.kernel import Kernel, Output, build
 from jaxorch.options import Options
 from jaxorch.orchestration.candidates import enumerate_candidates
@@ -30,6 +30,7 @@ from jaxorch.runtime.interpret import StoreReport, run
 __all__ = [
     "Program",
     "agree",
+    "agreeing",
     "counted",
     "interpreted",
     "kernels_of",
@@ -270,3 +271,19 @@ def limits(*, row: int | None = None, part: int | None = None) -> Iterator[None]
             for module in holders if value is not None else ():
                 patch.setattr(module, name, value)
         yield
+
+
+def agreeing(made: Program, tolerance: float) -> int:
+    """Holds all kernels of a program to lax, by the NumPy handler, and by the interpreter those without a product.
+
+    Returns how many were launched by the interpreter, which counts their stores.
+    """
+    launched = 0
+    for kernel in (found.kernel for found in enumerate_candidates(made.graph).fused):
+        runs = [numpied(made.graph, kernel, made.inputs(kernel))]
+        if not any(isinstance(made.graph.nodes[n], Contract) for n in kernel.nodes):
+            runs.append(interpreted(made.graph, kernel, configurations(made.graph, kernel)[0], made.inputs(kernel)))
+            launched += 1
+        for value, got in (each for outputs in runs for each in outputs.items()):
+            agree(got, made.values[value], tolerance)
+    return launched

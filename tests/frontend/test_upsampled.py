@@ -12,8 +12,9 @@ from jaxorch import pipeline
 from jaxorch.frontend.derive import upsampled
 from jaxorch.frontend.derive.phases import Axis, products
 from jaxorch.frontend.derive.upsampled import convolve_before_upsampling
-from jaxorch.frontend.trace import flatten, replay
+from jaxorch.frontend.trace import flatten
 from jaxorch.options import Options
+from tests.frontend.replayed import results
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 BF16, F32 = jnp.bfloat16, np.float32
@@ -38,16 +39,6 @@ def traced(f, *specs):
 def derived(f, *specs):
     trace = traced(f, *specs)
     return trace, convolve_before_upsampling(trace)
-
-
-def values(trace, arrays):
-    @jax.jit
-    def run(*operands):
-        env = dict(zip(trace.inputs, operands, strict=True))
-        replay(trace, env, trace.outputs)
-        return [env[v] for v in trace.outputs]
-
-    return [np.asarray(r) for r in run(*arrays)]
 
 
 # What it computes
@@ -136,7 +127,7 @@ def check_exact(f, shapes, applies, seed):
         arrays = [rng.integers(-99, 100, s).astype(np.float64) for s in shapes]
         trace, other = derived(f, *arrays)
         assert (other is not trace) == applies
-        (want,), (got,) = values(trace, arrays), values(other, arrays)
+        (want,), (got,) = results(trace, arrays), results(other, arrays)
     assert (got.dtype, got.shape) == (want.dtype, want.shape)
     np.testing.assert_array_equal(got, want)
 
@@ -158,7 +149,7 @@ def test_errors_are_at_most_twice_those_of_the_program(dtype, name):
     assert other is not trace
     with jax.enable_x64(True):
         exact = np.asarray(f(*(jnp.asarray(a.astype(np.float64)) for a in arrays)))
-    own, new = (np.sqrt(np.mean((values(t, arrays)[0].astype(np.float64) - exact) ** 2)) for t in (trace, other))
+    own, new = (np.sqrt(np.mean((results(t, arrays)[0].astype(np.float64) - exact) ** 2)) for t in (trace, other))
     assert new <= 2 * own
 
 
@@ -166,7 +157,7 @@ def test_weights_are_added_before_they_are_rounded():
     x = np.ones((1, 4, 4, 1), BF16)
     w = np.asarray([256.0, 1.0, 1.0], BF16).reshape(3, 1, 1, 1)  # two roundings of 256 + 1 + 1 would give 256
     _, other = derived(lambda x, w: conv(x.repeat(3, 1), w), x, w)
-    assert values(other, [x, w])[0].astype(F32)[0, 4, 0, 0] == 258
+    assert results(other, [x, w])[0].astype(F32)[0, 4, 0, 0] == 258
 
 
 def test_an_infinity_reaches_only_what_it_is_read_for():
@@ -175,7 +166,7 @@ def test_an_infinity_reaches_only_what_it_is_read_for():
     w = np.ones((4, 1, 1, 1), F32)
     trace, other = derived(lambda x, w: conv(x.repeat(2, 1), w), x, w)
     assert other is not trace
-    for got, want in zip(values(other, [x, w]), values(trace, [x, w]), strict=True):
+    for got, want in zip(results(other, [x, w]), results(trace, [x, w]), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
@@ -218,7 +209,7 @@ def test_an_empty_image_among_those_joined_is_no_part():
     arrays = [np.arange(np.prod(s.shape), dtype=F32).reshape(s.shape) % 5 for s in (X, weights(4))]
     trace, other = derived(f, *arrays)
     assert other is not trace
-    np.testing.assert_array_equal(values(other, arrays)[0], values(trace, arrays)[0])
+    np.testing.assert_array_equal(results(other, arrays)[0], results(trace, arrays)[0])
 
 
 def test_all_forms_of_upsampling_are_found():
