@@ -25,7 +25,7 @@ from jaxorch.ir.index import Expr, Guard, Lookup, Segment
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
-from jaxorch.passes.derive.materialize import SECTOR
+from jaxorch.passes.derive import SECTOR
 
 __all__ = ["Counts", "count"]
 
@@ -78,7 +78,7 @@ class Counts:
         again: bytes from memory that had been read before and have left the second-level cache.
         operations: weighted arithmetic, in operations of one cycle.
         matrix: FLOP of the matrix unit, padding included, by the operands' dtype; "" for what no matrix unit computes.
-        branches: sources chosen in a loop over products, whose loads no step before it can begin.
+        branches: sources of tiles chosen in a loop over products, whose loads no step before it can begin.
     """
 
     read: dict[str, float] = field(default_factory=dict[str, float])
@@ -116,7 +116,7 @@ class CountOps:
         self.delivered: dict[tuple[str, int], Any] = {}  # by buffer and sample: the sectors that loads have fetched
         self.counts = Counts()
         self.scopes = 0  # loops entered
-        self.looping = False  # whether a loop over products is being written
+        self.looping: bool = False  # whether a loop over products is being written
         self.taken = 1.0  # which part of the tiles takes the branches being written
         self.splits = 1  # among how many points of the grid the loop being written is shared out
         self.left = 1.0  # which part no earlier piece of the choice being written takes
@@ -262,7 +262,7 @@ class CountOps:
         return then | otherwise | ix.guard_dims(guard)
 
     def branch(self, guard: Guard) -> _Branch:
-        self.counts.branches += self.looping
+        self.counts.branches += self.looping and self.tile.sizes[ROW] > 1  # a row by itself is a load like a scalar's
         return _Branch(self, self.share(guard))
 
     def valid(self, value: Dims, otherwise: Dims) -> Dims:
@@ -281,14 +281,13 @@ class CountOps:
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
         # a mask that ends at a position known at run time may leave nothing out
         known = tuple(b for b in live if not any(ix.lookups_in(b.expr)))
-        outer = self.taken, self.splits
+        outer = self.taken, self.splits, self.looping
         with self.scope(tile):
             self.taken *= self.share(known) if doubt else 1.0
-        self.splits, self.looping = tile.splits, True
+        self.splits, self.looping = tile.splits, "key" in tile.spans
         self.scopes += 1
         yield
-        self.taken, self.splits = outer
-        self.looping = False
+        self.taken, self.splits, self.looping = outer
 
     @contextmanager
     def when(self, guard: Guard) -> Generator[None]:

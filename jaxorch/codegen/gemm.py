@@ -201,4 +201,5 @@ class GemmBody[V](ProductBody[V]):
         blocks = -(-self.frame.sizes[COLUMN] // self.config.block_columns)  # each takes the statistics of its rows
         repeats = blocks * (self.splits if self.grid == 1 else 1)
         spans = ("row", f"stat{columns}")
-        return Tile((grid, rows, columns), self.rows_at_once, block, walk, spans, loops, repeats)
+        segments = self.core.segments
+        return Tile((grid, rows, columns), self.rows_at_once, block, walk, spans, loops, repeats, segments=segments)

@@ -136,6 +136,7 @@ def overwritable(graph: Graph, kernel: Kernel, config: Config) -> tuple[tuple[in
 def _alike(graph: Graph, kernel: Kernel) -> list[tuple[int, int]]:
     """The pairs of one dtype and size of which neither is written in place as it is."""
     written = aliases(graph, kernel)
+    segment = kernel.core.segment if kernel.core else None  # whose lengths every program reads
     found: list[tuple[int, int]] = []
     for o, output in enumerate(kernel.outputs):
         array = graph.array(output.value)
@@ -143,6 +144,8 @@ def _alike(graph: Graph, kernel: Kernel) -> list[tuple[int, int]]:
             continue
         for k, value in enumerate(kernel.inputs):
             read = graph.array(value)
+            if segment is not None and value == segment.value:
+                continue
             if k not in written and (read.dtype, read.size) == (array.dtype, array.size):
                 found.append((k, o))
     return found

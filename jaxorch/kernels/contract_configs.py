@@ -28,9 +28,9 @@ _FEW_ROWS_PROGRAMS = 256
 _PROGRAMS = 128
 _SCARCE = 32  # tiles of 64 by 64, for a quarter of those processors
 _HEADS_SUMS = 64  # most elements of the sums of a tile with heads that a thread holds
+_GROUPS_SUMS = 32  # the same where addresses and masks of windows take registers, too
 _ROW_SUMS = 64  # the same of a tile of whole rows, which are reduced
 _STAGED = 1 << 17  # bytes of shared memory for the operands' blocks of such a tile that are under way
-_GROUPS_SUMS = 32  # the same where addresses and masks of windows take registers, too
 
 
 def power_of_two(n: int) -> int:

@@ -90,7 +90,7 @@ def _segment(
 ) -> Segment | str:
     """What says which of the right operand's matrices a row is multiplied by; why a tile has no such rows, if so."""
     found = [replace(s, low=0, high=graph.array(s.value).size - 1) for side in sides for s in side.segments]
-    if len({*found}) > 1 or any(side.segments for side in others):
+    if len({*found}) != 1 or any(side.segments for side in others):
         return "rows in segments of several kinds"
     if core.beside or core.placed or any(side.reductions for side in others):
         return "reductions or parts of a product of rows in segments"

@@ -20,7 +20,7 @@ from jaxorch.ir.simplify import coefficient, simplify
 from jaxorch.ir.value import Value
 from jaxorch.kernels.access import Accesses, Load, stored_array
 from jaxorch.kernels.frame import Frame
-from jaxorch.passes.derive.materialize import SECTOR
+from jaxorch.passes.derive import SECTOR
 
 __all__ = ["KEPT_BYTES", "walked_pointwise", "walked_rows"]
 

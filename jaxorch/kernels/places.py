@@ -132,6 +132,8 @@ def _reads(
     ShallowWalk(graph, members, found, unrolled).value(value, tuple(Dim(a) for a in range(len(shape))), (), shape)
     while found.reductions and not found.contractions:
         reduction, *_ = found.reductions
+        if any(ix.dims_of(e) - set(range(len(shape))) for e in reduction.coords):
+            break  # a reduction for each element of another
         node = graph.nodes[reduction.node]
         assert isinstance(node, Reduce)
         reduced = tuple(Dim(len(shape) + k) for k in range(len(node.axes)))

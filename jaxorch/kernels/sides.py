@@ -29,7 +29,6 @@ __all__ = [
     "Written",
     "contract_of",
     "dims",
-    "is_of",
     "merge",
     "operand",
 ]
@@ -245,7 +244,7 @@ def dims(sides: Iterable[Accesses], segment: Segment | None = None) -> set[int]:
     """The axes that what the sides read varies along, but for what `segment` does."""
 
     def fixed(lookup: Lookup) -> Expr:
-        return lookup if segment is None or not is_of(lookup, segment) else Const(0)
+        return lookup if segment is None or not _is_of(lookup, segment) else Const(0)
 
     def own(guard: Guard) -> frozenset[int]:
         return ix.guard_dims(ix.map_guard(guard, fixed) if segment else guard)
@@ -261,7 +260,7 @@ def dims(sides: Iterable[Accesses], segment: Segment | None = None) -> set[int]:
     return found
 
 
-def is_of(lookup: Lookup, segment: Segment) -> bool:
+def _is_of(lookup: Lookup, segment: Segment) -> bool:
     """Whether a Lookup is that Segment, clamped in whichever way."""
     return isinstance(lookup, Segment) and (lookup.value, lookup.index) == (segment.value, segment.index)
 

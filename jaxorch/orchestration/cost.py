@@ -30,7 +30,8 @@ __all__ = ["config_time", "kernel_time", "left_time", "minimum_bytes"]
 # joins or rearranges arrays (measured: 0.2 for a concatenation of caches, 0.5 to 0.8 for most others).
 _XLA_EFFICIENCY = 0.85
 _XLA_MOVEMENT_EFFICIENCY = 0.6
-# Times the bytes' that XLA's reductions along axes before the last take: 4.8 and 6.8 µs for 2.1 and 3.0 of images.
+# Times what their bytes and a launch are estimated at: XLA's reductions along axes before the last, 4.8 and 6.8 µs for
+# 2.1 and 3.0.
 _XLA_COLUMNS = 2.3
 # Scatters to looked-up places: 105 µs for 25 MB of bfloat16 updates added into 17 MB.
 _XLA_SCATTER_EFFICIENCY = 0.15

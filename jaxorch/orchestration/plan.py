@@ -139,7 +139,7 @@ def _shared_operands(plan: Plan) -> dict[int, list[int]]:
             names = plan.trace.equations[node.origin.equations[0]].inputs
             values = [view.pieces[0].value for view in node.operands]
             if not read.isdisjoint(step.left.outputs):
-                found[number] = [name for name, value in zip(names, values, strict=False) if value in seen]
+                found[number] = [name for name, value in zip(names[:2], values, strict=True) if value in seen]
             seen.update(values)
     return found
 

@@ -111,6 +111,32 @@ def test_integers_are_exact():
     check(f, by_rows(x, w, [11, 0, 20]), x, w, np.int32([11, 0, 20]), tolerance=0, configs=blocks)
 
 
+def test_rows_of_two_arrays_are_normed_each_where_it_is():
+    """A block of rows begins where its group does, in the middle of an array: no choice is one of whole blocks."""
+    rng = np.random.default_rng(0)
+    a, b, w = normal(rng, 32, 32, dtype=F32), normal(rng, 32, 32, dtype=F32), normal(rng, 3, 32, 32, dtype=F32)
+    sizes = [25, 9, 30]
+
+    def f(a, b, w, sizes):
+        x = jnp.concatenate([a, b])
+        return lax.ragged_dot(x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6), w, sizes)
+
+    x = np.concatenate([a, b]).astype(np.float64)
+    x /= np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+    blocks = (Config(0, 16, 32, 4, 2, 32), Config(0, 32, 16, 4, 2, 16))
+    check(f, by_rows(x, w, sizes), a, b, w, np.int32(sizes), tolerance=1e-5, configs=blocks)
+
+
+def test_the_lengths_are_not_overwritten():
+    f = functools.partial(lax.ragged_dot, preferred_element_type=jnp.int32)
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-9, 9, s).astype(np.int8) for s in ((32, 64), (1024, 64, 32)))
+    made, kernel = gemm_of(f, x, w, np.zeros(1024, np.int32))
+    lengths = next(k for k, v in enumerate(kernel.inputs) if made.graph.array(v).dtype == np.int32)
+    assert made.graph.array(kernel.outputs[0].value).size == made.graph.array(kernel.inputs[lengths]).size
+    assert all(lengths != k for c in configurations(made.graph, kernel) for k, _ in overwritable(made.graph, kernel, c))
+
+
 @settings(max_examples=15)
 @given(lengths(40), st.sampled_from([np.inf, -np.inf, np.nan]), st.integers(0, 39), st.integers(0, 5))
 def test_what_is_not_finite_stays_in_its_group(sizes, bad, row, group):

@@ -174,6 +174,22 @@ def test_features_before_the_batch_in_a_result_alone_are_left_alone():
     assert other is trace
 
 
+def test_a_bitcast_to_more_elements_is_as_it_was():
+    f = lambda x, w: lax.bitcast_convert_type(conv(x, w), jnp.uint32)  # noqa: E731
+    rng = np.random.default_rng(0)
+    assert check_exact(f, [rng.integers(-9, 10, s).astype(np.float64) for s in ((1, 2, 4, 5), (2, 2, 3, 3))])
+
+
+def test_of_equal_elements_a_window_over_features_chooses_the_first_as_before():
+    def loss(x, w):
+        y = jax.nn.relu(conv(x, w))
+        return lax.reduce_window(y, -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-9, 10, s).astype(np.float64) for s in ((1, 4, 4, 5), (4, 4, 3, 3))]
+    assert check_exact(jax.grad(loss, (0, 1)), arrays)
+
+
 def test_a_type_that_was_turned_off_is_left_alone():
     with jax.enable_x64(True):
         trace = flatten(jax.make_jaxpr(conv)(np.zeros((1, 2, 3, 4)), np.zeros((2, 2, 3, 3))))

@@ -122,6 +122,11 @@ def _moved(axes: Sequence[int], rank: int) -> tuple[int, ...]:
     return tuple(_place(rank)[int(a)] for a in axes)
 
 
+def _chooses_by_order(equation: Equation) -> bool:
+    """Whether which of equal elements a window chooses depends on the order of its axes, one of them the features'."""
+    return equation.primitive == "select_and_scatter_add" and equation.params["window_dimensions"][1] > 1
+
+
 class _Writer:
     """The new equations so far, and by array the variable that holds it with its features last, if one does."""
 
@@ -139,12 +144,13 @@ class _Writer:
 
     def equation(self, equation: Equation) -> None:
         name, params, image = equation.primitive, equation.params, not self.images.isdisjoint(equation.inputs)
+        same = image and self.images.issuperset(equation.outputs)  # a bitcast to another width has another rank
         if _is_first(equation):
             self.convolution(equation)
-        elif image and name in _WINDOWS:
+        elif same and name in _WINDOWS and not _chooses_by_order(equation):
             order = _order(self.rank(equation.outputs[0]))
             self.pointwise(equation, {p: tuple(params[p][a] for a in order) for p in _PER_AXIS if p in params})
-        elif image and name in ELEMENTWISE:
+        elif same and name in ELEMENTWISE:
             self.pointwise(equation, {})
         elif image and name in REDUCTIONS and _keeps_order(self.rank(equation.inputs[0]), params["axes"]):
             axes = tuple(sorted(_moved(params["axes"], self.rank(equation.inputs[0]))))
@@ -156,7 +162,7 @@ class _Writer:
     def convolution(self, equation: Equation) -> None:
         numbers = equation.params["dimension_numbers"]
         new = [_moved(s, len(s)) if moves else s for s, moves in zip(numbers, _moves(numbers), strict=True)]
-        operands = zip(equation.inputs, numbers, new, strict=False)
+        operands = zip(equation.inputs, numbers[:2], new[:2], strict=True)
         inputs = [self.as_it_is(v) if a is b else self.moved(v, equation) for v, a, b in operands]
         outputs = equation.outputs if new[2] is numbers.out_spec else self.held_last(equation.outputs)
         self.append(equation, inputs, outputs, {"dimension_numbers": _lax.ConvDimensionNumbers(*new)})

@@ -41,18 +41,13 @@ def _convolutions(graph: Graph) -> list[Contract]:
 
 def _sums_along_last(node: Contract) -> bool:
     """Whether the last axis of the weights, as an array, is that of the features that are summed."""
-    return node.operands[1].pieces[0].index[-1] == Dim(len(node.domain) - 1)
+    return node.operands[1].pieces[0].index[-1:] == (Dim(len(node.domain) - 1),)
 
 
 def _keeping(graph: Graph, read: Iterable[int]) -> Graph:
-    kept = {k for k in read if isinstance(node := graph.nodes[k], Map) and _is_moved(graph, node)}
-    if not kept:
-        return graph
-    nodes = (
-        replace(n, params=(("kept", True),)) if k in kept and isinstance(n, Map) else n
-        for k, n in enumerate(graph.nodes)
-    )
-    return Graph(tuple(nodes), graph.outputs)
+    made = {k: n for k in read if isinstance(n := graph.nodes[k], Map) and _is_moved(graph, n)}
+    kept = {k: replace(n, params=(("kept", True),)) for k, n in made.items()}
+    return Graph(tuple(kept.get(k, n) for k, n in enumerate(graph.nodes)), graph.outputs) if kept else graph
 
 
 def _is_moved(graph: Graph, node: Map) -> bool:

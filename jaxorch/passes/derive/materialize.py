@@ -34,18 +34,16 @@ from jaxorch.ir.index import Dim, Expr
 from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Piece, Value, View, lookups
 from jaxorch.options import Options
+from jaxorch.passes.derive import SECTOR
 from jaxorch.passes.rewrite import rename
 
-__all__ = ["LARGE", "MOST_COPIES", "SECTOR", "materialize"]
+__all__ = ["LARGE", "MOST_COPIES", "materialize"]
 
 LARGE = 1 << 20
 """Bytes of an array from which its reads may be worth a copy."""
 
 MOST_COPIES = 4
 """Copies in a graph, at most; those that are read most come first."""
-
-SECTOR = 32
-"""Bytes that a read moves at the least."""
 
 _SAMPLE = 64  # points along the fastest axes among which neighbours are looked for
 
