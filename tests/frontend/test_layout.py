@@ -182,11 +182,10 @@ def test_a_bitcast_to_more_elements_is_as_it_was():
 
 def test_of_equal_elements_a_window_over_features_chooses_the_first_as_before():
     def loss(x, w):
-        y = jax.nn.relu(conv(x, w))
-        return lax.reduce_window(y, -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
+        return lax.reduce_window(conv(x, w), -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
 
     rng = np.random.default_rng(0)
-    arrays = [rng.integers(-9, 10, s).astype(np.float64) for s in ((1, 4, 4, 5), (4, 4, 3, 3))]
+    arrays = [rng.integers(-1, 2, s).astype(np.float64) for s in ((1, 1, 6, 5), (4, 1, 1, 1))]
     assert check_exact(jax.grad(loss, (0, 1)), arrays)
 
 
