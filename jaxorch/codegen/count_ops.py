@@ -42,29 +42,16 @@ _DENSE = 8  # places for each integer up to which different ones are marked and 
 # memory (128 a clock and processor)
 _L1_BYTE = 2
 
-_SLOW = frozenset(
-    {
-        "exp",
-        "log",
-        "tanh",
-        "logistic",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "pow",
-        "sin",
-        "cos",
-        "div",
-        "rsqrt",
-        "sqrt",
-        "exp2",
-        "log1p",
-        "expm1",
-    }
-)
-
-# of 16-bit results, and of wider ones
-_SLOWEST = {"erf": (50, 50), "erfc": (32, 120), "erf_inv": (60, 60), "pow": (60, 60)}
+# Operations that a function weighs, of 16-bit results and of wider ones.
+_PLAIN, _SLOW = (2, 2), (10, 10)
+_WEIGHTS = {
+    **dict.fromkeys(("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic"), _SLOW),
+    **dict.fromkeys(("sin", "cos", "div", "rsqrt", "sqrt"), _SLOW),
+    "erf": (50, 50),
+    "erfc": (32, 120),
+    "erf_inv": (60, 60),
+    "pow": (60, 60),
+}
 
 
 @dataclass(slots=True)
@@ -254,8 +241,7 @@ class CountOps:
     ) -> Dims:
         dims = frozenset[int]().union(*args)
         wide = out.itemsize > 2 and not relaxed
-        weight = _SLOWEST.get(op, (10, 10))[wide] if op in _SLOW else 2
-        self.counts.operations += self.points(dims) * self.tile.repeats * weight
+        self.counts.operations += self.points(dims) * self.tile.repeats * _WEIGHTS.get(op, _PLAIN)[wide]
         return dims
 
     def select(self, guard: Guard, then: Dims, otherwise: Dims) -> Dims:

@@ -135,8 +135,9 @@ def overwritable(graph: Graph, kernel: Kernel, config: Config) -> tuple[tuple[in
 
 def _alike(graph: Graph, kernel: Kernel) -> list[tuple[int, int]]:
     """The pairs of one dtype and size of which neither is written in place as it is."""
-    written = aliases(graph, kernel)
-    segment = kernel.core.segment if kernel.core else None  # whose lengths every program reads
+    taken = {*aliases(graph, kernel)}
+    if kernel.core and kernel.core.segment:  # every program reads all lengths
+        taken.add(kernel.inputs.index(kernel.core.segment.value))
     found: list[tuple[int, int]] = []
     for o, output in enumerate(kernel.outputs):
         array = graph.array(output.value)
@@ -144,9 +145,7 @@ def _alike(graph: Graph, kernel: Kernel) -> list[tuple[int, int]]:
             continue
         for k, value in enumerate(kernel.inputs):
             read = graph.array(value)
-            if segment is not None and value == segment.value:
-                continue
-            if k not in written and (read.dtype, read.size) == (array.dtype, array.size):
+            if k not in taken and (read.dtype, read.size) == (array.dtype, array.size):
                 found.append((k, o))
     return found
 

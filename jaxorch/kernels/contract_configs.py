@@ -80,7 +80,7 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     longest = (rows, 2 * rows) if segments else (rows,)
     found: list[tuple[int, Blocks]] = []
     scarce, size = _is_scarce(core, frame, rows), _itemsize(graph, core)
-    shapes = _shapes(graph, core, frame, rows)
+    shapes = _shapes(graph, core, frame, rows, scarce=scarce)
     for number, (block_rows, block_columns, depth, warps, stages, held) in enumerate(shapes):
         least = _LEAST_OF_HEADS if held > 1 else _LEAST
         block_rows = _fitted(block_rows, longest[number % len(longest)])
@@ -100,7 +100,7 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
     return [blocks for _, (_, blocks) in sorted(zip(enough, found, strict=True), key=lambda f: f[0])]
 
 
-def _shapes(graph: Graph, core: Core, frame: Frame, rows: int) -> Iterator[_Shape]:
+def _shapes(graph: Graph, core: Core, frame: Frame, rows: int, *, scarce: bool) -> Iterator[_Shape]:
     _, _, columns, *heads = frame.sizes
     run = _run(graph, core, frame)
     if heads and run:
@@ -111,7 +111,7 @@ def _shapes(graph: Graph, core: Core, frame: Frame, rows: int) -> Iterator[_Shap
     elif core.after:
         yield from ((*shape, 1) for shape in _row_shapes(columns))
     else:
-        plain = (*(_scarce_shapes() if _is_scarce(core, frame, rows) else ()), *_gemm_shapes(rows, columns))
+        plain = (*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns))
         yield from ((*shape, 1) for shape in plain)
 
 

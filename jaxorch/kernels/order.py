@@ -45,12 +45,15 @@ def walked_rows(graph: Graph, outputs: Sequence[Value], accesses: Accesses, fram
     if not accesses.loads:
         return (frame,)
     largest = max(accesses.loads, key=lambda load: graph.array(load.value).nbytes)
-    frame = replace(frame, together=_together(graph, largest, frame.rows))
+    itemsize, strides = graph.array(largest.value).dtype.itemsize, _strides(graph, largest)
+    run = _run(largest, strides, frame.rows) * itemsize
+    if frame.rows and run < SECTOR and strides[frame.rows[-1]] == 1:
+        frame = replace(frame, together=SECTOR // itemsize)
     if len(frame.rows) < 2 or sum(a.nbytes for a in arrays) <= KEPT_BYTES:
         return (frame,)
     given = _with_again(frame, arrays)
-    if _run(graph, largest, frame.rows) < _RUN_BYTES:
-        ordered = replace(given, rows=_by_stride(graph, largest, frame.rows))
+    if run < _RUN_BYTES:
+        ordered = replace(given, rows=_by_stride(strides, frame.rows))
         return tuple(dict.fromkeys((_with_again(ordered, arrays), given)))
     # with the axes of reuse as a tile's rows, its operand is loaded once for all of them
     walks = [replace(frame, grid=slow, rows=fast) for slow, fast in _orders(frame.rows, arrays)]
@@ -129,25 +132,15 @@ def _strides(graph: Graph, load: Load) -> list[int | None]:
     return [coefficient(offset, axis, load.sizes) for axis in range(len(load.sizes))]
 
 
-def _run(graph: Graph, load: Load, rows: Sequence[int]) -> int:
-    """Bytes of a load that lie side by side in one row."""
-    strides = _strides(graph, load)
+def _run(load: Load, strides: Sequence[int | None], rows: Sequence[int]) -> int:
+    """Elements of a load that lie side by side in one row."""
     steps = sorted((s, load.sizes[a]) for a, s in enumerate(strides) if s and a not in rows)
     run = 1
     for stride, size in steps:
         run *= size if stride == run else 1
-    return run * graph.array(load.value).dtype.itemsize
+    return run
 
 
-def _together(graph: Graph, load: Load, rows: Sequence[int]) -> int:
-    """How many rows of a load fill a sector, where they lie side by side and the elements of one row do not."""
-    itemsize = graph.array(load.value).dtype.itemsize
-    if not rows or _run(graph, load, rows) >= SECTOR or _strides(graph, load)[rows[-1]] != 1:
-        return 1
-    return SECTOR // itemsize
-
-
-def _by_stride(graph: Graph, load: Load, rows: tuple[int, ...]) -> tuple[int, ...]:
+def _by_stride(strides: Sequence[int | None], rows: tuple[int, ...]) -> tuple[int, ...]:
     """The row axes, the one along which a load's elements are nearest to one another last."""
-    strides = _strides(graph, load)
     return tuple(sorted(rows, key=lambda a: (-abs(strides[a] or 0), a)))

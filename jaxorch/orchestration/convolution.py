@@ -19,7 +19,7 @@ from jaxorch.kernels.frame import split_axis
 from jaxorch.orchestration.devices import Device
 from jaxorch.passes.derive.arrange import varied_axes
 
-__all__ = ["Shape", "convolution_time", "shape_of", "slides", "transposes_time"]
+__all__ = ["Shape", "convolution_time", "copies_time", "shape_of", "slides", "transposes_time"]
 
 _COPY_EFFICIENCY = 0.6  # of the copy rate, as XLA's other movement
 _DENSE = 0.82  # of the matrix rate: 28 µs, filling included, for 14.8 GFLOP; with 64 features and more on both sides
@@ -51,15 +51,15 @@ def convolution_time(graph: Graph, node: Contract, device: Device, moved: float)
     time = arithmetic - min(moved / device.memory_bandwidth * 1e6, arithmetic)  # memory and arithmetic work at once
     image = 0 if _in_place(graph, node) else shape.elements * dtype.itemsize
     copied = (max(image, moved) if shape.transposed else image, _weights_copied(graph, node))
-    return time + _copies(copied, device, _REARRANGED if shape.transposed else 0)
+    return time + copies_time(copied, device, _REARRANGED if shape.transposed else 0)
 
 
 def transposes_time(graph: Graph, node: Contract, device: Device) -> float:
     """What transposing image and result takes where they are in another order, µs: whoever makes or reads them."""
-    return _copies((_image_transposed(graph, node), _result_transposed(node)), device)
+    return copies_time((_image_transposed(graph, node), _result_transposed(node)), device)
 
 
-def _copies(nbytes: Sequence[float], device: Device, launches: int = 0) -> float:
+def copies_time(nbytes: Sequence[float], device: Device, launches: int = 0) -> float:
     """Of arrays of so many bytes, where there are any, in a launch each; `launches`: at least."""
     launched = max(launches, sum(map(bool, nbytes)))
     return (2 * sum(nbytes) / device.memory_bandwidth / _COPY_EFFICIENCY + launched * device.xla_launch_s) * 1e6

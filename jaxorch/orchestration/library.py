@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 
 from jaxorch.ir.graph import Contract, Graph
-from jaxorch.orchestration.convolution import convolution_time, transposes_time
+from jaxorch.orchestration.convolution import convolution_time, copies_time, transposes_time
 from jaxorch.orchestration.devices import Device
 from jaxorch.passes.derive.arrange import is_readable, varied_axes
 
 __all__ = ["product_time"]
 
-_COPY_EFFICIENCY = 0.6  # of the copy rate, as XLA's other movement
 _PASSES = {"DEFAULT": 1.0, "HIGH": 3.0}  # of TF32 products, for one of float32
 
 # What small ones take beside: µs, and µs by the square root of a thousand contracted elements, which are one after the
@@ -46,8 +45,7 @@ def product_time(graph: Graph, node: Contract, device: Device, moved: float) -> 
     filling = (_FILLED + _IN_TURN * in_turn) * _HIDING_US / (_HIDING_US + max(memory, arithmetic))
     left, right = node.operands
     copied = [v for v, other in ((left, right), (right, left)) if not is_readable(graph, node, v, other)]
-    copies = 0.0
-    for view in (left,) if node.segment else copied:
-        moves = (1 + segments) * math.prod(view.domain[a] for a in varied_axes(view)) * dtype.itemsize
-        copies += moves / device.memory_bandwidth / _COPY_EFFICIENCY * 1e6 + device.xla_launch_s * 1e6
-    return arithmetic - hidden + filling + copies
+    again = (left,) if node.segment else copied  # once for each segment
+    elements = (math.prod(view.domain[a] for a in varied_axes(view)) for view in again)
+    copies = [(1 + segments) / 2 * n * dtype.itemsize for n in elements]
+    return arithmetic - hidden + filling + copies_time(copies, device)

@@ -52,21 +52,22 @@ def check_exact(f, arrays):
     return other is not trace
 
 
+def check_convolution(f, shapes, seed):
+    rng = np.random.default_rng(seed)
+    check_exact(f, [rng.integers(-99, 100, s).astype(np.float64) for s in shapes])
+
+
 @settings(max_examples=25)
 @given(convolutions(order=features_first), st.integers(0, 2**31))
 def test_convolutions_are_exact(drawn, seed):
-    f, shapes = drawn
-    rng = np.random.default_rng(seed)
-    check_exact(f, [rng.integers(-99, 100, s).astype(np.float64) for s in shapes])
+    check_convolution(*drawn, seed)
 
 
 @pytest.mark.slow
 @settings(max_examples=300)
 @given(convolutions(order=features_first), st.integers(0, 2**31))
 def test_many_convolutions_are_exact(drawn, seed):
-    f, shapes = drawn
-    rng = np.random.default_rng(seed)
-    check_exact(f, [rng.integers(-99, 100, s).astype(np.float64) for s in shapes])
+    check_convolution(*drawn, seed)
 
 
 def _pool(x, k, s, op):
