@@ -28,6 +28,7 @@ from jaxorch.kernels.configs import Config, power_of_two, tile_count
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core, Placed, Stored
+from jaxorch.kernels.stretches import Stretch
 
 __all__ = [
     "FLOAT32",
@@ -102,6 +103,7 @@ class ProductBody[V](Body[V]):
         self.splits = config.splits
         self.points, self.heads = config.points, config.heads
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
+        self.stretch: Stretch | None = None  # the keys that the loop being written runs over, if not over all
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
         found = kernel.core.segment
@@ -120,6 +122,8 @@ class ProductBody[V](Body[V]):
                 return self.frame.sizes[ROW], self.config.block_rows
             case "column":
                 return self.frame.sizes[COLUMN], self.config.block_columns
+            case "key" if self.stretch is not None:
+                return self.stretch.count, self.stretch.block(self.config.block_keys, self.least)
             case "key":
                 return self.core.key, self.config.block_keys
             case "inner":
@@ -206,7 +210,11 @@ class ProductBody[V](Body[V]):
         """Coordinates in a node's domain over the scope's; `axis` of the space runs over the axes it sums over."""
         space = self.space(tile)
         kept = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in at)
-        return operand_coords(node, kept, coords_of(space[axis], [node.domain[a] for a in node.axes], tile.sizes))
+        if self.stretch is not None and axis == len(self.frame.domain):
+            summed = self.stretch.moved(coords_of(space[axis], self.stretch.extents, tile.sizes))
+        else:
+            summed = coords_of(space[axis], [node.domain[a] for a in node.axes], tile.sizes)
+        return operand_coords(node, kept, summed)
 
     def contract(self, number: int) -> Contract:
         """A node that is a Contract; what is looked up by a row's segment is by that of the program's rows."""

@@ -112,9 +112,13 @@ _FORMS: dict[str, _Form] = {
     "asinh": _Form("libdevice.asinh({x})"),
     "acosh": _Form("libdevice.acosh({x})"),
     "atanh": _Form("libdevice.atanh({x})"),
-    # Where exp overflows, 1/inf is the 0 that is wanted.
+    # Where exp overflows, 1/inf is the 0 that is wanted. The divisor is 1 at the least: none of a quotient's care for
+    # denormals and huge numbers, which takes eight instructions.
     "logistic": _Form(
-        "(1.0 / (1.0 + libdevice.exp(-{x})))", half=_FAST_LOGISTIC, interpreted="(1.0 / (1.0 + tl.exp(-{x})))"
+        "(1.0 / (1.0 + libdevice.exp(-{x})))",
+        single=_approx("rcp.approx.ftz.f32").replace("{x}", "1.0 + libdevice.exp(-{x})"),
+        half=_FAST_LOGISTIC,
+        interpreted="(1.0 / (1.0 + tl.exp(-{x})))",
     ),
     "erf": _Form("tl.erf({x})"),
     "erfc": _Form("libdevice.erfc({x})", half=_fast_erfc()),  # libdevice's takes some 60 instructions

@@ -22,6 +22,12 @@ from jaxorch.kernels.frame import COLUMN, HEAD, ROW
 
 __all__ = ["TritonProducts"]
 
+# To TF32, but for the 13 bits that are cut off: half of the last bit kept is added, away from 0.
+_ROUND = (
+    "{ .reg .pred p; .reg .f32 a; .reg .b32 t; mov.b32 t, $1; abs.f32 a, $1; setp.lt.f32 p, a, 0f7F800000; "
+    "@p add.u32 t, t, 4096; mov.b32 $0, t; }"
+)
+
 _PRECISION = {"DEFAULT": "tf32", "HIGH": "tf32x3", "HIGHEST": "ieee"}
 
 
@@ -144,10 +150,13 @@ class TritonProducts(TritonPlanes):
         return f"tl.trans({name})" if transposed else name
 
     def rounded(self, value: Text, product: Product) -> Text:
-        """A float32 operand rounded to TF32; the matrix unit itself would cut it off, a bias that sums do not lose."""
+        """A float32 operand rounded to TF32; the matrix unit itself would cut it off, a bias that sums do not lose.
+
+        What it cuts off needs not be cleared before, for which `cvt.rna.tf32` takes one of its three instructions.
+        """
         if product.dtype != np.float32 or product.precision != "DEFAULT" or self.interpret:
             return value
-        asm = '"cvt.rna.tf32.f32 $0, $1;", "=f,f"'
+        asm = f'"{_ROUND}", "=f,f"'
         text = f"tl.inline_asm_elementwise({asm}, [{value.name}], dtype=tl.float32, is_pure=True, pack=1)"
         return self.name(text, value.dims)
 
