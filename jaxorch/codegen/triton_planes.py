@@ -27,6 +27,8 @@ __all__ = ["STEP", "TritonPlanes"]
 STEP = 4  # beside GRID, ROW, COLUMN and HEAD: what differs from one step of a loop to the next; the step's number
 _LANE = 5  # the place in a step's block
 
+_WRITTEN_OUT = 16  # steps of a loop
+
 _WAYS = {ROW: "down", COLUMN: "along", HEAD: "across"}
 
 
@@ -44,6 +46,7 @@ class TritonPlanes(TritonOps):
 
     def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, interpret: bool) -> None:
         self.grid = "grid"  # the name of the scope's coordinate there
+        self.computes_windows = False  # whether each element of an operand is computed from many reads
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
             tile,
@@ -279,7 +282,16 @@ class TritonPlanes(TritonOps):
         yield
         body = self.blocks.pop()
         variable = f"{counter}_narrow" if self.lane_type else counter
-        self.indented(f"for {variable} in range({first}, {last}, {block}):", body)
+        kind = "tl.static_range" if counter == "key_start" and self.written_out(first, last, block) else "range"
+        self.indented(f"for {variable} in {kind}({first}, {last}, {block}):", body)
+
+    def written_out(self, first: str, last: str, block: int) -> bool:
+        """Whether a loop of products is written out: if few steps load, and share no stages.
+
+        A thread's places in a window are then numbers, and none of what they are divided and tested by is computed.
+        """
+        known = first == "0" and last.isdecimal() and self.num_stages == 1 and not self.lane_type
+        return known and not self.computes_windows and 1 < -(-int(last) // block) <= _WRITTEN_OUT
 
     @contextmanager
     def phases(

@@ -118,6 +118,7 @@ class TritonProducts(TritonPlanes):
 
     def operand(self, value: Text, dtype: np.dtype[Any], *, of_windows: bool) -> Text:
         value = self.spread(value)
+        self.computes_windows |= of_windows
         known = self.narrow.get(value.name)
         found = known if known is not None else self.name(triton_store_cast(value.name, dtype), value.dims)
         if not of_windows or self.interpret:
