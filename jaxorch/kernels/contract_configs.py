@@ -145,7 +145,11 @@ def _scarce_shapes() -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """(rows, columns, bytes of contracted elements, warps, stages)."""
+    """(rows, columns, bytes of contracted elements, warps, stages).
+
+    Two warps take the matrix unit of older GPUs, for which what is rounded or computed on the way to it stays in
+    registers, and more such programs share a processor: of float32 a product that memory binds took 91 us so, not 126.
+    """
     if rows <= 64:
         yield from (
             (64, 64, 256, 4, 4),
@@ -157,7 +161,8 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
             (64, 128, 256, 8, 3),
         )
     elif columns <= 32:
-        yield from ((128, 32, 128, 4, 3), (64, 32, 128, 4, 4), (256, 32, 128, 8, 3))
+        yield from ((128, 32, 128, 4, 3), (64, 32, 128, 4, 4), (64, 32, 128, 2, 3), (32, 32, 128, 2, 3))
+        yield 256, 32, 128, 8, 3
     else:
         yield from (
             (128, 128, 128, 8, 3),
@@ -166,8 +171,10 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
             (64, 128, 128, 4, 4),
             (128, 64, 128, 4, 4),
             (64, 64, 128, 4, 4),
+            (64, 64, 128, 2, 3),
             (256, 128, 128, 8, 3),
             (64, 256, 128, 8, 3),
+            (32, 128, 128, 2, 3),
         )
 
 
