@@ -166,6 +166,17 @@ class CountOps:
         self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=fresh, moving=moving, each=each)
         return dims
 
+    def load_chosen(self, choices: Sequence[tuple[Guard, Buffer, Expr]], offset: Expr, guard: Guard) -> Dims:
+        (own, buffer, start), *others = choices
+        if not others:
+            return self.load(buffer, ix.add(start, offset), guard)
+        branch = _Branch(self, self.share(own))  # of addresses: it holds up no load
+        with branch.then():
+            branch.set(self.load(buffer, ix.add(start, offset), guard))
+        with branch.otherwise():
+            branch.set(self.load_chosen(others, offset, guard))
+        return branch.result()
+
     def fresh(self, offset: Expr) -> float:
         """Which part of a program's reads in a loop is of elements that no earlier step of it has read."""
         if not self.loaded or not self.tile.loops:

@@ -185,6 +185,13 @@ class ProductOps[V](Ops[V], Protocol):
         """
         ...
 
+    def load_chosen(self, choices: Sequence[tuple[Guard, Buffer, Expr]], offset: Expr, guard: Guard) -> V:
+        """A load from the first array whose own guard holds, `offset` behind where it begins; the last has none.
+
+        The arrays are of one dtype, and what chooses them and where they begin is the grid's.
+        """
+        ...
+
     def within(self, value: V, otherwise: V, axis: int) -> V:
         """`value` on the rows (ROW) or columns (COLUMN) inside the scope, `otherwise` past their end."""
         ...

@@ -24,6 +24,7 @@ from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, map_piece, simplify_view
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
+from jaxorch.kernels.choices import one_load
 from jaxorch.kernels.configs import Config, power_of_two, tile_count
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
@@ -248,7 +249,8 @@ class ProductBody[V](Body[V]):
     def view(self, view: View, coords: Coords, guard: Guard) -> V:
         """As of any kernel; what is selected for an operand is not selected again to be stored."""
         if not self.core.stored:
-            return super().view(view, coords, guard)
+            found = None if guard or not self.in_steps else self.loaded_once(view, coords)
+            return super().view(view, coords, guard) if found is None else found
         pieces = tuple(pieces_at(view, coords, self.sizes))
         key = (pieces, guard)
         cache = self.cached(key, frozenset())
@@ -256,6 +258,25 @@ class ProductBody[V](Body[V]):
             found = super().view(view, coords, guard)
             cache[key] = found
         return cache[key]
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether the scope is of a loop of several steps, in which a choice would hold up the next one's loads."""
+        tile = self.tile
+        return tile is not None and any(tile.sizes[a] > tile.blocks[a] * tile.splits for a in tile.loops)
+
+    def loaded_once(self, view: View, coords: Coords) -> V | None:
+        """A view of several arrays among which the grid's point chooses, read by one load; None if it is none."""
+        found = one_load(self.graph, self.members, pieces_at(view, coords, self.sizes), self.sizes)
+        if found is None:
+            return None
+        load, rest = found
+        choices = [(guard, self.ins[value], start) for guard, value, start in load.choices]
+        loaded = self.ops.load_chosen(choices, load.offset, load.lanes)
+        if not rest:
+            return loaded
+        ((_, value, index),) = rest
+        return self.ops.select(load.lanes, loaded, self.value(value, index, ()))
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         if value in self.bound:

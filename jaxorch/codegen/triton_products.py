@@ -18,7 +18,7 @@ from jaxorch.codegen.triton_writer import Axes, Text
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_narrow_float
 from jaxorch.ir.index import Expr, Guard
-from jaxorch.kernels.frame import COLUMN, HEAD, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
 __all__ = ["TritonProducts"]
 
@@ -90,6 +90,14 @@ class TritonProducts(TritonPlanes):
         if not is_narrow_float(buffer.array.dtype):
             return super().load(buffer, offset, guard)
         return self.widened(*self.loading(buffer, offset, guard))
+
+    def load_chosen(self, choices: Sequence[tuple[Guard, Buffer, Expr]], offset: Expr, guard: Guard) -> Text:
+        axes, begun = self.axes(), ""
+        for own, buffer, start in reversed(choices):
+            place = f"{buffer.name} + ({self.text(start, axes)})"
+            begun = f"tl.where({self.condition(own, axes)}, {place}, {begun})" if begun else place
+        base = self.name(begun, self.dims(choices[0][2]) | {GRID}, "p")
+        return self.load(Buffer(base.name, choices[0][1].array), offset, guard)
 
     def scalar(
         self,
