@@ -149,6 +149,7 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
     if run * itemsize >= LINE:
         return _interleave([found, loaded])
     places = [replace(c, block_keys=run) for c in found[:3] if run == power_of_two(run) and 16 <= run < c.block_keys]
+    places += [replace(c, num_stages=c.num_stages + 2) for c in places[:1]]  # small as they are
     return _interleave([loaded, places, found])
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import jaxorch
 from jaxorch import Options
+from tests.codegen.test_choices import heads_of
 from tests.codegen.test_heads import keys_and_values, queries
 from tests.codegen.test_hopper import queries_and_caches
 from tests.codegen.test_online import (
@@ -74,6 +75,15 @@ def test_norms_of_a_product_and_a_residual(sizes, dtype, norm):
     for got, want in zip(optimised(x, w, r), wants, strict=True):
         bound = (2e-2 if dtype == BF16 else 5e-3) * max(np.abs(want).max(), 1)
         np.testing.assert_allclose(np.asarray(got).astype(np.float64), want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_heads_of_two_arrays_and_a_column_of_ones(dtype):
+    x, y, m = normal(4096, 384, dtype=dtype), normal(4096, 384, dtype=dtype, seed=1), np.ones(1, dtype)
+    joined = np.concatenate([x, y], -1).reshape(4096, -1, 48).astype(np.float64)
+    key, value = np.maximum(joined[..., 16:32], 0), np.pad(joined[..., 32:], [(0, 0)] * 2 + [(0, 1)], constant_values=1)
+    want = np.einsum("nhk,nhv->hkv", key, value)
+    check(heads_of, want, x, y, m, schedule="gemm", tolerance=1e-2 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("at", [0, 2047, 4095, -1, 9999])
