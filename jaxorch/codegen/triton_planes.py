@@ -286,12 +286,13 @@ class TritonPlanes(TritonOps):
         self.indented(f"for {variable} in {kind}({first}, {last}, {block}):", body)
 
     def written_out(self, first: str, last: str, block: int) -> bool:
-        """Whether a loop of products is written out: if few steps load, and share no stages.
+        """Whether a loop of products is written out: if it has few steps, which load, and share no stages.
 
         A thread's places in a window are then numbers, and none of what they are divided and tested by is computed.
         """
         known = first == "0" and last.isdecimal() and self.num_stages == 1 and not self.lane_type
-        return known and not self.computes_windows and 1 < -(-int(last) // block) <= _WRITTEN_OUT
+        plain = not self.computes_windows and not self.has_heads
+        return known and plain and 1 < -(-int(last) // block) <= _WRITTEN_OUT
 
     @contextmanager
     def phases(
