@@ -148,7 +148,7 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
     """(rows, columns, bytes of contracted elements, warps, stages).
 
     Two warps take the matrix unit of older GPUs, for which what is rounded or computed on the way to it stays in
-    registers, and more such programs share a processor: of float32 a product that memory binds took 91 us so, not 126.
+    registers, and more such programs share a processor: a float32 product that memory binds took 91 µs, not 126.
     """
     if rows <= 64:
         yield from (
