@@ -68,7 +68,7 @@ def depthwise(x, w):
     ("f", "specs"),
     [
         (lambda x, d, w: depthwise(x, d) @ w, [(1, 7, 7, 1024, F32), (3, 3, 1, 1024, F32), (1024, 256, F32)]),
-        (lambda x, y, w: jnp.concatenate([x.T, y], -1) @ w, [(512, 49, F32), (49, 512, F32), (1024, 256, F32)]),
+        (lambda x, y, w: jnp.concatenate([x.T, y]) @ w, [(1024, 64, F32), (64, 1024, F32), (1024, 256, F32)]),
     ],
     ids=["windows", "one of two arrays"],
 )
@@ -78,6 +78,14 @@ def test_each_step_that_waits_for_its_reads_counts(f, specs):
     (longer, shorter) = (config_time(graph, kernel, c, H200) for c in (config, replace(config, splits=4)))
     steps = 1024 // config.block_keys
     assert longer - shorter > 1.2 * steps * 3 / 4 - launch()  # the parts are put together in another launch's time
+
+
+def test_joined_features_hold_up_no_step():
+    specs = (512, 49, F32), (49, 512, F32), (1024, 256, F32)
+    graph, kernel = kernel_of(lambda x, y, w: jnp.concatenate([x.T, y], -1) @ w, *specs)
+    config = next(c for c in configurations(graph, kernel) if c.splits == 1)
+    alone, product = kernel_of(lambda x, w: x @ w, (49, 1024, F32), (1024, 256, F32))
+    assert config_time(graph, kernel, config, H200) < config_time(alone, product, config, H200) + 1
 
 
 @pytest.mark.parametrize("f", [ELEMENTWISE, jax.nn.softmax, lambda x: x.T + 1, lambda x: x.sum(-1)])
