@@ -174,7 +174,6 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
             (64, 64, 128, 2, 3),
             (256, 128, 128, 8, 3),
             (64, 256, 128, 8, 3),
-            (32, 128, 128, 2, 3),
         )
 
 
