@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxorch.codegen import reductions
 from jaxorch.codegen.ops import Tile
-from jaxorch.codegen.products import FLOAT32, ProductBody, early_outputs
+from jaxorch.codegen.products import ProductBody, early_outputs
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype
@@ -81,10 +81,11 @@ class GemmBody[V](ProductBody[V]):
 
     def accumulated(self, tile: Tile) -> V:
         """The sum of the products, or the program's part of it: in one loop over the keys, or one for each stretch."""
-        acc = self.ops.carry(tile, 0, self.product(self.core.last, 0, transposed=False).accumulate)
+        accumulate = self.product(self.core.last, 0, transposed=False).accumulate
+        acc = self.ops.carry(tile, 0, accumulate)
         row = replace(self.operand_planes()[0], block_rows=self.rows_at_once)
         carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
-        self.rows = [self.ops.carry(self.plane("row", "one"), 0, FLOAT32) for _ in self.core.beside]
+        self.rows = [self.ops.carry(self.plane("row", "one"), 0, accumulate) for _ in self.core.beside]
         for stretch in self.stretches() or (None,):
             self.stretch = stretch
             self.add_products(tile, acc, carried)
