@@ -54,7 +54,7 @@ def solve(
     """
     start = time.perf_counter()
     counted = memory is not None and memory.matters
-    problem = reduce_problem(candidates, required, expensive, in_order=counted)
+    problem = reduce_problem(candidates, required, expensive, in_order=counted, in_two=not counted)
     free = itertools.count(len(candidates))
     rows = _rows(problem, free)
     bounds, prices = memory_rows(problem, memory, free) if memory is not None and counted else ([], {})
