@@ -150,7 +150,7 @@ class Way:
         self.trace, self.graph = version.trace, version.graph
         self.found: Enumeration = enumerate_candidates(self.graph, built)
         self.structures = Structures(self.graph)
-        self.contested = {n for fused in self.found.fused for n in fused.kernel.nodes}
+        self.contested = {n for fused in self.found.fused for n in fused.nodes}
         self.choice = self.choose()
 
     @property
@@ -196,13 +196,12 @@ class Way:
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):
             return blp.Candidate(option.nodes, option.inputs, option.outputs, self.left_cost(option))
-        outputs = tuple(o.value for o in option.kernel.outputs)
         estimates = self.session.estimates
         if option.structure not in estimates:
             estimates[option.structure] = self.priced(option)
         cost = self.session.timed.get(option.structure, estimates[option.structure])
         overwrites = self.overwrites(option) if self.session.counts_memory and math.isfinite(cost) else ()
-        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost, overwrites)
+        return blp.Candidate(option.nodes, option.inputs, option.outputs, cost, overwrites)
 
     def overwrites(self, option: Fused | Left) -> tuple[tuple[Value, Value], ...]:
         """What the kernel, in its first configuration, may write over what."""
@@ -210,9 +209,8 @@ class Way:
             return ()
         known = self.session.overwrites
         if option.structure not in known:
-            known[option.structure] = overwritable(
-                self.graph, option.kernel, configurations(self.graph, option.kernel)[0]
-            )
+            kernel = option.kernel
+            known[option.structure] = overwritable(self.graph, kernel, configurations(self.graph, kernel)[0])
         return sharing(self.graph, option, known[option.structure])
 
     def left_cost(self, option: Left) -> float:
