@@ -1,4 +1,4 @@
-"""Compiles the kernels that are tuned next in worker processes, while the one before is timed.
+"""Compiles the kernels that are tuned next, in worker processes and by XLA, while the one before is timed.
 
 Input: kernels in the order in which they are tuned.  Output: each as what it is while it compiles.  Invariant: no more
 are under way than keep the processors busy, so that little is lost if the choice changes.
@@ -26,11 +26,20 @@ class Ahead:
         self._begun: dict[str, Underway | None] = {}
 
     def take(self, structure: str) -> Underway | None:
-        """The kernel, begun at the latest now, and others behind it; None where `tune` is to see for itself."""
+        """The kernel, begun at the latest now, and others behind it; None where `tune` is to see for itself.
+
+        It is waited for until XLA has begun with it, and then with those behind it that the workers are done with.
+        """
         while self._waiting and (len(self._begun) < _KERNELS or structure not in self._begun):
             following, begin = self._waiting.popleft()
             try:
                 self._begun[following] = begin()
             except (CompileError, UnsupportedError):  # as it will be when it is tuned
                 self._begun[following] = None
-        return self._begun.pop(structure, None)
+        taken = self._begun.pop(structure, None)
+        if taken is not None:
+            taken.usable()
+        for behind in self._begun.values():
+            if behind is not None:
+                behind.go_on()
+        return taken

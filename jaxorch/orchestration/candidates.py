@@ -164,6 +164,8 @@ def _accumulated(pieces: Pieces, number: int) -> int | None:
         product = graph.nodes[pieces.all[k].nodes[-1]]
         if maxima and not (isinstance(product, Contract) and product.convolves):
             continue
-        if value in piece.inputs and pieces.readers[value] and {*pieces.readers[value]} <= {*piece.nodes}:
+        if value is None or value not in piece.inputs:
+            continue
+        if pieces.readers[value] and {*pieces.readers[value]} <= {*piece.nodes}:
             return k if value not in pieces.returned else None
     return None

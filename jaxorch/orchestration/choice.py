@@ -33,6 +33,7 @@ from jaxorch.orchestration.header import header_of, names_of
 from jaxorch.orchestration.leftover import GAP_US, xla_time
 from jaxorch.orchestration.peak import peak
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Version
+from jaxorch.orchestration.programs import Compilers
 from jaxorch.orchestration.progress import Progress
 from jaxorch.orchestration.tune import Tuned, Underway, begin, place, tune
 from jaxorch.runtime.compile import Compiled
@@ -311,8 +312,8 @@ class Way:
         steps: list[KernelStep | LeftStep] = []
         untuned = self.untuned()
         self.session.progress.expect(len(untuned))
-        with Workers() as workers:
-            ahead = Ahead({s: partial(self.begun, kernel, workers) for s, kernel in untuned.items()})
+        with Workers() as workers, Compilers() as compilers:
+            ahead = Ahead({s: partial(self.begun, kernel, workers, compilers) for s, kernel in untuned.items()})
             for number in self.choice.solution.chosen:
                 option = self.choice.options[number]
                 if isinstance(option, Left):
@@ -330,11 +331,12 @@ class Way:
         kernels = {o.structure: o.kernel for o in chosen if isinstance(o, Fused)}
         return {s: kernel for s, kernel in kernels.items() if s not in self.session.tuned}
 
-    def begun(self, kernel: Kernel, workers: Workers) -> Underway | None:
+    def begun(self, kernel: Kernel, workers: Workers, compilers: Compilers) -> Underway | None:
         """A kernel whose configurations have begun to compile, if they are going to be timed."""
         if not self.session.live:
             return None
-        return begin(self.graph, kernel, self.session.device, workers=workers, **self.common(kernel))
+        common = self.common(kernel)
+        return begin(self.graph, kernel, self.session.device, workers=workers, compilers=compilers, **common)
 
     def tuned(self, option: Fused, estimate: float, ahead: Ahead) -> KernelStep | None:
         """The kernel's step; None if it failed, which is recorded."""

@@ -152,23 +152,16 @@ def _undominated(
     return frozenset(kept)
 
 
-def _not_in_two(
-    candidates: Sequence[Candidate], columns: Collection[int], expensive: frozenset[int]
-) -> frozenset[int]:
+def _not_in_two(candidates: Sequence[Candidate], columns: Collection[int], expensive: frozenset[int]) -> frozenset[int]:
     """Drop each candidate that two others together can replace in any solution, and cost less.
 
     Together they store all it stores; the one that runs first reads what it reads, the other that or what the first
     stores; and they compute no expensive node twice, or besides. A solution with it is so no best one. What binds the
     parts of a problem are often such candidates alone, which compute again what another part has stored.
     """
-    reads, stores, costly = (
-        {k: frozenset(of(k)) for k in columns}
-        for of in (
-            lambda k: candidates[k].inputs,
-            lambda k: candidates[k].outputs,
-            lambda k: expensive.intersection(candidates[k].nodes),
-        )
-    )
+    reads = {k: frozenset(candidates[k].inputs) for k in columns}
+    stores = {k: frozenset(candidates[k].outputs) for k in columns}
+    costly = {k: expensive.intersection(candidates[k].nodes) for k in columns}
     cost = {k: candidates[k].cost for k in columns}
     makers = _makers(candidates, sorted(columns, key=lambda k: (cost[k], k)))
 
@@ -179,7 +172,8 @@ def _not_in_two(
                 continue
             absent = (stores[k] - stores[last]) | (reads[last] - reads[k])
             left = costly[k] - costly[last]
-            for first in min((makers.get(value, []) for value in absent), key=len, default=()):
+            storing = [makers.get(value, []) for value in absent]
+            for first in min(storing, key=len) if storing else ():
                 if cost[first] + cost[last] >= cost[k]:
                     break
                 if absent <= stores[first] and reads[first] <= reads[k] and costly[first] <= left:

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -28,7 +28,7 @@ from jaxorch.runtime.source import LOCK, jit_from_source
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Request, Workers
 
-__all__ = ["Tickets", "call", "check", "check_soon", "forget", "interpreted_call"]
+__all__ = ["Answers", "Tickets", "call", "check", "check_soon", "forget", "interpreted_call"]
 
 type _Answer = Future[Compiled | CompileError]
 
@@ -154,6 +154,14 @@ def check(
     return _fitting(source, launches, shared_limit)
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What compilers in other processes say of kernels: whether all is there, and what waits for it."""
+
+    are_there: Callable[[], bool]
+    wait: Callable[[], list[Compiled | CompileError]]
+
+
 def check_soon(
     sources: Sequence[Source],
     inputs: Sequence[Array],
@@ -162,8 +170,8 @@ def check_soon(
     arch: int,
     shared_limit: int,
     workers: Workers,
-) -> Callable[[], list[Compiled | CompileError]]:
-    """`check` of each source, begun in worker processes; what is returned waits for them.
+) -> Answers:
+    """`check` of each source, begun in worker processes.
 
     Kernels are handed over to jax-triton as they are until they are given to `forget`; nothing is stored.
     """
@@ -186,7 +194,7 @@ def check_soon(
                 found.append(error)
         return found
 
-    return wait
+    return Answers(lambda: all(answer.done() for answers in begun for answer in answers), wait)
 
 
 def forget(sources: Iterable[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int) -> None:

@@ -19,6 +19,7 @@ from jaxorch.orchestration.guard import Verdict
 from jaxorch.orchestration.measure import Timing
 from jaxorch.orchestration.planner import plan_program
 from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.launch import Answers
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target
 
@@ -40,9 +41,9 @@ class Machine:
         self.before_comparing = lambda: None
         monkeypatch.setattr(choice, "local_arch", lambda: 90)
         monkeypatch.setattr(tune, "check", lambda *args, **named: self.compiled())
-        monkeypatch.setattr(tune, "check_soon", lambda sources, *a, **named: lambda: [self.compiled() for _ in sources])
+        monkeypatch.setattr(tune, "check_soon", lambda sources, *a, **named: self.answers(len(sources)))
         monkeypatch.setattr(tune, "forget", lambda *args, **named: None)
-        monkeypatch.setattr(tune, "launchable", lambda sources, outputs, rotation, *, tickets: sources)
+        monkeypatch.setattr(tune, "launchable", lambda sources, inputs, outputs, compilers: sources)
         monkeypatch.setattr(tune, "launched", lambda source, rotation: source)
         monkeypatch.setattr(tune, "agreeing", lambda versions, arguments, donated: [True] * len(versions))
         monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
@@ -51,6 +52,9 @@ class Machine:
 
     def compiled(self):
         return Compiled("", 32, 0, 0, 0.0)
+
+    def answers(self, count):
+        return Answers(lambda: True, lambda: [self.compiled() for _ in range(count)])
 
     def times(self, sources, sets, **named):
         self.before_timing()
