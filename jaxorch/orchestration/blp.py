@@ -133,7 +133,7 @@ def _best_other(
         outcome = solved[part]
         if outcome is None or outcome.chosen is None:
             continue
-        extra = math.fsum((*(costs[i] for i in outcome.chosen), *(-costs[i] for i in kept)))
+        extra = max(math.fsum((*(costs[i] for i in outcome.chosen), *(-costs[i] for i in kept))), 0.0)  # by rounding
         if best is None or extra < best.extra:
             gone, instead = set(kept) - set(outcome.chosen), set(outcome.chosen) - set(kept)
             best = RunnerUp(extra, *(tuple(group[i] for i in sorted(ks)) for ks in (gone, instead)))
