@@ -14,14 +14,16 @@ from jaxorch.orchestration.tune import Underway
 
 __all__ = ["Ahead"]
 
-_KERNELS = 4
-
 
 class Ahead:
     """Kernels that compile before they are asked for."""
 
-    def __init__(self, begins: Mapping[str, Callable[[], Underway | None]]) -> None:
-        """`begins`: what begins to compile each kernel, by its structure, in the order of tuning."""
+    def __init__(self, begins: Mapping[str, Callable[[], Underway | None]], most: int) -> None:
+        """`begins`: what begins to compile each kernel, by its structure, in the order of tuning.
+
+        `most`: kernels under way at once.
+        """
+        self._most = most
         self._waiting = deque(begins.items())
         self._begun: dict[str, Underway | None] = {}
 
@@ -30,7 +32,7 @@ class Ahead:
 
         It is waited for until XLA has begun with it, and then with those behind it that the workers are done with.
         """
-        while self._waiting and (len(self._begun) < _KERNELS or structure not in self._begun):
+        while self._waiting and (len(self._begun) < self._most or structure not in self._begun):
             following, begin = self._waiting.popleft()
             try:
                 self._begun[following] = begin()

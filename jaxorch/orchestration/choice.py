@@ -35,7 +35,7 @@ from jaxorch.orchestration.peak import peak
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Version
 from jaxorch.orchestration.programs import Compilers
 from jaxorch.orchestration.progress import Progress
-from jaxorch.orchestration.tune import Tuned, Underway, begin, place, tune
+from jaxorch.orchestration.tune import Tuned, Underway, begin, begin_first, place, tune
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
@@ -57,6 +57,12 @@ _CORRECTIONS = 2
 
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
+
+_AHEAD, _AHEAD_UNTIMED = 4, 16
+"""Kernels that compile at once: with all configurations that are timed, and with one each where none is."""
+
+_SEVERAL = 4
+"""Kernels that are compiled in worker processes, beside each other, though none is timed; fewer take less here."""
 
 _CONTESTED_US = 2.0
 """What XLA's version of nodes is estimated to take for it to be timed: below, a launch is all there is to it."""
@@ -309,11 +315,23 @@ class Way:
         return estimate if known["measured"] is None else float(known["measured"])
 
     def tried(self) -> Steps | None:
+        """The steps of the choice; None if a kernel failed.  Interrupted, those with what is tuned by then."""
+        try:
+            return self.made()
+        except KeyboardInterrupt:
+            if not self.session.live:
+                raise
+            self.session.interrupt()
+        return self.made()
+
+    def made(self) -> Steps | None:
         steps: list[KernelStep | LeftStep] = []
         untuned = self.untuned()
         self.session.progress.expect(len(untuned))
         with Workers() as workers, Compilers() as compilers:
-            ahead = Ahead({s: partial(self.begun, kernel, workers, compilers) for s, kernel in untuned.items()})
+            begins = {s: partial(self.begun, kernel, workers, compilers) for s, kernel in untuned.items()}
+            live = self.session.live
+            ahead = Ahead(begins if live or len(untuned) >= _SEVERAL else {}, _AHEAD if live else _AHEAD_UNTIMED)
             for number in self.choice.solution.chosen:
                 option = self.choice.options[number]
                 if isinstance(option, Left):
@@ -332,10 +350,10 @@ class Way:
         return {s: kernel for s, kernel in kernels.items() if s not in self.session.tuned}
 
     def begun(self, kernel: Kernel, workers: Workers, compilers: Compilers) -> Underway | None:
-        """A kernel whose configurations have begun to compile, if they are going to be timed."""
-        if not self.session.live:
-            return None
+        """A kernel whose configurations have begun to compile: those to be timed, or the first."""
         common = self.common(kernel)
+        if not self.session.live:
+            return begin_first(self.graph, kernel, self.session.device, workers=workers, **common)
         return begin(self.graph, kernel, self.session.device, workers=workers, compilers=compilers, **common)
 
     def tuned(self, option: Fused, estimate: float, ahead: Ahead) -> KernelStep | None:
@@ -362,15 +380,10 @@ class Way:
         return f"{'tunes' if self.session.live else 'compiles'} {kernel.schedule}: {names:.40}"
 
     def fastest(self, kernel: Kernel, structure: str, ahead: Ahead) -> Tuned:
-        """The kernel in its best configuration, or in the first where the search for that is interrupted."""
+        """The kernel in its best configuration, or in the first where none is timed."""
         session, common = self.session, self.common(kernel)
-        if session.live:
-            try:
-                underway = ahead.take(structure)
-                return tune(self.graph, kernel, session.device, live=True, underway=underway, **common)
-            except KeyboardInterrupt:
-                session.interrupt()
-        return tune(self.graph, kernel, session.device, live=False, **common)
+        underway = ahead.take(structure)
+        return tune(self.graph, kernel, session.device, live=session.live, underway=underway, **common)
 
     def common(self, kernel: Kernel) -> dict[str, Any]:
         """What `begin` and `tune` are told alike."""

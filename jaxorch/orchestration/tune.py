@@ -31,7 +31,7 @@ from jaxorch.orchestration.plan import arguments
 from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.programs import Compilers, Launchable, counters, in_place, launchable, launched
 from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import Answers, check, check_soon, forget
+from jaxorch.runtime.launch import Answers, check, check_soon, forget, is_kept
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Workers
 
@@ -42,6 +42,7 @@ __all__ = [
     "Tuned",
     "Underway",
     "begin",
+    "begin_first",
     "is_out_of_memory",
     "least_parts",
     "place",
@@ -139,6 +140,20 @@ def begin(
     inputs, outputs = arguments(graph, kernel)
     answers = check_soon(sources, inputs, outputs, **_limits(device), workers=workers)
     return Underway(key, sources, answers, lambda sources: launchable(sources, inputs, outputs, compilers))
+
+
+def begin_first(
+    graph: Graph, kernel: Kernel, device: Device, *, effort: str, store: Store, header: Sequence[str], workers: Workers
+) -> Underway | None:
+    """Begins to compile what `tune` takes where nothing is timed; None where it is in the store."""
+    configs = configurations(graph, kernel)[: TRIES["default"]]
+    first = generate(graph, kernel, configs[0], header=header)
+    inputs, outputs = arguments(graph, kernel)
+    key = _key(device, configs, first)
+    if _known(store, key, configs) is not None or is_kept(first, inputs, outputs, arch=device.arch, store=store):
+        return None
+    answers = check_soon([first], inputs, outputs, **_limits(device), workers=workers)
+    return Underway(key, [first], answers, lambda sources: [])
 
 
 def within_reach(

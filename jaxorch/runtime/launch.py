@@ -23,12 +23,12 @@ from jaxorch.ir.graph import Array
 from jaxorch.runtime.compile import Compiled, compile_for
 from jaxorch.runtime.handover import hand_over, offer, withdraw
 from jaxorch.runtime.interpret import run
-from jaxorch.runtime.kept import compiled
+from jaxorch.runtime.kept import compiled, kept
 from jaxorch.runtime.source import LOCK, jit_from_source
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Request, Workers
 
-__all__ = ["Answers", "Tickets", "call", "check", "check_soon", "forget", "interpreted_call"]
+__all__ = ["Answers", "Tickets", "call", "check", "check_soon", "forget", "interpreted_call", "is_kept"]
 
 type _Answer = Future[Compiled | CompileError]
 
@@ -195,6 +195,11 @@ def check_soon(
         return found
 
     return Answers(lambda: all(answer.done() for answers in begun for answer in answers), wait)
+
+
+def is_kept(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, store: Store) -> bool:
+    """Whether a kernel need not be compiled, since the store has it."""
+    return all(kept(request, store) is not None for request in _requests(source, inputs, outputs, arch))
 
 
 def forget(sources: Iterable[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int) -> None:

@@ -30,7 +30,7 @@ def recording(names, failing=(), done=()):
             raise CompileError(name)
         return Kernel(name, began, done)
 
-    return begun, began, Ahead({name: partial(begin, name) for name in names})
+    return begun, began, Ahead({name: partial(begin, name) for name in names}, 4)
 
 
 def named(kernel):

@@ -132,6 +132,48 @@ def test_a_choice_by_estimates_is_corrected_however_little_time_is_left(
     assert len(again) == 1 + most
 
 
+def six_kernels(*arrays):
+    return [jax.nn.softmax(jnp.sort(x)) for x in arrays]
+
+
+SIX = [jax.ShapeDtypeStruct((64, 2**k), jnp.float32) for k in range(5, 11)]
+
+
+def six_planned(session):
+    return plan_program(flatten(jax.make_jaxpr(six_kernels)(*SIX)), session, None)
+
+
+def test_what_an_interrupt_leaves_is_compiled_beside_each_other(machine, tmp_path, monkeypatch, kernels_win):
+    """The configurations to be timed are dropped, and the first of each kernel that is left begins at once."""
+    asked = []
+    monkeypatch.setattr(tune, "check_soon", lambda s, *a, **named: asked.append(s) or machine.answers(len(s)))
+    monkeypatch.setattr(tune, "is_kept", lambda *args, **named: False)
+    machine.before_timing = lambda: machine.timed and interrupt()
+    with pytest.warns(JaxorchWarning, match="tuning was interrupted"):
+        found = six_planned(session_in(tmp_path))
+    firsts = [sources[0].digest for sources in asked if len(sources) == 1]
+    untimed = {step.source.digest for step in found.kernels if step.measured is None}
+    assert len(untimed) == 5
+    assert untimed == {*firsts}
+    assert len(firsts) == 5
+
+
+@pytest.mark.parametrize(("kernels", "begun"), [(six_planned, 6), (planned, 0)])
+def test_kernels_that_are_not_timed_are_compiled_beside_each_other_if_they_are_several(
+    kernels, begun, machine, tmp_path, monkeypatch, kernels_win
+):
+    asked = []
+    monkeypatch.setattr(tune, "check_soon", lambda s, *a, **named: asked.append(s) or machine.answers(len(s)))
+    kept = []
+    monkeypatch.setattr(tune, "is_kept", lambda *args, **named: bool(kept))
+    found = kernels(session_in(tmp_path / "one", effort="fast"))
+    assert [len(sources) for sources in asked] == [1] * begun
+    assert {s.digest for sources in asked for s in sources} <= {step.source.digest for step in found.kernels}
+    kept.append(True)
+    kernels(session_in(tmp_path / "other", effort="fast"))
+    assert len(asked) == begun
+
+
 def test_an_interrupted_guard_keeps_the_plan_untimed(machine, tmp_path, kernels_win):
     machine.before_comparing = interrupt
     with pytest.warns(JaxorchWarning, match="tuning was interrupted"):
