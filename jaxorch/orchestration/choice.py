@@ -49,7 +49,7 @@ type Steps = tuple[KernelStep | LeftStep, ...]
 type Over = tuple[tuple[int, int], ...]
 """Inputs of a kernel that outputs overwrite, both by number."""
 
-_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
+_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": 240.0}
 """Seconds, by effort, after which no further plan or choice is tried beside those that are there, ..."""
 
 _CORRECTIONS = 2

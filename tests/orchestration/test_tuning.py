@@ -37,7 +37,7 @@ class Machine:
     """A GPU that compiles and times all kernels; what is asked of it may be made to fail."""
 
     def __init__(self, monkeypatch):
-        self.timed, self.compared, self.before_timing = [], 0, lambda: None
+        self.timed, self.compared, self.started, self.before_timing = [], 0, 0, lambda: None
         self.before_comparing = lambda: None
         monkeypatch.setattr(choice, "local_arch", lambda: 90)
         monkeypatch.setattr(tune, "check", lambda *args, **named: self.compiled())
@@ -49,6 +49,10 @@ class Machine:
         monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
         monkeypatch.setattr(tune, "device_times", self.times)
         monkeypatch.setattr(planner, "compare", self.compare)
+        monkeypatch.setattr(planner.workers, "start", self.start)
+
+    def start(self):
+        self.started += 1
 
     def compiled(self):
         return Compiled("", 32, 0, 0, 0.0)
@@ -92,9 +96,10 @@ def test_kernels_are_timed_and_the_plan_is_remembered(machine, tmp_path, kernels
     found = planned(session_in(tmp_path))
     assert len(machine.timed) == len(set(machine.timed)) > 1
     assert all(step.measured is not None for step in found.kernels)
-    assert (found.verdict.planned, found.kept) == (5.0, True)
+    assert (found.verdict.planned, found.kept, machine.started) == (5.0, True, 1)
     machine.before_timing = machine.before_comparing = interrupt
     assert planned(session_in(tmp_path)).plan.steps[0].source.digest == found.plan.steps[0].source.digest
+    assert machine.started == 1
 
 
 def test_interrupted_tuning_leaves_a_program_and_what_was_timed(machine, tmp_path, kernels_win):
