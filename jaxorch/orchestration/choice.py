@@ -25,7 +25,7 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.structure import Structures
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
-from jaxorch.orchestration.ahead import Ahead
+from jaxorch.orchestration.ahead import compiled_ahead
 from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates, sharing
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
@@ -58,8 +58,8 @@ _CORRECTIONS = 2
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
 
-_AHEAD, _AHEAD_UNTIMED = 4, 16
-"""Kernels that compile at once: with all configurations that are timed, and with one each where none is."""
+_AHEAD = 16
+"""Kernels that compile at once."""
 
 _SEVERAL = 4
 """Kernels that are compiled in worker processes, beside each other, though none is timed; fewer take less here."""
@@ -325,27 +325,25 @@ class Way:
         return self.made()
 
     def made(self) -> Steps | None:
-        steps: list[KernelStep | LeftStep] = []
-        untuned = self.untuned()
+        """The steps of the choice, its kernels tuned in the order in which they are compiled; None if one failed."""
+        chosen = [self.choice.options[number] for number in self.choice.solution.chosen]
+        if any(isinstance(o, Fused) and o.structure in self.session.failed for o in chosen):  # in another way
+            return None
+        untuned, live = self.untuned(chosen), self.session.live
         self.session.progress.expect(len(untuned))
         with Workers() as workers, Compilers() as compilers:
             begins = {s: partial(self.begun, kernel, workers, compilers) for s, kernel in untuned.items()}
-            live = self.session.live
-            ahead = Ahead(begins if live or len(untuned) >= _SEVERAL else {}, _AHEAD if live else _AHEAD_UNTIMED)
-            for number in self.choice.solution.chosen:
-                option = self.choice.options[number]
-                if isinstance(option, Left):
-                    steps.append(LeftStep(option, self.reason(option), self.candidate(option).cost))
-                    continue
-                step = self.tuned(option, self.session.estimates[option.structure], ahead)
-                if step is None:
+            if not live and len(untuned) < _SEVERAL:
+                begins = dict.fromkeys(untuned, _not_begun)
+            for structure, underway in compiled_ahead(begins, _AHEAD):
+                if not self.tuned(structure, untuned[structure], underway):
                     return None
-                steps.append(step)
-        return tuple(steps)
+        return tuple(map(self.step, chosen))
 
-    def untuned(self) -> dict[str, Kernel]:
-        """The chosen kernels that are not tuned yet, each structure once."""
-        chosen = (self.choice.options[number] for number in self.choice.solution.chosen)
+    def untuned(self, chosen: Sequence[Fused | Left]) -> dict[str, Kernel]:
+        """The kernels among these that are not tuned yet, each structure once."""
+        if self.session.options.backend == "interpret":
+            return {}
         kernels = {o.structure: o.kernel for o in chosen if isinstance(o, Fused)}
         return {s: kernel for s, kernel in kernels.items() if s not in self.session.tuned}
 
@@ -356,34 +354,34 @@ class Way:
             return begin_first(self.graph, kernel, self.session.device, workers=workers, **common)
         return begin(self.graph, kernel, self.session.device, workers=workers, compilers=compilers, **common)
 
-    def tuned(self, option: Fused, estimate: float, ahead: Ahead) -> KernelStep | None:
-        """The kernel's step; None if it failed, which is recorded."""
-        kernel, structure, session = option.kernel, option.structure, self.session
-        if structure in session.failed:  # in another way
-            return None
+    def tuned(self, structure: str, kernel: Kernel, underway: Underway | None) -> bool:
+        """Tunes a kernel, or takes the first configuration where none is timed; False if it failed, as is recorded."""
+        session = self.session
+        try:
+            with session.progress.step(self.doing(kernel)):
+                common = self.common(kernel)
+                found = tune(self.graph, kernel, session.device, live=session.live, underway=underway, **common)
+        except (CompileError, UnsupportedError) as error:
+            session.failed[structure] = None
+            session.failures[str(error)] = None
+            return False
+        session.tuned[structure] = found
+        return True
+
+    def step(self, option: Fused | Left) -> KernelStep | LeftStep:
+        session = self.session
+        if isinstance(option, Left):
+            return LeftStep(option, self.reason(option), self.candidate(option).cost)
+        kernel, estimate = option.kernel, session.estimates[option.structure]
         if session.options.backend == "interpret":
             config, header = configurations(self.graph, kernel)[0], header_of(self.trace, self.graph, kernel)
             return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
-        if structure not in session.tuned:
-            try:
-                with session.progress.step(self.doing(kernel)):
-                    session.tuned[structure] = self.fastest(kernel, structure, ahead)
-            except (CompileError, UnsupportedError) as error:
-                session.failed[structure] = None
-                session.failures[str(error)] = None
-                return None
-        found = session.tuned[structure]
+        found = session.tuned[option.structure]
         return KernelStep(kernel, found.source, estimate, found.measured, found.compiled)
 
     def doing(self, kernel: Kernel) -> str:
         names = " ".join(names_of(self.graph.nodes[n] for n in kernel.nodes))
         return f"{'tunes' if self.session.live else 'compiles'} {kernel.schedule}: {names:.40}"
-
-    def fastest(self, kernel: Kernel, structure: str, ahead: Ahead) -> Tuned:
-        """The kernel in its best configuration, or in the first where none is timed."""
-        session, common = self.session, self.common(kernel)
-        underway = ahead.take(structure)
-        return tune(self.graph, kernel, session.device, live=session.live, underway=underway, **common)
 
     def common(self, kernel: Kernel) -> dict[str, Any]:
         """What `begin` and `tune` are told alike."""
@@ -396,3 +394,7 @@ class Way:
         if opaque:
             return opaque[0].reason
         return self.found.rejected.get(left.nodes, "XLA is estimated to be as fast")
+
+
+def _not_begun() -> None:
+    """What begins to compile a kernel that `tune` compiles itself."""

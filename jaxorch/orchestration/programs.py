@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import jax
@@ -25,8 +24,8 @@ __all__ = ["Compilers", "Launchable", "counters", "in_place", "launchable", "lau
 
 _jax: Any = jax  # what is used of it carries few types
 
-type Launchable = Callable[[], Callable[..., Any]]
-"""Gives a kernel as a compiled function, or raises what went wrong."""
+type Launchable = Future[Callable[..., Any]]
+"""A kernel as a compiled function, or what went wrong."""
 
 
 class Compilers:
@@ -43,7 +42,7 @@ class Compilers:
 
     def begin(self, lowered: Any) -> Launchable:
         """Begins to compile a lowered program."""
-        return self._pool.submit(lowered.compile).result
+        return self._pool.submit(lowered.compile)
 
 
 def counters(sources: Sequence[Source]) -> int:
@@ -82,12 +81,10 @@ def launchable(
         try:
             made.append(compilers.begin(lowered(source)))
         except JaxorchError as error:
-            made.append(partial(_raise, error))
+            failed: Launchable = Future()
+            failed.set_exception(error)
+            made.append(failed)
     return made
-
-
-def _raise(error: JaxorchError) -> Any:
-    raise error
 
 
 def launched(version: Launchable, rotation: Rotation) -> Callable[..., Any]:
@@ -97,6 +94,6 @@ def launched(version: Launchable, rotation: Rotation) -> Callable[..., Any]:
         JaxorchError: it cannot be written or compiled.
         JaxRuntimeError: it cannot be launched, or fails when it runs.
     """
-    compiled = version()
+    compiled = version.result()
     _jax.block_until_ready(rotation.call(compiled))
     return compiled

@@ -9,6 +9,7 @@ the least scratch memory wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import astuple, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -95,17 +96,21 @@ class Underway:
         Waits for the workers, and has XLA begin.
         """
         if self._usable is None:
-            found = self._answers.wait()
+            found = self._answers.checked()
             self.failures += (str(f) for f in found if isinstance(f, CompileError))
             usable = [(s, f) for s, f in zip(self.sources, found, strict=True) if isinstance(f, Compiled)]
             self._usable = [u for u in usable if u[1].spill_bytes <= FEW_SPILLS] or usable
             self.programs = self._programs([s for s, _ in self._usable]) if usable else []
         return self._usable
 
-    def go_on(self) -> None:
-        """Has XLA begin if the workers are done."""
-        if self._answers.are_there():
-            self.usable()
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the workers are done, and XLA has begun."""
+        return self._usable is not None
+
+    def awaited(self) -> list[Future[Any]]:
+        """What is still to be done before `usable` waits no more, or else before all programs are there."""
+        return [f for f in (self.programs if self.is_compiled else self._answers.awaited) if not f.done()]
 
 
 def begin(

@@ -156,10 +156,10 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What compilers in other processes say of kernels: whether all is there, and what waits for it."""
+    """What compilers in other processes will say of kernels, and what makes of it what `check` gives."""
 
-    are_there: Callable[[], bool]
-    wait: Callable[[], list[Compiled | CompileError]]
+    awaited: Sequence[_Answer]
+    checked: Callable[[], list[Compiled | CompileError]]
 
 
 def check_soon(
@@ -185,7 +185,7 @@ def check_soon(
                 offer(request, kernel)
         return _fitting(source, made, shared_limit)
 
-    def wait() -> list[Compiled | CompileError]:
+    def all_checked() -> list[Compiled | CompileError]:
         found: list[Compiled | CompileError] = []
         for asked in zip(sources, requests, begun, strict=True):
             try:
@@ -194,7 +194,7 @@ def check_soon(
                 found.append(error)
         return found
 
-    return Answers(lambda: all(answer.done() for answers in begun for answer in answers), wait)
+    return Answers([answer for answers in begun for answer in answers], all_checked)
 
 
 def is_kept(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, store: Store) -> bool:

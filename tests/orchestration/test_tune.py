@@ -65,7 +65,7 @@ class Machine:
                 found.append(self.check(source, inputs, outputs, **limits))
             except CompileError as error:
                 found.append(error)
-        return Answers(lambda: True, lambda: found)
+        return Answers([], lambda: found)
 
     def forget(self, sources, inputs, outputs, *, arch):
         self.forgotten += [s.config for s in sources]
@@ -129,8 +129,11 @@ def test_what_was_begun_is_waited_for_and_the_others_are_forgotten(made, machine
     with Compilers() as compilers:
         underway = begin(*made, H200, workers=None, compilers=compilers, **named)
         assert not machine.launched
-        underway.go_on()
+        assert not underway.is_compiled
+        underway.usable()
         assert machine.launched == machine.compiled
+        assert len(underway.programs) == len(machine.compiled)
+        assert underway.is_compiled
         compiled = list(machine.compiled)
         assert compiled == list(configurations(*made)[: len(compiled)])
         wanted = compiled[3]

@@ -4,6 +4,7 @@ import io
 import sys
 import threading
 import warnings
+from concurrent.futures import Future
 from functools import partial
 
 import jax
@@ -33,6 +34,12 @@ def two_kernels(x, y):
 SPECS = jax.ShapeDtypeStruct((64, 256), jnp.float32), jax.ShapeDtypeStruct((128, 64), jnp.float32)
 
 
+def done(result):
+    future = Future()
+    future.set_result(result)
+    return future
+
+
 class Machine:
     """A GPU that compiles and times all kernels; what is asked of it may be made to fail."""
 
@@ -43,8 +50,8 @@ class Machine:
         monkeypatch.setattr(tune, "check", lambda *args, **named: self.compiled())
         monkeypatch.setattr(tune, "check_soon", lambda sources, *a, **named: self.answers(len(sources)))
         monkeypatch.setattr(tune, "forget", lambda *args, **named: None)
-        monkeypatch.setattr(tune, "launchable", lambda sources, inputs, outputs, compilers: sources)
-        monkeypatch.setattr(tune, "launched", lambda source, rotation: source)
+        monkeypatch.setattr(tune, "launchable", lambda sources, inputs, outputs, compilers: [*map(done, sources)])
+        monkeypatch.setattr(tune, "launched", lambda source, rotation: source.result())
         monkeypatch.setattr(tune, "agreeing", lambda versions, arguments, donated: [True] * len(versions))
         monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
         monkeypatch.setattr(tune, "device_times", self.times)
@@ -58,7 +65,7 @@ class Machine:
         return Compiled("", 32, 0, 0, 0.0)
 
     def answers(self, count):
-        return Answers(lambda: True, lambda: [self.compiled() for _ in range(count)])
+        return Answers([], lambda: [self.compiled() for _ in range(count)])
 
     def times(self, sources, sets, **named):
         self.before_timing()
