@@ -24,7 +24,8 @@ from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import Rotation, device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.tune import FEW_SPILLS, TRIES, launchable, launched
+from jaxorch.orchestration.programs import Compilers, launchable, launched
+from jaxorch.orchestration.tune import FEW_SPILLS, TRIES
 from jaxorch.pipeline import planned
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import check
@@ -60,8 +61,9 @@ def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int
         try:
             compiled = check(source, inputs, outputs, arch=table.arch, shared_limit=table.shared_per_block)
             if rotation:
-                (version,) = launchable([source], outputs, rotation)
-                running[len(rows)] = launched(version, rotation)
+                with Compilers() as compilers:
+                    (version,) = launchable([source], inputs, outputs, compilers)
+                    running[len(rows)] = launched(version, rotation)
         except (JaxorchError, jax.errors.JaxRuntimeError) as error:
             failure = str(error).splitlines()[0]
         frame = kernel.frames[config.frame]

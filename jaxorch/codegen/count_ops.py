@@ -100,7 +100,8 @@ class CountOps:
         """
         self.of_windows = of_windows
         self.tile, self.unroll, self.loaded, self.in_step = tile, unroll, loaded, in_step
-        self.delivered: dict[tuple[str, int], Any] = {}  # by buffer and sample: the sectors that loads have fetched
+        # by buffer and sample: the sectors that loads have fetched, and the pieces that these are in, both ascending
+        self.delivered: dict[tuple[str, int], tuple[Any, Any]] = {}
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.looping: bool = False  # whether a loop over products is being written
@@ -146,10 +147,10 @@ class CountOps:
         """Bytes of the pieces that no load before has fetched for each byte wanted that none has."""
         worst = 0.0
         for part, (sectors, waste) in enumerate(samples):
-            known = self.delivered.get((buffer.name, part), sectors[:0])
-            more, each = np.setdiff1d(sectors, known, assume_unique=True), PIECE // SECTOR
-            pieces = np.setdiff1d(more // each, known // each)
-            self.delivered[buffer.name, part] = np.concatenate([known, more])
+            known, fetched = self.delivered.get((buffer.name, part), (sectors[:0], sectors[:0]))
+            more = _without(sectors, known)
+            pieces = _without(_different(more // (PIECE // SECTOR)), fetched)
+            self.delivered[buffer.name, part] = _merged(known, more), _merged(fetched, pieces)
             worst = max(worst, waste * pieces.size * PIECE / max(more.size * SECTOR, PIECE))
         return worst if any(sectors.size for sectors, _ in samples) else 1.0
 
@@ -408,6 +409,19 @@ def _fresh(offset: Expr, blocks: tuple[int, ...]) -> float:
 def _points(counts: Sequence[int]) -> list[Any]:
     """Coordinates from 0 along each axis, that broadcast together."""
     return list(np.ogrid[tuple(slice(n) for n in counts)])
+
+
+def _without(values: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Those of ascending integers that are not among other ascending ones."""
+    if not known.size:
+        return values
+    at = np.minimum(np.searchsorted(known, values), known.size - 1)
+    return values[known[at] != values]
+
+
+def _merged(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Both, ascending as each of them is."""
+    return np.sort(np.concatenate([first, second]), kind="stable") if first.size else second
 
 
 def _different(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -13,6 +13,9 @@ __all__ = ["remembered"]
 
 _MOST = 1 << 14  # objects
 
+# As `id`, which is audited: some library's hook, run each time, would take as long as most answers.
+_identity = object.__hash__
+
 
 def remembered[T, R](function: Callable[[T], R]) -> Callable[[T], R]:
     """`function`, a pure one of an immutable object, with the results for the last objects kept.
@@ -23,11 +26,11 @@ def remembered[T, R](function: Callable[[T], R]) -> Callable[[T], R]:
 
     @wraps(function)
     def answer(thing: T) -> R:
-        found = known.get(id(thing))
+        found = known.get(_identity(thing))
         if found is None:
             if len(known) >= _MOST:
                 known.clear()
-            found = known[id(thing)] = thing, function(thing)
+            found = known[_identity(thing)] = thing, function(thing)
         return found[1]
 
     return answer

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Value"]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Value:
-    """One output of one node of a graph."""
+class Value(NamedTuple):
+    """One output of one node of a graph; a tuple, since the search hashes and compares millions."""
 
     node: int
     output: int = 0

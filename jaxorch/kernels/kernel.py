@@ -159,8 +159,9 @@ def _hazard(graph: Graph, members: frozenset[int], outputs: Sequence[Value]) -> 
 
 def _written_first(graph: Graph, members: frozenset[int]) -> tuple[int, ...]:
     """The Scatters whose arrays others read as they are then."""
-    read = _read(graph, members)
-    return tuple(k for k in sorted(members) if isinstance(graph.nodes[k], Scatter) and Value(k) in read)
+    scatters = [k for k in sorted(members) if isinstance(graph.nodes[k], Scatter)]
+    read = _read(graph, members) if scatters else set[Value]()
+    return tuple(k for k in scatters if Value(k) in read)
 
 
 def _read(graph: Graph, members: frozenset[int]) -> set[Value]:

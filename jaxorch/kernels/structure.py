@@ -19,10 +19,6 @@ from jaxorch.passes.rewrite import rename
 __all__ = ["Structure", "Structures", "carry_over"]
 
 
-type _Name = tuple[int, int]
-"""A value's node and output: thousands of sets are looked at, and tuples are hashed faster."""
-
-
 @dataclass(frozen=True, slots=True)
 class Structure:
     """The digest, and the set it was taken of: its nodes, and the values from outside by place."""
@@ -37,22 +33,22 @@ class Structures:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.texts: dict[int, tuple[bytes, tuple[_Name, ...]]] = {}
-        self.sources: dict[_Name, bytes] = {}
+        self.texts: dict[int, tuple[bytes, tuple[Value, ...]]] = {}
+        self.sources: dict[Value, bytes] = {}
 
     def of(self, nodes: Sequence[int], outputs: Sequence[Value]) -> Structure:
         """The structure of a set of nodes (ascending) that stores `outputs`."""
         local = {number: k for k, number in enumerate(nodes)}
-        outside: dict[_Name, int] = {}
+        outside: dict[Value, int] = {}
         names: list[int] = [len(nodes), len(outputs)]
 
         digests: list[bytes] = []
-        read: list[_Name] = []
+        read: list[Value] = []
         for number in nodes:
             digest, values = self.text(number)
             digests.append(digest)
             read += values
-        for value in (*read, *((v.node, v.output) for v in outputs)):
+        for value in (*read, *outputs):
             inside = local.get(value[0])
             if inside is None:
                 names += (-1 - outside.setdefault(value, len(outside)), 0)
@@ -60,9 +56,9 @@ class Structures:
                 names += (inside, value[1])
         digests += map(self.source, outside)
         content = b"".join([*digests, array("q", names).tobytes()])
-        return Structure(hashlib.sha256(content).hexdigest(), tuple(nodes), tuple(Value(*v) for v in outside))
+        return Structure(hashlib.sha256(content).hexdigest(), tuple(nodes), tuple(outside))
 
-    def text(self, number: int) -> tuple[bytes, tuple[_Name, ...]]:
+    def text(self, number: int) -> tuple[bytes, tuple[Value, ...]]:
         """A digest of a node with the values it reads numbered from 0, and those values in that order."""
         if number not in self.texts:
             values: dict[Value, Value] = {}
@@ -70,17 +66,16 @@ class Structures:
                 replace(self.graph.nodes[number], origin=Origin()),
                 lambda value: values.setdefault(value, Value(len(values))),
             )
-            names = tuple((value.node, value.output) for value in values)
-            self.texts[number] = hashlib.sha256(repr(node).encode()).digest(), names
+            self.texts[number] = hashlib.sha256(repr(node).encode()).digest(), tuple(values)
         return self.texts[number]
 
-    def source(self, name: _Name) -> bytes:
+    def source(self, value: Value) -> bytes:
         """A digest of what is known of a value from outside: its type, and what a constant is."""
-        if name not in self.sources:
-            node, value = self.graph.nodes[name[0]], Value(*name)
+        if value not in self.sources:
+            node = self.graph.nodes[value.node]
             known = repr((self.graph.array(value), node.value if isinstance(node, Const) else None))
-            self.sources[name] = hashlib.sha256(known.encode()).digest()
-        return self.sources[name]
+            self.sources[value] = hashlib.sha256(known.encode()).digest()
+        return self.sources[value]
 
 
 def carry_over(kernel: Kernel, known: Structure, to: Structure) -> Kernel:

@@ -1,36 +1,46 @@
-"""Compiles the kernels that are tuned next in worker processes, while the one before is timed.
+"""Compiles kernels in worker processes and by XLA, many at once, while those that are done are timed.
 
-Input: kernels in the order in which they are tuned.  Output: each as what it is while it compiles.  Invariant: no more
-are under way than keep the processors busy, so that little is lost if the choice changes.
+Input: kernels in the order in which they begin.  Output: each when nothing of it is awaited any more, whichever that
+is.  Invariant: no more are under way than keep the processors busy, so that little is lost if one fails.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, wait
 
 from jaxorch.errors import CompileError, UnsupportedError
 from jaxorch.orchestration.tune import Underway
 
-__all__ = ["Ahead"]
-
-_KERNELS = 4
+__all__ = ["compiled_ahead"]
 
 
-class Ahead:
-    """Kernels that compile before they are asked for."""
+def compiled_ahead(
+    begins: Mapping[str, Callable[[], Underway | None]], most: int
+) -> Iterator[tuple[str, Underway | None]]:
+    """The kernels as they are done; None where `tune` is to see for itself.
 
-    def __init__(self, begins: Mapping[str, Callable[[], Underway | None]]) -> None:
-        """`begins`: what begins to compile each kernel, by its structure, in the order of tuning."""
-        self._waiting = deque(begins.items())
-        self._begun: dict[str, Underway | None] = {}
-
-    def take(self, structure: str) -> Underway | None:
-        """The kernel, begun at the latest now, and others behind it; None where `tune` is to see for itself."""
-        while self._waiting and (len(self._begun) < _KERNELS or structure not in self._begun):
-            following, begin = self._waiting.popleft()
+    `begins`: what begins to compile each kernel, by its structure.  `most`: kernels under way at once.
+    """
+    waiting = deque(begins.items())
+    under_way: dict[str, Underway] = {}
+    while waiting or under_way:
+        while waiting and len(under_way) < most:
+            structure, begin = waiting.popleft()
             try:
-                self._begun[following] = begin()
+                begun = begin()
             except (CompileError, UnsupportedError):  # as it will be when it is tuned
-                self._begun[following] = None
-        return self._begun.pop(structure, None)
+                begun = None
+            if begun is None:
+                yield structure, None
+            else:
+                under_way[structure] = begun
+        ready = [structure for structure, kernel in under_way.items() if not kernel.awaited()]
+        done = [structure for structure in ready if under_way[structure].is_compiled]
+        for structure in ready:
+            under_way[structure].usable()
+        if done:
+            yield done[0], under_way.pop(done[0])
+        elif under_way and not ready:
+            wait([f for kernel in under_way.values() for f in kernel.awaited()], return_when=FIRST_COMPLETED)

@@ -54,7 +54,7 @@ def solve(
     """
     start = time.perf_counter()
     counted = memory is not None and memory.matters
-    problem = reduce_problem(candidates, required, expensive, in_order=counted)
+    problem = reduce_problem(candidates, required, expensive, in_order=counted, in_two=not counted)
     free = itertools.count(len(candidates))
     rows = _rows(problem, free)
     bounds, prices = memory_rows(problem, memory, free) if memory is not None and counted else ([], {})
@@ -133,7 +133,7 @@ def _best_other(
         outcome = solved[part]
         if outcome is None or outcome.chosen is None:
             continue
-        extra = math.fsum((*(costs[i] for i in outcome.chosen), *(-costs[i] for i in kept)))
+        extra = max(math.fsum((*(costs[i] for i in outcome.chosen), *(-costs[i] for i in kept))), 0.0)  # by rounding
         if best is None or extra < best.extra:
             gone, instead = set(kept) - set(outcome.chosen), set(outcome.chosen) - set(kept)
             best = RunnerUp(extra, *(tuple(group[i] for i in sorted(ks)) for ks in (gone, instead)))

@@ -22,12 +22,36 @@ __all__ = ["Built", "Enumeration", "Fused", "Left", "enumerate_candidates", "lef
 
 
 @dataclass(frozen=True, slots=True)
+class Built:
+    """A kernel, or why there is none, and the graph and the set it was built for; its equals are carried over."""
+
+    graph: Graph
+    structure: Structure
+    kernel: Kernel | str
+
+
+@dataclass(frozen=True, slots=True)
 class Fused:
     """A generated kernel as a candidate; kernels of one `structure` are the same but for what they read."""
 
-    kernel: Kernel
     inputs: tuple[Value, ...]
-    structure: str
+    outputs: tuple[Value, ...]
+    own: Structure
+    first: Built
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        return self.own.nodes
+
+    @property
+    def structure(self) -> str:
+        return self.own.digest
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel here; made anew each time, since of thousands of candidates a few are looked at."""
+        assert isinstance(self.first.kernel, Kernel)
+        return carry_over(self.first.kernel, self.first.structure, self.own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +70,6 @@ class Enumeration:
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     rejected: Mapping[tuple[int, ...], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A kernel, or why there is none, and the graph and the set it was built for; its equals are carried over."""
-
-    graph: Graph
-    structure: Structure
-    kernel: Kernel | str
 
 
 def enumerate_candidates(graph: Graph, built: dict[str, Built] | None = None) -> Enumeration:
@@ -76,7 +91,7 @@ def enumerate_candidates(graph: Graph, built: dict[str, Built] | None = None) ->
         if isinstance(first.kernel, str):
             rejected[nodes] = first.kernel
             return False
-        fused.append(Fused(carry_over(first.kernel, first.structure, structure), inputs, structure.digest))
+        fused.append(Fused(inputs, outputs, structure, first))
         return True
 
     kinds = [structures.of(p.nodes, p.outputs).digest for p in pieces.all]
@@ -91,8 +106,9 @@ def sharing(graph: Graph, fused: Fused, pairs: Iterable[tuple[int, int]]) -> tup
     """
     sizes = {node.array.nbytes for node in graph.nodes if isinstance(node, Input)}
     found: dict[Value, Value] = {}
+    kernel = fused.kernel
     for k, o in pairs:
-        value, result = fused.kernel.inputs[k], fused.kernel.outputs[o].value
+        value, result = kernel.inputs[k], kernel.outputs[o].value
         ends = result in graph.outputs and graph.array(result).nbytes in sizes
         whole = value in fused.inputs and value not in graph.outputs and has_own_memory(graph, value)
         if whole and not ends and value not in found and result not in found.values():
@@ -148,6 +164,8 @@ def _accumulated(pieces: Pieces, number: int) -> int | None:
         product = graph.nodes[pieces.all[k].nodes[-1]]
         if maxima and not (isinstance(product, Contract) and product.convolves):
             continue
-        if value in piece.inputs and pieces.readers[value] and {*pieces.readers[value]} <= {*piece.nodes}:
+        if value is None or value not in piece.inputs:
+            continue
+        if pieces.readers[value] and {*pieces.readers[value]} <= {*piece.nodes}:
             return k if value not in pieces.returned else None
     return None

@@ -25,7 +25,7 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.structure import Structures
 from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
-from jaxorch.orchestration.ahead import Ahead
+from jaxorch.orchestration.ahead import compiled_ahead
 from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates, sharing
 from jaxorch.orchestration.cost import kernel_time, left_time
 from jaxorch.orchestration.devices import Device, device
@@ -33,8 +33,9 @@ from jaxorch.orchestration.header import header_of, names_of
 from jaxorch.orchestration.leftover import GAP_US, xla_time
 from jaxorch.orchestration.peak import peak
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Version
+from jaxorch.orchestration.programs import Compilers
 from jaxorch.orchestration.progress import Progress
-from jaxorch.orchestration.tune import Tuned, Underway, begin, place, tune
+from jaxorch.orchestration.tune import Tuned, Underway, begin, begin_first, place, tune
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import call, interpreted_call
 from jaxorch.runtime.store import Store
@@ -48,7 +49,7 @@ type Steps = tuple[KernelStep | LeftStep, ...]
 type Over = tuple[tuple[int, int], ...]
 """Inputs of a kernel that outputs overwrite, both by number."""
 
-_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": math.inf}
+_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": 240.0}
 """Seconds, by effort, after which no further plan or choice is tried beside those that are there, ..."""
 
 _CORRECTIONS = 2
@@ -56,6 +57,12 @@ _CORRECTIONS = 2
 
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
+
+_AHEAD = 16
+"""Kernels that compile at once."""
+
+_SEVERAL = 4
+"""Kernels that are compiled in worker processes, beside each other, though none is timed; fewer take less here."""
 
 _ALIKE = 1.01
 """Choices whose costs, by measured times, differ by no more than this factor cost the same."""
@@ -153,7 +160,7 @@ class Way:
         self.trace, self.graph = version.trace, version.graph
         self.found: Enumeration = enumerate_candidates(self.graph, built)
         self.structures = Structures(self.graph)
-        self.contested = {n for fused in self.found.fused for n in fused.kernel.nodes}
+        self.contested = {n for fused in self.found.fused for n in fused.nodes}
         self.choice = self.choose()
 
     @property
@@ -199,13 +206,12 @@ class Way:
     def candidate(self, option: Fused | Left) -> blp.Candidate:
         if isinstance(option, Left):
             return blp.Candidate(option.nodes, option.inputs, option.outputs, self.left_cost(option))
-        outputs = tuple(o.value for o in option.kernel.outputs)
         estimates = self.session.estimates
         if option.structure not in estimates:
             estimates[option.structure] = self.priced(option)
         cost = self.session.timed.get(option.structure, estimates[option.structure])
         overwrites = self.overwrites(option) if self.session.counts_memory and math.isfinite(cost) else ()
-        return blp.Candidate(option.kernel.nodes, option.inputs, outputs, cost, overwrites)
+        return blp.Candidate(option.nodes, option.inputs, option.outputs, cost, overwrites)
 
     def overwrites(self, option: Fused | Left) -> tuple[tuple[Value, Value], ...]:
         """What the kernel, in its first configuration, may write over what."""
@@ -213,9 +219,8 @@ class Way:
             return ()
         known = self.session.overwrites
         if option.structure not in known:
-            known[option.structure] = overwritable(
-                self.graph, option.kernel, configurations(self.graph, option.kernel)[0]
-            )
+            kernel = option.kernel
+            known[option.structure] = overwritable(self.graph, kernel, configurations(self.graph, kernel)[0])
         return sharing(self.graph, option, known[option.structure])
 
     def left_cost(self, option: Left) -> float:
@@ -316,67 +321,73 @@ class Way:
         return estimate if known["measured"] is None else float(known["measured"])
 
     def tried(self) -> Steps | None:
-        steps: list[KernelStep | LeftStep] = []
-        untuned = self.untuned()
-        self.session.progress.expect(len(untuned))
-        with Workers() as workers:
-            ahead = Ahead({s: partial(self.begun, kernel, workers) for s, kernel in untuned.items()})
-            for number in self.choice.solution.chosen:
-                option = self.choice.options[number]
-                if isinstance(option, Left):
-                    steps.append(LeftStep(option, self.reason(option), self.candidate(option).cost))
-                    continue
-                step = self.tuned(option, self.session.estimates[option.structure], ahead)
-                if step is None:
-                    return None
-                steps.append(step)
-        return tuple(steps)
+        """The steps of the choice; None if a kernel failed.  Interrupted, those with what is tuned by then."""
+        try:
+            return self.made()
+        except KeyboardInterrupt:
+            if not self.session.live:
+                raise
+            self.session.interrupt()
+        return self.made()
 
-    def untuned(self) -> dict[str, Kernel]:
-        """The chosen kernels that are not tuned yet, each structure once."""
-        chosen = (self.choice.options[number] for number in self.choice.solution.chosen)
+    def made(self) -> Steps | None:
+        """The steps of the choice, its kernels tuned in the order in which they are compiled; None if one failed."""
+        chosen = [self.choice.options[number] for number in self.choice.solution.chosen]
+        if any(isinstance(o, Fused) and o.structure in self.session.failed for o in chosen):  # in another way
+            return None
+        untuned, live = self.untuned(chosen), self.session.live
+        self.session.progress.expect(len(untuned))
+        with Workers() as workers, Compilers() as compilers:
+            begins = {s: partial(self.begun, kernel, workers, compilers) for s, kernel in untuned.items()}
+            if not live and len(untuned) < _SEVERAL:
+                begins = dict.fromkeys(untuned, _not_begun)
+            for structure, underway in compiled_ahead(begins, _AHEAD):
+                if not self.tuned(structure, untuned[structure], underway):
+                    return None
+        return tuple(map(self.step, chosen))
+
+    def untuned(self, chosen: Sequence[Fused | Left]) -> dict[str, Kernel]:
+        """The kernels among these that are not tuned yet, each structure once."""
+        if self.session.options.backend == "interpret":
+            return {}
         kernels = {o.structure: o.kernel for o in chosen if isinstance(o, Fused)}
         return {s: kernel for s, kernel in kernels.items() if s not in self.session.tuned}
 
-    def begun(self, kernel: Kernel, workers: Workers) -> Underway | None:
-        """A kernel whose configurations have begun to compile, if they are going to be timed."""
+    def begun(self, kernel: Kernel, workers: Workers, compilers: Compilers) -> Underway | None:
+        """A kernel whose configurations have begun to compile: those to be timed, or the first."""
+        common = self.common(kernel)
         if not self.session.live:
-            return None
-        return begin(self.graph, kernel, self.session.device, workers=workers, **self.common(kernel))
+            return begin_first(self.graph, kernel, self.session.device, workers=workers, **common)
+        return begin(self.graph, kernel, self.session.device, workers=workers, compilers=compilers, **common)
 
-    def tuned(self, option: Fused, estimate: float, ahead: Ahead) -> KernelStep | None:
-        """The kernel's step; None if it failed, which is recorded."""
-        kernel, structure, session = option.kernel, option.structure, self.session
-        if structure in session.failed:  # in another way
-            return None
+    def tuned(self, structure: str, kernel: Kernel, underway: Underway | None) -> bool:
+        """Tunes a kernel, or takes the first configuration where none is timed; False if it failed, as is recorded."""
+        session = self.session
+        try:
+            with session.progress.step(self.doing(kernel)):
+                common = self.common(kernel)
+                found = tune(self.graph, kernel, session.device, live=session.live, underway=underway, **common)
+        except (CompileError, UnsupportedError) as error:
+            session.failed[structure] = None
+            session.failures[str(error)] = None
+            return False
+        session.tuned[structure] = found
+        return True
+
+    def step(self, option: Fused | Left) -> KernelStep | LeftStep:
+        session = self.session
+        if isinstance(option, Left):
+            return LeftStep(option, self.reason(option), self.candidate(option).cost)
+        kernel, estimate = option.kernel, session.estimates[option.structure]
         if session.options.backend == "interpret":
             config, header = configurations(self.graph, kernel)[0], header_of(self.trace, self.graph, kernel)
             return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
-        if structure not in session.tuned:
-            try:
-                with session.progress.step(self.doing(kernel)):
-                    session.tuned[structure] = self.fastest(kernel, structure, ahead)
-            except (CompileError, UnsupportedError) as error:
-                session.failed[structure] = None
-                session.failures[str(error)] = None
-                return None
-        found = session.tuned[structure]
+        found = session.tuned[option.structure]
         return KernelStep(kernel, found.source, estimate, found.measured, found.compiled)
 
     def doing(self, kernel: Kernel) -> str:
         names = " ".join(names_of(self.graph.nodes[n] for n in kernel.nodes))
         return f"{'tunes' if self.session.live else 'compiles'} {kernel.schedule}: {names:.40}"
-
-    def fastest(self, kernel: Kernel, structure: str, ahead: Ahead) -> Tuned:
-        """The kernel in its best configuration, or in the first where the search for that is interrupted."""
-        session, common = self.session, self.common(kernel)
-        if session.live:
-            try:
-                underway = ahead.take(structure)
-                return tune(self.graph, kernel, session.device, live=True, underway=underway, **common)
-            except KeyboardInterrupt:
-                session.interrupt()
-        return tune(self.graph, kernel, session.device, live=False, **common)
 
     def common(self, kernel: Kernel) -> dict[str, Any]:
         """What `begin` and `tune` are told alike."""
@@ -389,3 +400,7 @@ class Way:
         if opaque:
             return opaque[0].reason
         return self.found.rejected.get(left.nodes, "XLA is estimated to be as fast")
+
+
+def _not_begun() -> None:
+    """What begins to compile a kernel that `tune` compiles itself."""

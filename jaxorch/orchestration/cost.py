@@ -24,7 +24,7 @@ from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.library import product_time
 from jaxorch.passes.derive.match import is_window
 
-__all__ = ["config_time", "kernel_time", "left_time", "minimum_bytes"]
+__all__ = ["beside_work", "config_time", "kernel_time", "left_time", "minimum_bytes"]
 
 # The part of the copy rate that XLA's own kernels reach: elementwise work and reductions, and data movement that
 # joins or rearranges arrays (measured: 0.2 for a concatenation of caches, 0.5 to 0.8 for most others).
@@ -85,6 +85,11 @@ def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) ->
     # The last program's ticket, its loads and its stores wait for one another as long as a second launch takes.
     waits = 2 if config.splits > 1 else 1
     return (time + ramp + waits * device.launch_s) * 1e6
+
+
+def beside_work(kernel: Kernel, device: Device) -> float:
+    """What a kernel takes in any configuration, beside its memory and its arithmetic, µs."""
+    return (device.launch_s + (0.0 if kernel.core is None else _RAMP_S)) * 1e6
 
 
 def _matrix_efficiency(graph: Graph, kernel: Kernel) -> float:

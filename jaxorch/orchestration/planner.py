@@ -29,6 +29,7 @@ from jaxorch.orchestration.plan import KernelStep, Plan, Version, run, written_o
 from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.recall import Made, recall, remember
 from jaxorch.orchestration.tune import place
+from jaxorch.runtime import workers
 
 __all__ = ["Planned", "as_traced", "plan_program"]
 
@@ -85,6 +86,8 @@ def plan_program(trace: Trace, session: Session, ends: Ends) -> Planned:
     versions = session.versions(trace)
     made = recall(trace, versions, session)
     if made is None:
+        if session.live:
+            workers.start()  # while the kernels are chosen
         built: dict[str, Built] = {}
         made = [_made(way, steps, built) for way, steps in _tried(_ways(versions, session, built), session)]
         remember(trace, versions, made, session)

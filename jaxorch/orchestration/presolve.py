@@ -39,11 +39,17 @@ class Problem:
 
 
 def reduce_problem(
-    candidates: Sequence[Candidate], required: Sequence[Value], expensive: Collection[int], *, in_order: bool = False
+    candidates: Sequence[Candidate],
+    required: Sequence[Value],
+    expensive: Collection[int],
+    *,
+    in_order: bool = False,
+    in_two: bool = False,
 ) -> Problem:
     """Drop the candidates that cannot run, serve nothing or are dominated, and find what every solution must contain.
 
     `in_order`: one is dominated only by one whose last node is the same, and that may overwrite what it may.
+    `in_two`: also drop those that no best solution has since two others do the same for less.
 
     Raises:
         PlanError: a candidate is malformed, or no candidates produce a required value; the message names the value to
@@ -52,6 +58,8 @@ def reduce_problem(
     order = producible(candidates, required)
     useful = _useful(candidates, order, required)
     kept = _undominated(candidates, useful, frozenset(expensive), in_order)
+    if in_two:
+        kept = _not_in_two(candidates, kept, frozenset(expensive))
     live, stored = _unavoidable(candidates, [k for k in order if k in kept], required)
     columns = tuple(sorted(kept))
     return Problem(tuple(candidates), columns, stored, live, frozenset(expensive))
@@ -142,6 +150,37 @@ def _undominated(
                 best.append((reads, costly))
                 kept.append(k)
     return frozenset(kept)
+
+
+def _not_in_two(candidates: Sequence[Candidate], columns: Collection[int], expensive: frozenset[int]) -> frozenset[int]:
+    """Drop each candidate that two others together can replace in any solution, and cost less.
+
+    Together they store all it stores; the one that runs first reads what it reads, the other that or what the first
+    stores; and they compute no expensive node twice, or besides. A solution with it is so no best one. What binds the
+    parts of a problem are often such candidates alone, which compute again what another part has stored.
+    """
+    reads = {k: frozenset(candidates[k].inputs) for k in columns}
+    stores = {k: frozenset(candidates[k].outputs) for k in columns}
+    costly = {k: expensive.intersection(candidates[k].nodes) for k in columns}
+    cost = {k: candidates[k].cost for k in columns}
+    makers = _makers(candidates, sorted(columns, key=lambda k: (cost[k], k)))
+
+    def replaced(k: int) -> bool:
+        """Whether a candidate `last`, and one that stores what it does not find or store, can replace `k`."""
+        for last in dict.fromkeys(j for value in candidates[k].outputs for j in makers[value]):
+            if cost[last] >= cost[k] or not costly[last] <= costly[k]:
+                continue
+            absent = (stores[k] - stores[last]) | (reads[last] - reads[k])
+            left = costly[k] - costly[last]
+            storing = [makers.get(value, []) for value in absent]
+            for first in min(storing, key=len) if storing else ():
+                if cost[first] + cost[last] >= cost[k]:
+                    break
+                if absent <= stores[first] and reads[first] <= reads[k] and costly[first] <= left:
+                    return True
+        return False
+
+    return frozenset(k for k in columns if not replaced(k))
 
 
 def _unavoidable(

@@ -11,7 +11,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxorch.runtime import source as generated
 _WARP = 32
 _CAUSE_LINES = 6
 _POINTER_ALIGNMENT = 16
+_LOG = "ptxas_log"  # among Triton's metadata of a kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,8 @@ def compile_for(
             types = _types(function.arg_names, signature, constants)
             aligned = [i for i, type_name in enumerate(types.values()) if divisible and type_name.startswith("*")]
             kernel = _triton_compile(function, types, constants, aligned, arch, num_warps, num_stages)
-            log = _assemble(kernel.asm["ptx"], arch)
+            # an entry of Triton's cache that was not made here has none
+            log = kernel.metadata._asdict().get(_LOG) or _assemble(kernel.asm["ptx"], arch)[1]
         except Exception as err:
             raise CompileError(f"Kernel {name!r} does not compile for sm_{arch}: {_first_lines(err)}") from err
         return Compiled(
@@ -128,11 +131,39 @@ def _triton_compile(
     target: Any = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", arch, _WARP)
     attributes = {(i,): [["tt.divisibility", _POINTER_ALIGNMENT]] for i in aligned}
     text = compiler.ASTSource(fn=function, signature=types, constexprs=dict(constants), attrs=attributes)
-    return triton.compile(text, target=target, options={"num_warps": num_warps, "num_stages": num_stages})
+    with _assembling(arch):
+        return triton.compile(text, target=target, options={"num_warps": num_warps, "num_stages": num_stages})
 
 
-def _assemble(ptx: str, arch: int) -> str:
-    """What ptxas says of a kernel; Triton's own run of it keeps no statistics."""
+@contextmanager
+def _assembling(arch: int) -> Generator[None]:
+    """Triton's last stage is `_assemble`, with the log among the metadata, unless somebody else sees to its stages.
+
+    Triton's own run of ptxas, a fifth of what large kernels take to compile, keeps no statistics.
+    """
+    knobs: Any = importlib.import_module("triton.knobs").runtime
+
+    def hook(_: object = None, stages: dict[str, Any] | None = None, *__: object) -> tuple[str, str]:
+        if stages is not None:
+            stages["cubin"] = assembled
+        return _LOG, _LOG  # which some versions make a part of their key
+
+    def assembled(ptx: str, metadata: dict[str, Any]) -> bytes:
+        binary, metadata[_LOG] = _assemble(ptx, arch)
+        return binary
+
+    if knobs.add_stages_inspection_hook is not None:
+        yield
+        return
+    knobs.add_stages_inspection_hook = hook
+    try:
+        yield
+    finally:
+        knobs.add_stages_inspection_hook = None
+
+
+def _assemble(ptx: str, arch: int) -> tuple[bytes, str]:
+    """A kernel in machine code, and what ptxas says of it."""
     backend: Any = importlib.import_module("triton.backends.nvidia.compiler")
     target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
     assert target is not None
@@ -141,9 +172,9 @@ def _assemble(ptx: str, arch: int) -> str:
         text.write_text(ptx)
         command = [backend.get_ptxas(arch).path, "-v", f"-arch={target[1]}", str(text), "-o", f"{folder}/kernel.cubin"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"ptxas failed with status {done.returncode}: {done.stderr}")
-    return done.stderr
+        if done.returncode != 0:
+            raise RuntimeError(f"ptxas failed with status {done.returncode}: {done.stderr}")
+        return Path(folder, "kernel.cubin").read_bytes(), done.stderr
 
 
 def _number(pattern: str, log: str) -> int:

@@ -17,7 +17,7 @@ from jaxorch.runtime.handover import offer, offered
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Request
 
-__all__ = ["KIND", "compiled"]
+__all__ = ["KIND", "compiled", "kept"]
 
 KIND = "kernel"
 """Of the store's records."""
@@ -30,15 +30,19 @@ def compiled(request: Request, store: Store) -> Compiled:
         CompileError: it does not compile.
         LaunchError: it is not in the store, and Triton is missing.
     """
-    key = _key(request)
-    found = _read(store.get(KIND, key))
+    found = kept(request, store)
     if found is None:
         found = offered(request) or compile_for(*request[0], **request[1])
         if found.entry:
-            store.put(KIND, key, dataclasses.asdict(found))
+            store.put(KIND, _key(request), dataclasses.asdict(found))
     if found.entry:
         offer(request, found)
     return found
+
+
+def kept(request: Request, store: Store) -> Compiled | None:
+    """The kernel of a request, if the store has it."""
+    return _read(store.get(KIND, _key(request)))
 
 
 def _key(request: Request) -> str:

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -23,12 +23,12 @@ from jaxorch.ir.graph import Array
 from jaxorch.runtime.compile import Compiled, compile_for
 from jaxorch.runtime.handover import hand_over, offer, withdraw
 from jaxorch.runtime.interpret import run
-from jaxorch.runtime.kept import compiled
+from jaxorch.runtime.kept import compiled, kept
 from jaxorch.runtime.source import LOCK, jit_from_source
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Request, Workers
 
-__all__ = ["Tickets", "call", "check", "check_soon", "forget", "interpreted_call"]
+__all__ = ["Answers", "Tickets", "call", "check", "check_soon", "forget", "interpreted_call", "is_kept"]
 
 type _Answer = Future[Compiled | CompileError]
 
@@ -154,6 +154,14 @@ def check(
     return _fitting(source, launches, shared_limit)
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What compilers in other processes will say of kernels, and what makes of it what `check` gives."""
+
+    awaited: Sequence[_Answer]
+    checked: Callable[[], list[Compiled | CompileError]]
+
+
 def check_soon(
     sources: Sequence[Source],
     inputs: Sequence[Array],
@@ -162,8 +170,8 @@ def check_soon(
     arch: int,
     shared_limit: int,
     workers: Workers,
-) -> Callable[[], list[Compiled | CompileError]]:
-    """`check` of each source, begun in worker processes; what is returned waits for them.
+) -> Answers:
+    """`check` of each source, begun in worker processes.
 
     Kernels are handed over to jax-triton as they are until they are given to `forget`; nothing is stored.
     """
@@ -177,7 +185,7 @@ def check_soon(
                 offer(request, kernel)
         return _fitting(source, made, shared_limit)
 
-    def wait() -> list[Compiled | CompileError]:
+    def all_checked() -> list[Compiled | CompileError]:
         found: list[Compiled | CompileError] = []
         for asked in zip(sources, requests, begun, strict=True):
             try:
@@ -186,7 +194,12 @@ def check_soon(
                 found.append(error)
         return found
 
-    return wait
+    return Answers([answer for answers in begun for answer in answers], all_checked)
+
+
+def is_kept(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, store: Store) -> bool:
+    """Whether a kernel need not be compiled, since the store has it."""
+    return all(kept(request, store) is not None for request in _requests(source, inputs, outputs, arch))
 
 
 def forget(sources: Iterable[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int) -> None:

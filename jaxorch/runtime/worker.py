@@ -7,10 +7,12 @@ stdout, in the same form: a `Compiled`, or the text of the error. Ends with its 
 import os
 import pickle
 import sys
+from contextlib import suppress
 from typing import IO, Any
 
-from jaxorch.errors import CompileError
+from jaxorch.errors import CompileError, LaunchError
 from jaxorch.runtime.compile import Compiled, compile_for
+from jaxorch.runtime.source import require_triton
 
 __all__ = ["main", "receive", "send"]
 
@@ -53,6 +55,8 @@ def main() -> None:
     """Answers requests until there are no more."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what compilers print is no answer
+    with suppress(LaunchError):  # an answer will say so
+        require_triton()
     while True:
         try:
             request = receive(sys.stdin.buffer)

@@ -21,7 +21,7 @@ from jaxorch.errors import CompileError
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.worker import receive, send
 
-__all__ = ["SECONDS", "Request", "Workers", "compile_all"]
+__all__ = ["SECONDS", "Request", "Workers", "compile_all", "start"]
 
 SECONDS = 120.0
 """How long one kernel may take to compile."""
@@ -45,7 +45,7 @@ class Workers:
     def __init__(self, seconds: float = SECONDS) -> None:
         """`seconds`: how long one kernel may take."""
         self._seconds = seconds
-        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST))
+        self._pool = ThreadPoolExecutor(_count())
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +56,18 @@ class Workers:
     def begin(self, requests: Sequence[Request]) -> list[Future[Compiled | CompileError]]:
         """Puts kernels behind those that were begun before."""
         return [self._pool.submit(_compiled, request, self._seconds) for request in requests]
+
+
+def start() -> None:
+    """Starts the workers while there is nothing to compile yet: what they import takes seconds."""
+    with _lock:
+        missing = _count() - len(_ending)
+    for _ in range(missing):
+        _idle.put(_started())
+
+
+def _count() -> int:
+    return min(os.cpu_count() or 1, _MOST)
 
 
 def compile_all(requests: Sequence[Request], *, seconds: float = SECONDS) -> list[Compiled | CompileError]:

@@ -17,17 +17,20 @@ from benchmarks.correctness import judge, poison
 from benchmarks.inputs import drawer
 from benchmarks.reference import float64_reference
 from benchmarks.suites import SPINE_BARS
+from benchmarks.sweep import sweep
 from jaxorch import Options, primitive
 from jaxorch.codegen.source import Source
 from jaxorch.codegen.triton_scalars import TRITON, triton_load_cast, triton_store_cast
 from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array
-from jaxorch.kernels.configs import Config
+from jaxorch.kernels.configs import Config, configurations
 from jaxorch.orchestration import planner, tune
+from jaxorch.orchestration.devices import device
 from jaxorch.orchestration.guard import Verdict
 from jaxorch.passes.derive import split
+from jaxorch.pipeline import planned
 from jaxorch.runtime.launch import call
-from jaxorch.target import local_gpu
+from jaxorch.target import Target, local_arch, local_gpu
 from tests.codegen import scalar_cases as scalars
 
 pytestmark = pytest.mark.gpu
@@ -316,6 +319,35 @@ def test_tuning_chooses_stores_and_reuses(tmp_path, monkeypatch):
     primitive.clear()
     (again,) = jaxorch.explain(jaxorch.optimize(norm, options=TUNED), SPEC).kernels
     assert (again.code, again.measured) == (kernel.code, kernel.measured)
+
+
+@pytest.mark.parametrize("options", [TUNED, FAST], ids=["timed", "not timed"])
+def test_kernels_of_a_program_compile_beside_each_other(options, kernels_win):
+    def f(*arrays):
+        return [jax.nn.softmax(jnp.sort(x)) for x in arrays]
+
+    specs = [jax.ShapeDtypeStruct((4096, 2**k), F32) for k in range(6, 12)]
+    report = jaxorch.explain(jaxorch.optimize(f, options=options), *specs)
+    assert len(report.kernels) == len(specs)
+    assert {k.measured is not None for k in report.kernels} == {options is TUNED}
+    assert not report.problems
+    xs = [jax.random.normal(jax.random.key(k), s.shape, s.dtype) for k, s in enumerate(specs)]
+    for got, wanted in zip(jaxorch.optimize(f, options=options)(*xs), jax.jit(f)(*xs), strict=True):
+        close(got, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["mbconv", "dwconv7_layernorm", "prefill"])
+def test_what_is_out_of_reach_is_not_the_fastest(name):
+    function, specs, _ = MEASURED[name]()
+    target = Target("cuda", local_gpu(), live=True)
+    table = replace(device(target.device), arch=local_arch())
+    plan = planned(jax.make_jaxpr(function)(*specs), FAST, target)
+    for kernel in {step.source.digest: step.kernel for step in plan.kernels}.values():
+        configs = configurations(plan.graph, kernel)[: tune.TRIES["default"]]
+        rows = sweep(plan.graph, kernel, table, live=True, limit=len(configs))
+        near = tune.within_reach(plan.graph, kernel, configs, table, "default")
+        times = {row.config: row.measured for row in rows if row.measured is not None}
+        assert min(times[c] for c in near if c in times) <= 1.1 * min(times.values()) + 0.3
 
 
 def test_the_fast_effort_times_nothing(monkeypatch):

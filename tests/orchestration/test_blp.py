@@ -218,6 +218,45 @@ def test_dominated_candidates_go_and_ties_take_the_earlier():
     assert reduce_problem(candidates[:3], values(1), []).columns == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("cost", "inputs", "expensive", "goes"),
+    [
+        (3.5, [9], [], True),
+        (3.0, [9], [], False),
+        (3.5, [], [], False),
+        (3.5, [9], [0, 1], True),
+        (3.5, [9], [2], False),
+    ],
+)
+def test_what_two_others_do_for_less_goes(cost, inputs, expensive, goes):
+    """Of two in a row and one that does both: not where it costs the same, reads less, or computes 2 only once."""
+    candidates = [
+        kernel([9], [], [9], 1.0),
+        kernel([0, 2], [9], [0], 1.0),
+        kernel([1, 2], [0, 9], [1], 2.0),
+        kernel([0, 1, 2], inputs, [0, 1], cost),
+    ]
+    required = values(0, 1)
+    assert (3 not in reduce_problem(candidates, required, expensive, in_two=True).columns) is goes
+    assert 3 in reduce_problem(candidates, required, expensive).columns
+    assert_optimal(candidates, required, expensive)
+
+
+def test_two_side_by_side_replace_one_whichever_it_stores_last():
+    candidates = [kernel([0], [], [0], 1.0), kernel([1], [], [1], 1.0), kernel([0, 1], [], [1, 0], 2.5)]
+    assert reduce_problem(candidates, values(0, 1), [], in_two=True).columns == (0, 1)
+
+
+@given(tangles() | programs())
+@settings(max_examples=150)
+def test_a_best_solution_needs_none_that_two_replace(problem):
+    candidates, required, expensive = problem
+    least = enumerated(candidates, required, expensive)
+    if least is not None:
+        kept = reduce_problem(candidates, required, expensive, in_two=True).columns
+        assert enumerated([candidates[k] for k in kept], required, expensive) == pytest.approx(least)
+
+
 def test_parts_are_solved_apart():
     one = [kernel([0], [], [0], 1.0), kernel([1], [0], [1], 1.0), kernel([0, 1], [], [1], 1.5)]
     other = [

@@ -27,19 +27,20 @@ def kernels_of(way):
 
 
 class Counts:
-    """Counts calls."""
+    """Counts calls, and how long the first argument was at most."""
 
     def __init__(self, function):
-        self.function, self.count = function, 0
+        self.function, self.count, self.longest = function, 0, 0
 
-    def __call__(self, *args, **named):
+    def __call__(self, first, *args, **named):
         self.count += 1
-        return self.function(*args, **named)
+        self.longest = max(self.longest, len(first) if isinstance(first, dict) else 0)
+        return self.function(first, *args, **named)
 
 
 @pytest.mark.parametrize(("model", "shallow", "deep"), [(deep.decoder, 3, 9), (deep.decoder_step, 3, 5)])
 def test_layers_cost_what_their_kinds_cost(model, shallow, deep, monkeypatch):
-    built, solved, found = [], [], []
+    built, solved, largest, found = [], [], [], []
     for layers in (shallow, deep):
         builds, solves = Counts(candidates.build), Counts(blp.minimize)
         with monkeypatch.context() as patch:
@@ -48,9 +49,11 @@ def test_layers_cost_what_their_kinds_cost(model, shallow, deep, monkeypatch):
             found.append(way_of(*model(layers)))
         built.append(builds.count)
         solved.append(solves.count)
+        largest.append(solves.longest)
     few, many = found
     assert built[1] <= 1.3 * built[0]
     assert solved[1] <= 1.3 * solved[0]
+    assert largest[1] <= 1.3 * largest[0]  # no part of the problem is of several layers
     assert len({k.structure for k in kernels_of(many)}) <= 1.3 * len({k.structure for k in kernels_of(few)})
     assert len(kernels_of(many)) > 1.5 * len(kernels_of(few))
     assert {w.choice.solution.status for w in found} == {"optimal"}

@@ -12,13 +12,16 @@ from jaxorch.errors import CompileError, LaunchError
 from jaxorch.ir.graph import Array, Input
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
+from jaxorch.orchestration import programs
 from jaxorch.orchestration import tune as module
 from jaxorch.orchestration.devices import DEVICES
 from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import Timing
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.tune import begin, least_parts, tune
+from jaxorch.orchestration.programs import Compilers
+from jaxorch.orchestration.tune import begin, least_parts, tune, within_reach
 from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.launch import Answers
 from jaxorch.runtime.store import Store
 from tests.codegen.drive import program, whole_kernel
 
@@ -43,8 +46,9 @@ class Machine:
         monkeypatch.setattr(module, "check", self.check)
         monkeypatch.setattr(module, "check_soon", self.check_soon)
         monkeypatch.setattr(module, "forget", self.forget)
-        monkeypatch.setattr(module, "call", self.call)
+        monkeypatch.setattr(programs, "call", self.call)
         monkeypatch.setattr(module, "device_times", self.device_times)
+        monkeypatch.setattr(module, "config_time", lambda *asked: 5.0)  # all within reach
 
     def check(self, source, inputs, outputs, *, arch, shared_limit, store=None):
         if source.config not in self.compiled:  # Triton has it from then on
@@ -61,7 +65,7 @@ class Machine:
                 found.append(self.check(source, inputs, outputs, **limits))
             except CompileError as error:
                 found.append(error)
-        return lambda: found
+        return Answers([], lambda: found)
 
     def forget(self, sources, inputs, outputs, *, arch):
         self.forgotten += [s.config for s in sources]
@@ -122,15 +126,70 @@ def test_the_fastest_is_chosen(made, machine, store):
 
 def test_what_was_begun_is_waited_for_and_the_others_are_forgotten(made, machine, store):
     named = {"effort": "default", "store": store, "header": ["a header"]}
-    underway = begin(*made, H200, workers=None, **named)
-    compiled = list(machine.compiled)
-    assert compiled == list(configurations(*made)[: len(compiled)])
-    wanted = compiled[3]
+    with Compilers() as compilers:
+        underway = begin(*made, H200, workers=None, compilers=compilers, **named)
+        assert not machine.launched
+        assert not underway.is_compiled
+        underway.usable()
+        assert machine.launched == machine.compiled
+        assert len(underway.programs) == len(machine.compiled)
+        assert underway.is_compiled
+        compiled = list(machine.compiled)
+        assert compiled == list(configurations(*made)[: len(compiled)])
+        wanted = compiled[3]
+        machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
+        assert tune(*made, H200, live=True, underway=underway, **named).source.config == wanted
+        assert machine.compiled == compiled
+        assert machine.forgotten == [c for c in compiled if c != wanted]
+    assert begin(*made, H200, workers=None, compilers=None, **named) is None
+
+
+def estimated(monkeypatch, made, far):
+    """Estimates of a µs of work beside what every kernel takes, and `far` times that for the odd configurations."""
+    configs = configurations(*made)
+    aside = module.beside_work(made[1], H200)
+    times = {c: aside + (far if k % 2 else 1.0) for k, c in enumerate(configs)}
+    monkeypatch.setattr(module, "config_time", lambda graph, kernel, config, device: times[config])
+    return configs[0::2], configs[1::2]
+
+
+@pytest.mark.parametrize(("effort", "reach"), [("default", 3.0), ("max", 5.5)])
+def test_what_is_estimated_far_above_the_least_is_not_compiled(made, machine, store, monkeypatch, effort, reach):
+    near, far = estimated(monkeypatch, made, reach + 0.1)
+    tuned(made, store, effort=effort)
+    assert machine.compiled == list(near)
+    estimated(monkeypatch, made, reach - 0.1)
+    assert within_reach(*made, near + far, H200, effort) == near + far
+
+
+def test_what_is_out_of_reach_is_tried_where_nothing_else_compiles(made, machine, store, monkeypatch):
+    near, far = estimated(monkeypatch, made, 10.0)
+    machine.compile_fails = lambda config: config in near
+    machine.microseconds = lambda config: 5.0 if config == far[1] else 10.0
+    found = tuned(made, store)
+    assert found.source.config == far[1]
+    assert machine.compiled == [*near, *far]
+    assert len(found.failures) == len(near)
+
+
+def test_a_record_of_what_is_out_of_reach_now_is_used(made, machine, store, monkeypatch):
+    wanted = configurations(*made)[3]
     machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
-    assert tune(*made, H200, live=True, underway=underway, **named).source.config == wanted
-    assert machine.compiled == compiled
-    assert machine.forgotten == [c for c in compiled if c != wanted]
-    assert begin(*made, H200, workers=None, **named) is None
+    tuned(made, store)
+    estimated(monkeypatch, made, 10.0)
+    assert tuned(made, store).source.config == wanted
+    assert machine.timed == 1
+
+
+def test_estimates_tell_which_blocks_are_hopeless():
+    """A product of few tiles in blocks that leave most processors idle, and those that do not."""
+    graph = program(lambda x, w: x @ w, np.zeros((256, 512), jnp.bfloat16), np.zeros((512, 256), jnp.bfloat16)).graph
+    kernel = whole_kernel(graph)
+    configs = configurations(graph, kernel)
+    near = within_reach(graph, kernel, configs, H200, "default")
+    assert configs[0] in near
+    assert 0 < len(near) < len(within_reach(graph, kernel, configs, H200, "max")) <= len(configs)
+    assert max(c.block_rows * c.block_columns for c in near) < max(c.block_rows * c.block_columns for c in configs)
 
 
 def test_equally_fast_ones_go_by_order(made, machine, store):

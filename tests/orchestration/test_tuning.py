@@ -4,6 +4,7 @@ import io
 import sys
 import threading
 import warnings
+from concurrent.futures import Future
 from functools import partial
 
 import jax
@@ -19,6 +20,7 @@ from jaxorch.orchestration.guard import Verdict
 from jaxorch.orchestration.measure import Timing
 from jaxorch.orchestration.planner import plan_program
 from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.launch import Answers
 from jaxorch.runtime.store import Store
 from jaxorch.target import Target
 
@@ -32,25 +34,38 @@ def two_kernels(x, y):
 SPECS = jax.ShapeDtypeStruct((64, 256), jnp.float32), jax.ShapeDtypeStruct((128, 64), jnp.float32)
 
 
+def done(result):
+    future = Future()
+    future.set_result(result)
+    return future
+
+
 class Machine:
     """A GPU that compiles and times all kernels; what is asked of it may be made to fail."""
 
     def __init__(self, monkeypatch):
-        self.timed, self.compared, self.before_timing = [], 0, lambda: None
+        self.timed, self.compared, self.started, self.before_timing = [], 0, 0, lambda: None
         self.before_comparing = lambda: None
         monkeypatch.setattr(choice, "local_arch", lambda: 90)
         monkeypatch.setattr(tune, "check", lambda *args, **named: self.compiled())
-        monkeypatch.setattr(tune, "check_soon", lambda sources, *a, **named: lambda: [self.compiled() for _ in sources])
+        monkeypatch.setattr(tune, "check_soon", lambda sources, *a, **named: self.answers(len(sources)))
         monkeypatch.setattr(tune, "forget", lambda *args, **named: None)
-        monkeypatch.setattr(tune, "launchable", lambda sources, outputs, rotation, *, tickets: sources)
-        monkeypatch.setattr(tune, "launched", lambda source, rotation: source)
+        monkeypatch.setattr(tune, "launchable", lambda sources, inputs, outputs, compilers: [*map(done, sources)])
+        monkeypatch.setattr(tune, "launched", lambda source, rotation: source.result())
         monkeypatch.setattr(tune, "agreeing", lambda versions, arguments, donated: [True] * len(versions))
         monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
         monkeypatch.setattr(tune, "device_times", self.times)
         monkeypatch.setattr(planner, "compare", self.compare)
+        monkeypatch.setattr(planner.workers, "start", self.start)
+
+    def start(self):
+        self.started += 1
 
     def compiled(self):
         return Compiled("", 32, 0, 0, 0.0)
+
+    def answers(self, count):
+        return Answers([], lambda: [self.compiled() for _ in range(count)])
 
     def times(self, sources, sets, **named):
         self.before_timing()
@@ -88,9 +103,10 @@ def test_kernels_are_timed_and_the_plan_is_remembered(machine, tmp_path, kernels
     found = planned(session_in(tmp_path))
     assert len(machine.timed) == len(set(machine.timed)) > 1
     assert all(step.measured is not None for step in found.kernels)
-    assert (found.verdict.planned, found.kept) == (5.0, True)
+    assert (found.verdict.planned, found.kept, machine.started) == (5.0, True, 1)
     machine.before_timing = machine.before_comparing = interrupt
     assert planned(session_in(tmp_path)).plan.steps[0].source.digest == found.plan.steps[0].source.digest
+    assert machine.started == 1
 
 
 def test_interrupted_tuning_leaves_a_program_and_what_was_timed(machine, tmp_path, kernels_win):
@@ -126,6 +142,48 @@ def test_a_choice_by_estimates_is_corrected_however_little_time_is_left(
     planned(session_in(tmp_path))
     again = [way for way in corrections if way is corrections[0]]
     assert len(again) == 1 + most
+
+
+def six_kernels(*arrays):
+    return [jax.nn.softmax(jnp.sort(x)) for x in arrays]
+
+
+SIX = [jax.ShapeDtypeStruct((64, 2**k), jnp.float32) for k in range(5, 11)]
+
+
+def six_planned(session):
+    return plan_program(flatten(jax.make_jaxpr(six_kernels)(*SIX)), session, None)
+
+
+def test_what_an_interrupt_leaves_is_compiled_beside_each_other(machine, tmp_path, monkeypatch, kernels_win):
+    """The configurations to be timed are dropped, and the first of each kernel that is left begins at once."""
+    asked = []
+    monkeypatch.setattr(tune, "check_soon", lambda s, *a, **named: asked.append(s) or machine.answers(len(s)))
+    monkeypatch.setattr(tune, "is_kept", lambda *args, **named: False)
+    machine.before_timing = lambda: machine.timed and interrupt()
+    with pytest.warns(JaxorchWarning, match="tuning was interrupted"):
+        found = six_planned(session_in(tmp_path))
+    firsts = [sources[0].digest for sources in asked if len(sources) == 1]
+    untimed = {step.source.digest for step in found.kernels if step.measured is None}
+    assert len(untimed) == 5
+    assert untimed == {*firsts}
+    assert len(firsts) == 5
+
+
+@pytest.mark.parametrize(("kernels", "begun"), [(six_planned, 6), (planned, 0)])
+def test_kernels_that_are_not_timed_are_compiled_beside_each_other_if_they_are_several(
+    kernels, begun, machine, tmp_path, monkeypatch, kernels_win
+):
+    asked = []
+    monkeypatch.setattr(tune, "check_soon", lambda s, *a, **named: asked.append(s) or machine.answers(len(s)))
+    kept = []
+    monkeypatch.setattr(tune, "is_kept", lambda *args, **named: bool(kept))
+    found = kernels(session_in(tmp_path / "one", effort="fast"))
+    assert [len(sources) for sources in asked] == [1] * begun
+    assert {s.digest for sources in asked for s in sources} <= {step.source.digest for step in found.kernels}
+    kept.append(True)
+    kernels(session_in(tmp_path / "other", effort="fast"))
+    assert len(asked) == begun
 
 
 def test_an_interrupted_guard_keeps_the_plan_untimed(machine, tmp_path, kernels_win):

@@ -1,6 +1,7 @@
 """Compilation in worker processes: results as here, and what becomes of compilers that fail, crash or hang."""
 
 import os
+import queue
 import time
 
 import pytest
@@ -77,6 +78,18 @@ def test_workers_are_used_again(monkeypatch):
     compile_all([request()])
     monkeypatch.setattr(workers, "_started", lambda: pytest.fail("another worker was started"))
     assert isinstance(compile_all([request("7")])[0], Compiled)
+
+
+def test_workers_are_started_ahead_once_each(monkeypatch):
+    started = []
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(workers, "_idle", queue.SimpleQueue())
+    monkeypatch.setattr(workers, "_ending", [])
+    monkeypatch.setattr(workers, "_started", lambda: started.append(object()) or workers._ending.append(started[-1]))
+    workers.start()
+    assert len(started) == workers._idle.qsize() == 3
+    workers.start()
+    assert len(started) == 3
 
 
 def test_kernels_are_begun_before_they_are_asked_for_and_not_after_the_end(monkeypatch):

@@ -1,0 +1,99 @@
+"""Kernels as programs of their own, compiled by XLA on all processors while others are timed.
+
+Input: sources in several configurations, and the types of their operands.  Output: compiled functions, when they are
+asked for.  Invariant: a kernel that XLA does not compile says so where it is asked for, and stops no other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from jaxorch.codegen.source import Source
+from jaxorch.errors import JaxorchError
+from jaxorch.ir.graph import Array
+from jaxorch.orchestration.measure import Rotation
+from jaxorch.runtime.launch import Tickets, call
+
+__all__ = ["Compilers", "Launchable", "counters", "in_place", "launchable", "launched"]
+
+_jax: Any = jax  # what is used of it carries few types
+
+type Launchable = Future[Callable[..., Any]]
+"""A kernel as a compiled function, or what went wrong."""
+
+
+class Compilers:
+    """Threads in which XLA compiles; a context manager: what has not begun at its end never does."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def begin(self, lowered: Any) -> Launchable:
+        """Begins to compile a lowered program."""
+        return self._pool.submit(lowered.compile)
+
+
+def counters(sources: Sequence[Source]) -> int:
+    """How many counters the kernels share that need some: 0 where none does."""
+    return max(s.tickets for s in sources)
+
+
+def in_place(source: Source) -> list[int]:
+    """The operands that a kernel writes into: donated where it is timed, or the copy that saves them is timed too."""
+    return [operand for operand, _ in source.aliases]
+
+
+def launchable(
+    sources: Sequence[Source], inputs: Sequence[Array], outputs: Sequence[Array], compilers: Compilers
+) -> list[Launchable]:
+    """Kernels as functions of `inputs`; those that share counters take them last, and return them behind the results.
+
+    What is traced depends on this thread's settings, so it is here; what is compiled does not.
+    """
+    shared = counters(sources)
+    types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
+    types += [jax.ShapeDtypeStruct((shared,), np.int32)] if shared else []
+
+    def lowered(source: Source) -> Any:
+        def run(*operands: Any) -> list[Any]:
+            if not shared:
+                return call(source, operands, outputs)
+            tickets = Tickets(source.tickets, operands[-1])
+            return [*call(source, operands[:-1], outputs, tickets=tickets), tickets.array]
+
+        last = [len(inputs)] if shared else []
+        return _jax.jit(run, donate_argnums=[*in_place(source), *last]).lower(*types)
+
+    made: list[Launchable] = []
+    for source in sources:
+        try:
+            made.append(compilers.begin(lowered(source)))
+        except JaxorchError as error:
+            failed: Launchable = Future()
+            failed.set_exception(error)
+            made.append(failed)
+    return made
+
+
+def launched(version: Launchable, rotation: Rotation) -> Callable[..., Any]:
+    """A kernel, launched once on the rotation's next arguments.
+
+    Raises:
+        JaxorchError: it cannot be written or compiled.
+        JaxRuntimeError: it cannot be launched, or fails when it runs.
+    """
+    compiled = version.result()
+    _jax.block_until_ready(rotation.call(compiled))
+    return compiled
