@@ -130,7 +130,8 @@ class TritonPlanes(TritonOps):
         start = f"{name}_start" if looped or blocks > 1 or segmented else ""
         if start and not looped and not segmented:
             self.once(start, f"{name}_block * {block}")
-        coordinate, place = f"{name}_{way}", self.loop_block if looped else self.blocks[0]
+        fewer = str(block) if name == "row" and block != self.frame.block_rows else ""
+        coordinate, place = f"{name}{fewer}_{way}", self.loop_block if looped else self.blocks[0]
         if coordinate not in place.names:
             place.names[coordinate] = coordinate
             place.lines.append(f"{coordinate} = {start} + {lane}" if start else f"{coordinate} = {lane}")
