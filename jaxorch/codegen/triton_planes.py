@@ -273,14 +273,17 @@ class TritonPlanes(TritonOps):
         return made
 
     @contextmanager
-    def steps(self, counter: str, block: int, first: str, last: str) -> Generator[None]:
-        self.blocks.append(Block("loop"))
+    def steps(self, counter: str, block: int, first: str, last: str) -> Generator[Block]:
+        body = Block("loop")
+        self.blocks.append(body)
         if self.lane_type:
             self.put(f"{counter} = {counter}_narrow + tl.full([], 0, tl.int64)")
-        yield
-        body = self.blocks.pop()
-        variable = f"{counter}_narrow" if self.lane_type else counter
-        self.indented(f"for {variable} in range({first}, {last}, {block}):", body)
+        yield body
+        self.blocks.pop()
+        self.indented(f"for {self.variable(counter)} in range({first}, {last}, {block}):", body)
+
+    def variable(self, counter: str) -> str:
+        return f"{counter}_narrow" if self.lane_type else counter
 
     @contextmanager
     def phases(
@@ -289,6 +292,7 @@ class TritonPlanes(TritonOps):
         """First the program's share of the live blocks, then those before and those after if a row is in doubt.
 
         Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
+        The same steps are written once more for them, under a branch, so that a loop around both costs nothing.
         """
         assert doubt is not None
         assert shares.live is not None
@@ -303,8 +307,12 @@ class TritonPlanes(TritonOps):
         self.put(f"first = tl.where(turn == 0, {shares.first}, tl.where(turn == 1, 0, {high}))")
         self.put(f"last = tl.where(turn == 0, {shares.last}, tl.where(turn == 1, {low}, {size}))")
         self.put(f"last = tl.where((turn == 0) | ({others}), last, first)")
+        branch = Block("branch")
+        self.blocks.append(branch)
         with self.steps(counter, block, "first", "last"):
             yield
+        self.blocks.pop()
+        self.indented("if first < last:", branch)
         body = self.blocks.pop()
         self.indented("for phase in range(0, 3):", body)
 
