@@ -68,7 +68,7 @@ _FAST_LOGISTIC = _approx("rcp.approx.ftz.f32").replace(
 
 
 def _tanh() -> str:
-    """libdevice's tanh of float32, but a selection where that one branches.
+    """The tanh of libdevice for float32, with a selection where that one branches.
 
     With a branch for each element, those of a thread wait for one another: at every step of attention over bounded
     scores, eight of them.

@@ -273,17 +273,14 @@ class TritonPlanes(TritonOps):
         return made
 
     @contextmanager
-    def steps(self, counter: str, block: int, first: str, last: str) -> Generator[Block]:
-        body = Block("loop")
-        self.blocks.append(body)
+    def steps(self, counter: str, block: int, first: str, last: str) -> Generator[None]:
+        self.blocks.append(Block("loop"))
         if self.lane_type:
             self.put(f"{counter} = {counter}_narrow + tl.full([], 0, tl.int64)")
-        yield body
-        self.blocks.pop()
-        self.indented(f"for {self.variable(counter)} in range({first}, {last}, {block}):", body)
-
-    def variable(self, counter: str) -> str:
-        return f"{counter}_narrow" if self.lane_type else counter
+        yield
+        body = self.blocks.pop()
+        variable = f"{counter}_narrow" if self.lane_type else counter
+        self.indented(f"for {variable} in range({first}, {last}, {block}):", body)
 
     @contextmanager
     def phases(
@@ -292,7 +289,7 @@ class TritonPlanes(TritonOps):
         """First the program's share of the live blocks, then those before and those after if a row is in doubt.
 
         Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
-        The same steps are written once more for them, under a branch, so that a loop around both costs nothing.
+        A loop of no steps would still fill its stages and wait for them, so it is under a branch.
         """
         assert doubt is not None
         assert shares.live is not None

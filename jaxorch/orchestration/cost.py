@@ -51,8 +51,8 @@ _RAMP_S = 1.5e-6
 # their estimates.
 _STEP_S = 1.2e-6
 _ALONE = 1.7  # times the operations' time, where no other program has work for the processor meanwhile
-# What a processor reads, in shares of the memory's rate, where most others have no program: norms of one row of 3584
-# were estimated at 1.3 µs beside a launch and took 0.9, with a sum waiting for another.
+# What a processor reads, in shares of the memory's rate, where the others read nothing: two norms of a row of 3584, one
+# after the other, were estimated at 1.3 µs beside a launch and took 0.9.
 _REACH = 2.0
 
 
