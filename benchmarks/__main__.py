@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, help="seconds that one case may take (90, and 300 with peers)")
     parser.add_argument("--peer-limit", type=float, default=120, help="seconds that making one peer may take (120)")
     parser.add_argument("--minutes", type=float, default=600, help="minutes after which no more of any case is run")
+    parser.add_argument("--memory-limit", type=int, help="jaxorch's option of that name, in bytes; none by default")
     parser.add_argument(
         "--reference", choices=("cpu", "device"), default="cpu", help="where the float64 reference is computed (cpu)"
     )
@@ -87,7 +88,7 @@ def _names(options: argparse.Namespace) -> tuple[str, ...]:
 
 def _results(options: argparse.Namespace) -> Results:
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
-    kept = ("repeats", "reference", "size", "peers")
+    kept = ("repeats", "reference", "size", "peers", "memory_limit")
     here = machine(options.commit, {"seed": seed} | {key: getattr(options, key) for key in kept})
     if options.resume and options.out is None:
         raise ValueError("--resume goes on with the results in --out: give that too")
@@ -109,6 +110,7 @@ def _run(results: Results, names: Sequence[str], options: argparse.Namespace) ->
         tuple(options.peers),
         options.peer_limit,
         peers_limit=most * 2 / 3,
+        memory_limit=options.memory_limit,
     )
     end = time.monotonic() + options.minutes * 60
     for place, name in enumerate(results.left(names)):

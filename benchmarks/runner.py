@@ -33,6 +33,7 @@ class Settings:
         peers: which kinds of `benchmarks.peers` are timed beside.
         peer_limit: seconds that one peer may take to be made and judged.
         peers_limit: seconds that all peers of a case may take.
+        memory_limit: jaxorch's option of that name, in bytes.
     """
 
     seed: int
@@ -42,6 +43,7 @@ class Settings:
     peers: tuple[str, ...] = ()
     peer_limit: float = 120
     peers_limit: float = 200
+    memory_limit: int | None = None
 
 
 def run_case(name: str, settings: Settings) -> Record:
@@ -62,7 +64,8 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
     draw = drawer(name, case.specs)
     gate_key, timing_key = jax.random.split(jax.random.key(settings.seed))
     xla = compiled(jax.jit(case.function, donate_argnums=case.donated), case)
-    optimized = jaxorch.optimize(case.function, donate_argnums=case.donated)
+    options = jaxorch.Options(memory_limit=settings.memory_limit)
+    optimized = jaxorch.optimize(case.function, options=options, donate_argnums=case.donated)
     ours = compiled(optimized, case)
     sides = {"xla": _side(xla), "ours": _side(ours)}
     # Every version gets arguments of its own, drawn alike: it may donate them.

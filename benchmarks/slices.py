@@ -20,7 +20,7 @@ from benchmarks.suites import bar
 
 type Json = dict[str, object]
 
-COMMON = ("device", "platform", "versions", "commit", "repeats", "reference", "size", "peers")
+COMMON = ("device", "platform", "versions", "commit", "repeats", "reference", "size", "peers", "memory_limit")
 """What runs must agree in for one to go on with the file of another."""
 
 

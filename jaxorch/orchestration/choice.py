@@ -57,6 +57,9 @@ _CORRECTIONS = 2
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
 
+_ALIKE = 1.01
+"""Choices whose costs, by measured times, differ by no more than this factor cost the same."""
+
 _CONTESTED_US = 2.0
 """What XLA's version of nodes is estimated to take for it to be timed: below, a launch is all there is to it."""
 
@@ -239,7 +242,8 @@ class Way:
         """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
 
         Where kernels are timed, their times take the place of the estimates, and the choice is made again until it
-        holds what has been timed alone; of the choices met the cheapest is taken, by what is known in the end.
+        holds what has been timed alone; of the choices met the cheapest is taken, by what is known in the end, and of
+        those as cheap the one that keeps the least between its kernels.
 
         Raises:
             PlanError: without the kernels that failed there is no choice.
@@ -248,7 +252,9 @@ class Way:
         while self.session.live and self.corrected(len(met)) and self.goes_on(len(met)):
             self.choice = self.choose()
             met.append((self.working(), self.choice))
-        steps, self.choice = min(met, key=lambda found: self.known_cost(found[1]))
+        costs = [self.known_cost(choice) for _, choice in met]
+        alike = (k for k, cost in enumerate(costs) if cost <= _ALIKE * min(costs))
+        steps, self.choice = met[min(alike, key=lambda k: (met[k][1].solution.peak, costs[k]))]
         return steps
 
     def goes_on(self, choices: int) -> bool:

@@ -18,13 +18,23 @@ from benchmarks.models import MODELS
 from benchmarks.peers import compiled
 from benchmarks.timing import CACHE_BYTES
 
+given = []
+"""The options that cases were optimised with."""
+
 
 @pytest.fixture
 def small_case(monkeypatch):
+    given.clear()
+
     def install(function=lambda x: jax.nn.gelu(x) * 2, ours=None, name="small", **settings):
         monkeypatch.setattr(timing, "CACHE_BYTES", CACHE_BYTES / 30)
         monkeypatch.setitem(CASES, name, lambda: (function, (S(64, 512),), ()))
-        monkeypatch.setattr(jaxorch, "optimize", lambda f, **kwargs: jax.jit(ours or f, **kwargs), raising=False)
+
+        def optimize(f, options, **kwargs):
+            given.append(options)
+            return jax.jit(ours or f, **kwargs)
+
+        monkeypatch.setattr(jaxorch, "optimize", optimize)
         return runner.run_case(name, runner.Settings(seed=0, repeats=2, **settings))
 
     return install
@@ -51,6 +61,12 @@ def test_a_case_becomes_a_record(small_case):
     assert found.verdict.passed
     assert found.floor_bytes == 2 * 2 * 64 * 512
     assert (found.moved_bytes, found.peers) == (None, ())
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_a_memory_limit_reaches_the_options(small_case, limit):
+    assert small_case(memory_limit=limit).failure == ""
+    assert given == [jaxorch.Options(memory_limit=limit)]
 
 
 def test_a_wrong_result_is_not_timed(small_case):

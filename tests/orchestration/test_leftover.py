@@ -125,3 +125,18 @@ def test_memory_counts_among_the_choices_met(monkeypatch, tmp_path):
     larger = replace(way.choice, solution=replace(way.choice.solution, peak=way.choice.solution.peak + 2_000_000))
     assert way.known_cost(way.choice) == pytest.approx(way.cost + 3e-6 * way.choice.solution.peak)
     assert way.known_cost(larger) == pytest.approx(way.known_cost(way.choice) + 6.0)
+
+
+@pytest.mark.parametrize(("cost", "taken"), [(100.5, 1), (102.0, 0)])
+def test_of_choices_as_cheap_the_one_that_keeps_less_is_taken(monkeypatch, tmp_path, cost, taken):
+    Machine(monkeypatch)
+    trace = flatten(jax.make_jaxpr(network)(*SPECS))
+    way = choice.Way(Version(trace, optimized_graph(trace, Options())), session_in(tmp_path))
+    first, second = (replace(way.choice, solution=replace(way.choice.solution, peak=peak)) for peak in (4000, 0))
+    way.choice = first
+    monkeypatch.setattr(way, "choose", lambda: second)
+    monkeypatch.setattr(way, "working", lambda: (way.choice.solution.peak,))
+    monkeypatch.setattr(way, "corrected", lambda choices: choices == 1)
+    monkeypatch.setattr(way, "known_cost", lambda made: 100.0 if made is first else cost)
+    assert way.steps() == ((4000,), (0,))[taken]
+    assert way.choice is (first, second)[taken]
