@@ -94,13 +94,13 @@ class OnlineBody[V](ProductBody[V]):
         keys, values = self.plane("key", "inner", blocks), self.plane("key", "column", blocks)
         key, inner = len(self.frame.domain), len(self.frame.domain) + 1
         first, last = self.softmax, self.core
+        live, floor = self.live(scores) if not self.stores_keys else ((), 0.0)  # what is stored is all read
+        with self.scope(ahead(scores)):
+            self.bind(ix.guard_lookups(live))  # before the queries, whose loads would be waited for first
         with self.scope(queries):
             q = self.tile_of(first.first, first.query, first.at, inner, queries)
         peak, total = self.ops.carry(self.row, self.lowest, FLOAT32), self.ops.carry(self.row, 0.0, FLOAT32)
         acc = self.ops.carry(tile, 0.0, FLOAT32)
-        live, floor = self.live(scores) if not self.stores_keys else ((), 0.0)  # what is stored is all read
-        with self.scope(ahead(scores)):
-            self.bind(ix.guard_lookups(live))
         self.write_keys(scores, live)
         with self.over_keys(scores, live, self.doubt(peak, floor) if live else None):
             with self.scope(keys):

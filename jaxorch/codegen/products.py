@@ -374,9 +374,14 @@ class ProductBody[V](Body[V]):
 
     @contextmanager
     def joining(self) -> Generator[None]:
-        """What the last program to leave its part of a tile does; inside, scopes are those of the whole."""
+        """What the last program to leave its part of a tile does; inside, scopes are those of the whole.
+
+        Few rows are no longer padded to what the matrix unit takes: that is as many times the instructions.
+        """
         with self.ops.last(self.plane("row", "column"), *self.tickets):
             self.parted = False
+            if self.frame.sizes[ROW] < self.config.block_rows and self.segment is None:
+                self.config = replace(self.config, block_rows=max(power_of_two(self.frame.sizes[ROW]), 2))
             yield
 
     def store_part(self, number: int, tile: Tile, value: V) -> None:

@@ -133,7 +133,8 @@ class TritonPlanes(TritonOps):
         start = f"{name}_start" if looped or blocks > 1 or segmented else ""
         if start and not looped and not segmented:
             self.once(start, f"{name}_block * {block}")
-        coordinate, place = f"{name}_{way}", self.loop_block if looped else self.blocks[0]
+        fewer = str(block) if name == "row" and block != self.frame.block_rows else ""
+        coordinate, place = f"{name}{fewer}_{way}", self.loop_block if looped else self.blocks[0]
         if coordinate not in place.names:
             place.names[coordinate] = coordinate
             place.lines.append(f"{coordinate} = {start} + {lane}" if start else f"{coordinate} = {lane}")
@@ -301,6 +302,7 @@ class TritonPlanes(TritonOps):
         """First the program's share of the live blocks, then those before and those after if a row is in doubt.
 
         Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
+        A loop of no steps would still fill its stages and wait for them, so it is under a branch.
         """
         assert doubt is not None
         assert shares.live is not None
@@ -315,8 +317,12 @@ class TritonPlanes(TritonOps):
         self.put(f"first = tl.where(turn == 0, {shares.first}, tl.where(turn == 1, 0, {high}))")
         self.put(f"last = tl.where(turn == 0, {shares.last}, tl.where(turn == 1, {low}, {size}))")
         self.put(f"last = tl.where((turn == 0) | ({others}), last, first)")
+        branch = Block("branch")
+        self.blocks.append(branch)
         with self.steps(counter, block, "first", "last"):
             yield
+        self.blocks.pop()
+        self.indented("if first < last:", branch)
         body = self.blocks.pop()
         self.indented("for phase in range(0, 3):", body)
 

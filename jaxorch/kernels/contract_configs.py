@@ -60,7 +60,7 @@ def online_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]
 def _online_shapes(rows: int, depth: int) -> Iterator[tuple[int, int, int, int]]:
     """(rows, keys, warps, stages) for rows of keys of `depth` bytes."""
     if rows <= 16:
-        yield from ((16, 64, 4, 3), (16, 128, 4, 2), (16, 32, 4, 4), (16, 128, 8, 2), (16, 64, 2, 3))
+        yield from ((16, 64, 4, 3), (16, 32, 4, 4), (16, 64, 8, 3), (16, 128, 4, 2), (16, 64, 2, 3))
     elif depth <= 128:
         yield from ((64, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 32, 4, 3))
     elif depth <= 256:
@@ -154,6 +154,7 @@ def _gemm_shapes(rows: int, columns: int) -> Iterator[tuple[int, int, int, int, 
         yield from (
             (64, 64, 256, 4, 4),
             (64, 64, 512, 4, 3),
+            (64, 64, 512, 4, 4),
             (64, 32, 512, 4, 4),
             (64, 128, 128, 4, 4),
             (64, 64, 512, 8, 4),

@@ -162,6 +162,35 @@ def test_a_mask_does_not_hide_scores_below_it():
     check(lambda q, k, v: attention(q, k, v, masked), want, q, k, v)
 
 
+@settings(max_examples=8)
+@given(st.integers(2, 20), st.sampled_from([2, 4]), st.integers(0, 79), st.sampled_from([(0, -1e30), (-2000, -1000)]))
+def test_parts_of_few_queries_are_combined_without_those_that_pad_them(n, splits, position, scores):
+    # the second kind of scores is far below the masked value, so that the first share visits all keys
+    rng = np.random.default_rng(n)
+    q, k, v = (normal(rng, 2, 2, m, 16) for m in (n, 80, 80))
+    offset, low = scores
+
+    def f(q, k, v, position):
+        return attention(q, k, v, lambda s: jnp.where(jnp.arange(80) <= position, s + offset, low))
+
+    want = reference(q, k, v, lambda s: np.where(np.arange(80) <= position, s + offset, low))
+    made, kernel = online_of(f, q, k, v, np.int32(position))
+    config = Config(0, 16 if n <= 16 else 32, 16, 4, 2, 16, splits)
+    found = interpreted(made.graph, kernel, config, made.inputs(kernel))[made.graph.outputs[0]]
+    np.testing.assert_allclose(found.astype(np.float64).reshape(want.shape), want, rtol=0, atol=2e-2)
+    _, combine = generate(made.graph, kernel, config).text.split("if ticket ==")
+    assert f"lane{1 << (n - 1).bit_length()}_down" in combine
+
+
+def test_a_side_of_the_mask_that_is_not_visited_fills_no_stages():
+    f = lambda q, k, v, p: attention(q, k, v, lambda s: jnp.where(jnp.arange(80) <= p, s, -1e30))  # noqa: E731
+    q, k, v = (normal(np.random.default_rng(0), 1, 2, n, 16) for n in (1, 80, 80))
+    made, kernel = online_of(f, q, k, v, np.int32(7))
+    lines = [line.strip() for line in generate(made.graph, kernel, blocks(kernel)[0]).text.splitlines()]
+    steps = next(k for k, line in enumerate(lines) if line.startswith("for key_start in"))
+    assert lines[steps - 1] == "if first < last:"
+
+
 def test_scores_through_any_function():
     rng = np.random.default_rng(0)
     q, k, v = (normal(rng, 1, 1, n, 16) for n in (20, 33, 33))

@@ -188,6 +188,21 @@ def test_bands_with_empty_rows(low):
     check(lambda *a: attention(*a, scores), want, q, k, v, schedule="online", tolerance=1e-2)
 
 
+@pytest.mark.parametrize("position", [0, 2047, 3994, 4095])
+@pytest.mark.parametrize(("offset", "low"), [(0, -1e30), (-2000, -1000)])
+def test_bounded_scores_of_few_queries(position, offset, low):
+    """A step of decoding: scores softly bounded, keys up to a position; or all below the masked value."""
+    q, k, v = normal(1, 8, 2, 256), normal(1, 8, 4096, 256, seed=1), normal(1, 8, 4096, 256, seed=2)
+    seen = np.arange(4096) <= position
+    want = reference(q, k, v, lambda s: np.where(seen, 50 * np.tanh(s / 800) + offset, low))
+
+    def f(q, k, v, position):
+        bounded = lambda s: 50 * jnp.tanh(s / 800) + offset  # noqa: E731
+        return attention(q, k, v, lambda s: jnp.where(jnp.arange(4096) <= position, bounded(s), low))
+
+    check(f, want, q, k, v, np.int32(position), schedule="online", tolerance=2e-2)
+
+
 @pytest.mark.parametrize("f", [grouped, repeated, by_hand, library])
 @pytest.mark.parametrize("n", [1, 5, 130])
 def test_grouped_queries(f, n):

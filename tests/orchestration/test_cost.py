@@ -129,6 +129,14 @@ def test_few_programs_cost_more():
     assert fewest > 4 * time_of(lambda x: jnp.argmax(x, -1), (4096, 1024, F32))
 
 
+def test_a_norm_of_one_row_is_cheaper_than_two_launches_of_xlas():
+    def f(x, y, g):
+        wide = y.astype(jnp.float32)
+        return x + (wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6) * g).astype(x.dtype)
+
+    assert time_of(f, (1, 3584, BF16), (1, 3584, BF16), (3584, BF16)) < 2 * H200.xla_launch_s * 1e6
+
+
 def test_repeated_reads_of_one_buffer_are_not_moved_twice():
     once = time_of(lambda x, y: x * y, (8192, 8192, BF16), (8192, BF16))
     assert once < 1.2 * time_of(ELEMENTWISE, (8192, 8192, BF16))
