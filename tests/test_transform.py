@@ -630,6 +630,13 @@ def test_disable_jit_runs_the_python_function(params: Any, x: Any, builds: list[
     assert builds == []
 
 
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit, optimize])
+def test_debug_nans_names_the_operation(around: Any, x: Any) -> None:
+    f = around(optimize(lambda x: jnp.log(x) + 1))
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match=r"nan.*in log"):
+        f(-1 - jnp.abs(x))
+
+
 def test_equations_keep_their_source(x: Any, builds: list[Build]) -> None:
     optimize(lambda x: jnp.tanh(x) + 1)(x)
     assert all("test_transform.py" in source_info_util.summarize(eqn.source_info) for eqn in builds[0].jaxpr.eqns)
