@@ -269,7 +269,7 @@ class CountOps:
         known = tuple(b for b in live if not any(ix.lookups_in(b.expr)))
         outer = self.taken, self.splits, self.looping
         with self.scope(tile):
-            self.taken *= self.share(known) if doubt else 1.0
+            self.taken *= self.share(known)
         self.splits, self.looping = tile.splits, "key" in tile.spans
         self.scopes += 1
         yield

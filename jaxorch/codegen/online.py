@@ -102,7 +102,9 @@ class OnlineBody[V](ProductBody[V]):
         with self.scope(ahead(scores)):
             self.bind(ix.guard_lookups(live))
         self.write_keys(scores, live)
-        with self.over_keys(scores, live, self.doubt(peak, floor) if live else None):
+        # an exponential of -inf is 0 beside any peak: nothing that such a mask leaves out can count
+        doubted = bool(live) and floor != -np.inf
+        with self.over_keys(scores, live, self.doubt(peak, floor) if doubted else None):
             with self.scope(keys):
                 k = self.tile_of(first.first, 1 - first.query, first.at, inner, keys)
             with self.scope(scores):

@@ -192,7 +192,8 @@ class ProductOps[V](Ops[V], Protocol):
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
         """A loop along the axis that `tile` loops along, over the program's share of blocks; inside it scopes nest.
 
-        Blocks where `live` holds nowhere are visited last, and only if a row of `doubt` (bool), asked then, is true.
+        Blocks where `live` holds nowhere are visited last, and only if a row of `doubt` (bool), asked then, is true;
+        never without it.
         """
         ...
 

@@ -168,9 +168,9 @@ class TritonPlanes(TritonOps):
     ) -> AbstractContextManager[None]:
         axis = min(tile.loops)
         counter, block = f"{tile.spans[axis - 1]}_start", tile.blocks[axis]
-        shares = self.shares(tile, live if doubt else ())
-        if shares.live is not None:
-            return self.phases(tile, counter, block, shares, doubt)
+        shares = self.shares(tile, live)
+        if shares.live is not None and doubt is not None:
+            return self.phases(tile, counter, block, shares.live, shares, doubt)
         return self.steps(counter, block, shares.first, shares.last)
 
     def shares(self, tile: Tile, live: Guard) -> _Shares:
@@ -283,15 +283,19 @@ class TritonPlanes(TritonOps):
 
     @contextmanager
     def phases(
-        self, tile: Tile, counter: str, block: int, shares: _Shares, doubt: Callable[[], Text] | None
+        self,
+        tile: Tile,
+        counter: str,
+        block: int,
+        live: tuple[str, str],
+        shares: _Shares,
+        doubt: Callable[[], Text],
     ) -> Generator[None]:
         """First the program's share of the live blocks, then those before and those after if a row is in doubt.
 
         Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
         """
-        assert doubt is not None
-        assert shares.live is not None
-        (low, high), size = shares.live, tile.sizes[COLUMN]
+        (low, high), size = live, tile.sizes[COLUMN]
         others = f"(doubt > 0) & ({self.share_number(tile)} == 0)" if tile.splits > 1 else "doubt > 0"
         self.blocks.append(Block("loop"))
         rows = doubt()

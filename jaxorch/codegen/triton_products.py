@@ -22,6 +22,8 @@ from jaxorch.kernels.frame import COLUMN, HEAD, ROW
 
 __all__ = ["TritonProducts"]
 
+_AS_COLUMN = "[:, None]"
+
 _PRECISION = {"DEFAULT": "tf32", "HIGH": "tf32x3", "HIGHEST": "ieee"}
 
 
@@ -158,8 +160,18 @@ class TritonProducts(TritonPlanes):
         shape = [tile.blocks[a] for a in self.order]
         name = f"carry{self.count}"
         self.count += 1
+        if not self.has_heads and tile.block_columns == 1 and compute_dtype(dtype) == np.float32:
+            # A vector: of a column of the product's tile each thread would carry as many copies as it has columns.
+            self.put(f"{name} = tl.broadcast_to({literal}, {shape[:1]})")
+            return Text(f"{name}{_AS_COLUMN}", _extended(tile) | {STEP})
         self.put(f"{name} = tl.broadcast_to({literal}, {shape})")
         return Text(name, _extended(tile) | {STEP})
+
+    def assign(self, carried: Text, value: Text) -> None:
+        if not carried.name.endswith(_AS_COLUMN):
+            return super().assign(carried, value)
+        # of a single column the maximum is the column, laid out as a vector
+        self.put(f"{carried.name.removesuffix(_AS_COLUMN)} = tl.max({value.name}, axis=1)")
 
     def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
         if not value.dims & {ROW, COLUMN, HEAD}:  # a row of one element, which has no axis to be folded
