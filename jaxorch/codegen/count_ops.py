@@ -263,6 +263,9 @@ class CountOps:
         self.counts.read[lengths.name] = lengths.array.nbytes
         yield
 
+    def begin(self, descending: int) -> None:
+        pass
+
     @contextmanager
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
         # a mask that ends at a position known at run time may leave nothing out

@@ -33,6 +33,7 @@ class GemmBody[V](ProductBody[V]):
     """The walk of a "gemm" kernel."""
 
     def run(self) -> None:
+        self.ops.begin(0)
         if self.segment is None:
             self.tiles()
             return

@@ -164,6 +164,9 @@ class NumpyOps:
         del otherwise, axis  # nothing is past the end
         return value
 
+    def begin(self, descending: int) -> None:
+        pass
+
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Data] | None) -> AbstractContextManager[None]:
         assert tile.splits == 1
         del live, doubt  # the one block holds everything

@@ -21,11 +21,12 @@ from jaxorch.codegen.products import FLOAT32, ProductBody
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Map, Scatter
-from jaxorch.ir.index import Bound, Expr, Guard
-from jaxorch.ir.simplify import simplify
+from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.simplify import linear_terms, simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import pieces_at
-from jaxorch.kernels.frame import COLUMN
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.order import KEPT_BYTES
 from jaxorch.kernels.sides import Written
 from jaxorch.kernels.softmax import Softmax, scale_of
 
@@ -56,8 +57,24 @@ class OnlineBody[V](ProductBody[V]):
         return self.contract(self.softmax.first).count
 
     def run(self) -> None:
+        self.ops.begin(self.descending())
         with self.ops.over_points(self.points):
             self.one_point()
+
+    def descending(self) -> int:
+        """Of how many points the last blocks of rows come first: where those have most keys, and would end last.
+
+        So many as find their keys and values in the cache together.
+        """
+        points, blocks = self.frame.sizes[GRID], -(-self.frame.sizes[ROW] // self.config.block_rows)
+        scores = self.plane("row", "key")
+        if self.points > 1 or self.launch == "combine" or blocks < 2 or points < 2:
+            return 0
+        if self.stores_keys or not _grows(self.live(scores)[0], scores.sizes):
+            return 0
+        each = self.core.key * (self.inner + self.frame.sizes[COLUMN]) * self.dtype(self.core.last).itemsize
+        most = max(KEPT_BYTES // each, 1)
+        return next(n for n in range(min(most, points), 0, -1) if points % n == 0)
 
     def one_point(self) -> None:
         """One point of the grid."""
@@ -189,11 +206,12 @@ class OnlineBody[V](ProductBody[V]):
         return self.ops.valid(u, low)
 
     def has_masks(self, view: View) -> bool:
-        """Whether a score may be a constant instead of a product."""
+        """Whether a score may be a constant instead of a product, other than -inf."""
         for piece in view.pieces:
             match self.graph.nodes[piece.value.node]:
-                case Const():
-                    return True
+                case Const(number):
+                    if number != -np.inf:
+                        return True
                 case Map("select_n", (_, *cases)) if any(map(self.has_masks, cases)):
                     return True
                 case _:
@@ -338,6 +356,23 @@ class OnlineBody[V](ProductBody[V]):
     def pick(self, predicate: V, then: V, otherwise: V) -> V:
         args, dtypes = [predicate, otherwise, then], [_BOOL, FLOAT32, FLOAT32]
         return self.ops.scalar("select_n", {}, args, dtypes, FLOAT32)
+
+
+def _grows(live: Guard, sizes: tuple[int, ...]) -> bool:
+    """Whether a guard lets a row have the more columns the later it is: it ends behind the row, and begins anywhere."""
+    ends = False
+    for bound in live:
+        terms = dict(linear_terms(bound.expr, sizes)[0])
+        step = terms.pop(Dim(COLUMN), 0)
+        rows = [factor for atom, factor in terms.items() if ROW in ix.dims_of(atom)]
+        if not step or not rows:
+            continue
+        low, high = ix.range_of(bound.expr, sizes)
+        begins, closes = (bound.low > low, bound.high <= high)[:: 1 if step > 0 else -1]
+        if begins or any(factor * step > 0 for factor in rows):
+            return False
+        ends |= closes
+    return ends
 
 
 def _complement(bound: Bound, sizes: tuple[int, ...]) -> Guard:

@@ -177,6 +177,14 @@ class Ops[V](Protocol):
 class ProductOps[V](Ops[V], Protocol):
     """What kernels around contractions call beside `Ops`; their `fold` also knows "peak", a max that may drop NaN."""
 
+    def begin(self, descending: int) -> None:
+        """First of all: the program's place in the grid.
+
+        Blocks of rows are numbered in their order, point after point; or, if `descending`, the last ones come first, of
+        so many neighbouring points side by side.
+        """
+        ...
+
     def segmented(self, tile: Tile, lengths: Buffer, segment: Segment) -> Iterator[None]:
         """For each segment of the rows that the program has some of, those past the last one included.
 

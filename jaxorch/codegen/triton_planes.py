@@ -42,7 +42,9 @@ class _Shares:
 class TritonPlanes(TritonOps):
     """TritonOps whose scopes are planes: tiles over two of the kernel's spans."""
 
-    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, interpret: bool) -> None:
+    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, arch: int | None) -> None:
+        """`arch`: the compute capability that the kernel is for, None of the interpreter."""
+        self.arch = arch
         self.grid = "grid"  # the name of the scope's coordinate there
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
@@ -51,12 +53,26 @@ class TritonPlanes(TritonOps):
             num_stages=num_stages,
             wide=wide,
             side=Interleaving(1, 1),
-            interpret=interpret,
+            interpret=arch is None,
         )
 
     @property
     def flat(self) -> bool:
         return False
+
+    def prologue(self, wide: bool) -> None:
+        pass  # `begin` writes it
+
+    def begin(self, descending: int) -> None:
+        if not descending:
+            super().prologue(bool(self.lane_type))
+            return
+        assert self.column_blocks == self.head_blocks == self.points_each == 1
+        last = self.row_blocks - 1
+        self.put("program = tl.program_id(0)" + (".to(tl.int64)" if self.lane_type else ""))
+        self.put(f"row_block = {last} - program // {descending} % {last + 1}")
+        slow = f"program // {descending * (last + 1)} * {descending} + "
+        self.put(f"grid = {slow if descending < self.frame.sizes[GRID] else ''}program % {descending}")
 
     def rows(self) -> None:
         pass  # spans are defined where they are first used
@@ -297,19 +313,21 @@ class TritonPlanes(TritonOps):
         """
         (low, high), size = live, tile.sizes[COLUMN]
         others = f"(doubt > 0) & ({self.share_number(tile)} == 0)" if tile.splits > 1 else "doubt > 0"
+        zero = "tl.full([], 0, tl.int32)"
+        for name, start in (("phase", zero), ("first", shares.first), ("last", shares.last)):
+            self.put(f"{name} = {start}")
         self.blocks.append(Block("loop"))
+        with self.steps(counter, block, "first", "last"):
+            yield
         rows = doubt()
         if self.tile_rows_overrun:
             rows = Text(f"({rows.name} & {self.row_mask()})", rows.dims)
-        self.put("turn = phase + tl.full([], 0, tl.int32)")  # the interpreter's loop variable is a plain int
         self.put(f"doubt = tl.max(tl.max({rows.name}.to(tl.int32), axis=1), axis=0)")
-        self.put(f"first = tl.where(turn == 0, {shares.first}, tl.where(turn == 1, 0, {high}))")
-        self.put(f"last = tl.where(turn == 0, {shares.last}, tl.where(turn == 1, {low}, {size}))")
-        self.put(f"last = tl.where((turn == 0) | ({others}), last, first)")
-        with self.steps(counter, block, "first", "last"):
-            yield
+        self.put(f"first = tl.where(phase == 0, 0, {high})")
+        self.put(f"last = tl.where(phase == 0, {low}, {size})")
+        self.put(f"phase = tl.where({others}, phase + 1, 3)")
         body = self.blocks.pop()
-        self.indented("for phase in range(0, 3):", body)
+        self.indented("while phase < 3:", body)
 
     @contextmanager
     def last(self, tile: Tile, tickets: Buffer) -> Generator[None]:

@@ -22,6 +22,7 @@ from jaxorch.kernels.frame import COLUMN, HEAD, ROW
 
 __all__ = ["TritonProducts"]
 
+_ROUNDS_IN_ONE = 90  # the compute capability from which on float32 is rounded to TF32 by one instruction
 _AS_COLUMN = "[:, None]"
 
 _PRECISION = {"DEFAULT": "tf32", "HIGH": "tf32x3", "HIGHEST": "ieee"}
@@ -147,9 +148,10 @@ class TritonProducts(TritonPlanes):
 
     def rounded(self, value: Text, product: Product) -> Text:
         """A float32 operand rounded to TF32; the matrix unit itself would cut it off, a bias that sums do not lose."""
-        if product.dtype != np.float32 or product.precision != "DEFAULT" or self.interpret:
+        if product.dtype != np.float32 or product.precision != "DEFAULT" or self.arch is None:
             return value
-        asm = '"cvt.rna.tf32.f32 $0, $1;", "=f,f"'
+        way = "rn" if self.arch >= _ROUNDS_IN_ONE else "rna"  # of which Hopper makes four instructions
+        asm = f'"cvt.{way}.tf32.f32 $0, $1;", "=f,f"'
         text = f"tl.inline_asm_elementwise({asm}, [{value.name}], dtype=tl.float32, is_pure=True, pack=1)"
         return self.name(text, value.dims)
 

@@ -94,11 +94,12 @@ def begin(
         UnsupportedError: neither.
     """
     configs = configurations(graph, kernel)[: TRIES[effort]]
-    first = generate(graph, kernel, configs[0], header=header)
+    written = partial(generate, graph, kernel, header=header, arch=device.arch)
+    first = written(configs[0])
     known = _known(store, _key(device, configs, first), configs)
     if known is not None and known[1] is not None:
         return None
-    sources = (first, *(generate(graph, kernel, c, header=header) for c in configs[1:]))
+    sources = (first, *map(written, configs[1:]))
     return Underway(sources, check_soon(sources, *arguments(graph, kernel), **_limits(device), workers=workers))
 
 
@@ -120,17 +121,18 @@ def tune(
     """
     # where nothing is timed no more are compiled than it takes
     configs = configurations(graph, kernel)[: TRIES[effort if live else "default"]]
-    first = underway.sources[0] if underway else generate(graph, kernel, configs[0], header=header)
+    written = partial(generate, graph, kernel, header=header, arch=device.arch)
+    first = underway.sources[0] if underway else written(configs[0])
     inputs, outputs = arguments(graph, kernel)
     limits = _limits(device)
     key = _key(device, configs, first)
     known = _known(store, key, configs)
     if known is not None and (known[1] is not None or not live):
-        source = generate(graph, kernel, known[0], header=header)
+        source = written(known[0])
         return Tuned(source, check(source, inputs, outputs, **limits, store=store), known[1], ())
     failures: list[str] = []
     if not live:
-        sources = chain([first], (generate(graph, kernel, c, header=header) for c in configs[1:]))
+        sources = chain([first], map(written, configs[1:]))
         source, compiled = _first(sources, lambda s: check(s, inputs, outputs, **limits, store=store), failures)
         return Tuned(source, compiled, None, tuple(failures))
     with Workers() as workers:
