@@ -263,7 +263,7 @@ class CountOps:
         self.counts.read[lengths.name] = lengths.array.nbytes
         yield
 
-    def begin(self, descending: int) -> None:
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
         pass
 
     @contextmanager

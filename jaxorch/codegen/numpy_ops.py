@@ -164,7 +164,7 @@ class NumpyOps:
         del otherwise, axis  # nothing is past the end
         return value
 
-    def begin(self, descending: int) -> None:
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
         pass
 
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Data] | None) -> AbstractContextManager[None]:

@@ -57,7 +57,7 @@ class OnlineBody[V](ProductBody[V]):
         return self.contract(self.softmax.first).count
 
     def run(self) -> None:
-        self.ops.begin(self.descending())
+        self.ops.begin(descending=self.descending())
         with self.ops.over_points(self.points):
             self.one_point()
 

@@ -177,11 +177,12 @@ class Ops[V](Protocol):
 class ProductOps[V](Ops[V], Protocol):
     """What kernels around contractions call beside `Ops`; their `fold` also knows "peak", a max that may drop NaN."""
 
-    def begin(self, descending: int) -> None:
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
         """First of all: the program's place in the grid.
 
-        Blocks of rows are numbered in their order, point after point; or, if `descending`, the last ones come first, of
-        so many neighbouring points side by side.
+        Programs are numbered by grid point, block of rows, block of columns. If `descending`, the last blocks of rows
+        come first, of so many neighbouring points side by side. If `group`, so many blocks of rows go along the columns
+        together.
         """
         ...
 

@@ -63,16 +63,35 @@ class TritonPlanes(TritonOps):
     def prologue(self, wide: bool) -> None:
         pass  # `begin` writes it
 
-    def begin(self, descending: int) -> None:
-        if not descending:
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
+        if not descending and not group:
             super().prologue(bool(self.lane_type))
             return
-        assert self.column_blocks == self.head_blocks == self.points_each == 1
-        last = self.row_blocks - 1
+        assert self.head_blocks == self.points_each == 1
         self.put("program = tl.program_id(0)" + (".to(tl.int64)" if self.lane_type else ""))
-        self.put(f"row_block = {last} - program // {descending} % {last + 1}")
-        slow = f"program // {descending * (last + 1)} * {descending} + "
+        if group:
+            self.grouped(group)
+            return
+        assert self.column_blocks == 1
+        rows = self.row_blocks
+        self.put(f"row_block = {rows - 1} - program // {descending} % {rows}")
+        slow = f"program // {descending * rows} * {descending} + "
         self.put(f"grid = {slow if descending < self.frame.sizes[GRID] else ''}program % {descending}")
+
+    def grouped(self, group: int) -> None:
+        """The program's tile where `group` blocks of rows go along the columns together."""
+        rows, columns, tile = self.row_blocks, self.column_blocks, "program"
+        if self.frame.sizes[GRID] > 1:
+            self.put(f"grid = program // {rows * columns}")
+            tile = self.once("tile", f"program % {rows * columns}")
+        if group >= rows:
+            self.put(f"row_block = {tile} % {rows}")
+            self.put(f"column_block = {tile} // {rows}")
+            return
+        self.put(f"group_first = {tile} // {group * columns} * {group}")
+        self.put(f"group_rows = tl.minimum({rows} - group_first, {group})")
+        self.put(f"row_block = group_first + {tile} % {group * columns} % group_rows")
+        self.put(f"column_block = {tile} % {group * columns} // group_rows")
 
     def rows(self) -> None:
         pass  # spans are defined where they are first used
