@@ -55,7 +55,7 @@ _jax: Any = jax  # what is used of it carries few types
 
 # Configurations timed for each kernel, by effort.
 TRIES = {"fast": 1, "default": 14, "max": 32}
-FEW_SPILLS = 32  # bytes a thread that the clock may find harmless
+FEW_SPILLS = 64  # bytes a thread that the clock may find harmless
 _NOISE = 1.02  # times that differ by no more than this factor are one time
 
 
