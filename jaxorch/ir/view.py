@@ -269,23 +269,23 @@ def _guard_in_steps(alike: Mapping[int, Piece], steps: Sequence[int], axis: int,
     index = alike[min(alike)].index
     found: list[ix.Bound] = []
     for expr in dict.fromkeys(b.expr for piece in alike.values() for b in piece.guard):
+        parts = ((_multiple(expr, e, sizes), step) for e, step in zip(index, steps, strict=True))
+        factor, step = next(((factor, step) for factor, step in parts if factor), (1, 0))
         low, high = ix.range_of(expr, sizes)
         whole = ix.Bound(expr, low, high + 1)
-        step = next((s for e, k in zip(index, steps, strict=True) if (s := _moves(expr, e, k, sizes)) is not None), 0)
         bounds = [(next((b for b in p.guard if b.expr == expr), whole), step * c) for c, p in alike.items()]
-        low, high = min(b.low + far for b, far in bounds), max(b.high + far for b, far in bounds)
-        found.append(ix.Bound(ix.add(expr, ix.mul(Dim(axis), step)), low, high))
+        ends = [(factor * b.low + far, factor * (b.high - 1) + far) for b, far in bounds]
+        moved = ix.add(ix.mul(expr, factor), ix.mul(Dim(axis), step))
+        found.append(ix.Bound(moved, min(low for low, _ in ends), max(high for _, high in ends) + 1))
     return simplify_guard(tuple(found), sizes) or ()
 
 
-def _moves(part: Expr, whole: Expr, step: int, sizes: tuple[int, ...]) -> int | None:
-    """What to add to `part` for `whole`, which is a multiple of it and something else, to grow by `step`."""
+def _multiple(part: Expr, whole: Expr, sizes: tuple[int, ...]) -> int:
+    """How many times an expression has another among its terms; 0 if not, or a negative number of times."""
     terms = dict(linear_terms(whole, sizes)[0])
     factors = {divmod(terms.get(atom, 0), c) for atom, c in linear_terms(part, sizes)[0]}
-    if len(factors) != 1:
-        return None
-    ((factor, rest),) = factors
-    return None if rest or not factor or step % factor else step // factor
+    factor, rest = factors.pop() if len(factors) == 1 else (0, 0)
+    return max(factor, 0) if not rest else 0
 
 
 def _joined(guard: Guard, other: Guard) -> Guard | None:

@@ -41,8 +41,8 @@ _XLA_SCATTER_EFFICIENCY = 0.15
 _XLA_TAP = 22
 # The part of the matrix rate, which cuBLAS reaches, that generated loops over products do.
 _MATRIX_EFFICIENCY = 0.7
-# The same of attention in float32, whose operands are rounded in registers on their way to the unit: 390 µs for what are
-# 95 at the full rate.
+# The same of attention in float32, whose operands are rounded in registers on their way to the unit: 390 µs for what
+# takes 95 at the full rate.
 _ROUNDED_EFFICIENCY = 0.27
 _WINDOW_EFFICIENCY = 0.35  # where an operand is a window: 61 µs for 14.8 GFLOP on an H200
 # What a loop over products takes beside the work of its steps, in s: its stages are filled from memory before the first
