@@ -24,10 +24,12 @@ from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, Walk
 from jaxorch.kernels.configs import power_of_two
 from jaxorch.kernels.frame import COLUMN, ROW
+from jaxorch.kernels.order import KEPT_BYTES
 from jaxorch.kernels.stretches import Stretch, stretches
 
 __all__ = ["GemmBody"]
 
+_GROUP = 8  # blocks of rows that go along the columns together
 _WHOLE_ROW = 16384  # elements of a tile that holds rows whole while their statistics are taken
 
 
@@ -35,6 +37,7 @@ class GemmBody[V](ProductBody[V]):
     """The walk of a "gemm" kernel."""
 
     def run(self) -> None:
+        self.ops.begin(group=self.group())
         if self.segment is None:
             self.tiles()
             return
@@ -42,6 +45,18 @@ class GemmBody[V](ProductBody[V]):
             self.plane_values.clear()
             self.reduced.clear()
             self.tiles()
+
+    def group(self) -> int:
+        """How many blocks of rows go along the columns together, for one to find what the others have loaded of them.
+
+        One after the other, which is 0, where the right operand stays in the cache from one to the next.
+        """
+        rows = -(-self.frame.sizes[ROW] // self.config.block_rows)
+        columns = -(-self.frame.sizes[COLUMN] // self.config.block_columns)
+        nbytes = self.core.key * self.frame.sizes[COLUMN] * self.dtype(self.core.last).itemsize
+        if self.launch == "combine" or self.frame.heads or self.core.segments or min(rows, columns) < 2:
+            return 0
+        return min(rows, _GROUP) if nbytes > KEPT_BYTES else 0
 
     def tiles(self) -> None:
         """The program's tile, or its part of one."""

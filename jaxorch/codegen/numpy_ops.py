@@ -167,6 +167,9 @@ class NumpyOps:
         del otherwise, axis  # nothing is past the end
         return value
 
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
+        pass
+
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Data] | None) -> AbstractContextManager[None]:
         assert tile.splits == 1
         del live, doubt  # the one block holds everything

@@ -44,7 +44,9 @@ class _Shares:
 class TritonPlanes(TritonOps):
     """TritonOps whose scopes are planes: tiles over two of the kernel's spans."""
 
-    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, interpret: bool) -> None:
+    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, arch: int | None) -> None:
+        """`arch`: the compute capability that the kernel is for, None of the interpreter."""
+        self.arch = arch
         self.grid = "grid"  # the name of the scope's coordinate there
         self.computes_windows = False  # whether each element of an operand is computed from many reads
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
@@ -54,12 +56,45 @@ class TritonPlanes(TritonOps):
             num_stages=num_stages,
             wide=wide,
             side=Interleaving(1, 1),
-            interpret=interpret,
+            interpret=arch is None,
         )
 
     @property
     def flat(self) -> bool:
         return False
+
+    def prologue(self, wide: bool) -> None:
+        pass  # `begin` writes it
+
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
+        if not descending and not group:
+            super().prologue(bool(self.lane_type))
+            return
+        assert self.head_blocks == self.points_each == 1
+        self.put("program = tl.program_id(0)" + (".to(tl.int64)" if self.lane_type else ""))
+        if group:
+            self.grouped(group)
+            return
+        assert self.column_blocks == 1
+        rows = self.row_blocks
+        self.put(f"row_block = {rows - 1} - program // {descending} % {rows}")
+        slow = f"program // {descending * rows} * {descending} + "
+        self.put(f"grid = {slow if descending < self.frame.sizes[GRID] else ''}program % {descending}")
+
+    def grouped(self, group: int) -> None:
+        """The program's tile where `group` blocks of rows go along the columns together."""
+        rows, columns, tile = self.row_blocks, self.column_blocks, "program"
+        if self.frame.sizes[GRID] > 1:
+            self.put(f"grid = program // {rows * columns}")
+            tile = self.once("tile", f"program % {rows * columns}")
+        if group >= rows:
+            self.put(f"row_block = {tile} % {rows}")
+            self.put(f"column_block = {tile} // {rows}")
+            return
+        self.put(f"group_first = {tile} // {group * columns} * {group}")
+        self.put(f"group_rows = tl.minimum({rows} - group_first, {group})")
+        self.put(f"row_block = group_first + {tile} % {group * columns} % group_rows")
+        self.put(f"column_block = {tile} % {group * columns} // group_rows")
 
     def rows(self) -> None:
         pass  # spans are defined where they are first used
@@ -172,9 +207,9 @@ class TritonPlanes(TritonOps):
     ) -> AbstractContextManager[None]:
         axis = min(tile.loops)
         counter, block = f"{tile.spans[axis - 1]}_start", tile.blocks[axis]
-        shares = self.shares(tile, live if doubt else ())
-        if shares.live is not None:
-            return self.phases(tile, counter, block, shares, doubt)
+        shares = self.shares(tile, live)
+        if shares.live is not None and doubt is not None:
+            return self.phases(tile, counter, block, shares.live, shares, doubt)
         return self.steps(counter, block, shares.first, shares.last)
 
     def shares(self, tile: Tile, live: Guard) -> _Shares:
@@ -297,34 +332,35 @@ class TritonPlanes(TritonOps):
 
     @contextmanager
     def phases(
-        self, tile: Tile, counter: str, block: int, shares: _Shares, doubt: Callable[[], Text] | None
+        self,
+        tile: Tile,
+        counter: str,
+        block: int,
+        live: tuple[str, str],
+        shares: _Shares,
+        doubt: Callable[[], Text],
     ) -> Generator[None]:
         """First the program's share of the live blocks, then those before and those after if a row is in doubt.
 
         Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
-        A loop of no steps would still fill its stages and wait for them, so it is under a branch.
         """
-        assert doubt is not None
-        assert shares.live is not None
-        (low, high), size = shares.live, tile.sizes[COLUMN]
+        (low, high), size = live, tile.sizes[COLUMN]
         others = f"(doubt > 0) & ({self.share_number(tile)} == 0)" if tile.splits > 1 else "doubt > 0"
+        zero = "tl.full([], 0, tl.int32)"
+        for name, start in (("phase", zero), ("first", shares.first), ("last", shares.last)):
+            self.put(f"{name} = {start}")
         self.blocks.append(Block("loop"))
+        with self.steps(counter, block, "first", "last"):
+            yield
         rows = doubt()
         if self.tile_rows_overrun:
             rows = Text(f"({rows.name} & {self.row_mask()})", rows.dims)
-        self.put("turn = phase + tl.full([], 0, tl.int32)")  # the interpreter's loop variable is a plain int
         self.put(f"doubt = tl.max(tl.max({rows.name}.to(tl.int32), axis=1), axis=0)")
-        self.put(f"first = tl.where(turn == 0, {shares.first}, tl.where(turn == 1, 0, {high}))")
-        self.put(f"last = tl.where(turn == 0, {shares.last}, tl.where(turn == 1, {low}, {size}))")
-        self.put(f"last = tl.where((turn == 0) | ({others}), last, first)")
-        branch = Block("branch")
-        self.blocks.append(branch)
-        with self.steps(counter, block, "first", "last"):
-            yield
-        self.blocks.pop()
-        self.indented("if first < last:", branch)
+        self.put(f"first = tl.where(phase == 0, 0, {high})")
+        self.put(f"last = tl.where(phase == 0, {low}, {size})")
+        self.put(f"phase = tl.where({others}, phase + 1, 3)")
         body = self.blocks.pop()
-        self.indented("for phase in range(0, 3):", body)
+        self.indented("while phase < 3:", body)
 
     @contextmanager
     def last(self, tile: Tile, tickets: Buffer) -> Generator[None]:

@@ -309,6 +309,15 @@ def test_several_points_of_the_grid_keep_what_they_share_in_registers():
     assert found.ptx.count("cp.async") > 0  # the next point's rows are under way
 
 
+def test_statistics_of_rows_are_held_once():
+    """A thread has 32 elements of 64 x 64 scores and two rows of them: so many exponentials, and a few conversions."""
+    _, source, found = compiled(lambda q, k, v: attention(q, k, v, causal=True), *[S(2, 1024, 4, 64)] * 3)
+    config = source.config
+    elements = config.block_rows * config.block_keys // (32 * config.num_warps)
+    assert elements <= found.ptx.count("ex2.approx") <= elements + 4
+    assert "wgmma" in found.ptx
+
+
 def test_rows_in_groups_are_copied_ahead():
     """Wherever a group begins, and wherever its rows are: 16 bytes a lane, steps ahead."""
     _, _, found = compiled(*PROGRAMS["rows in groups"][:1], *PROGRAMS["rows in groups"][1])

@@ -203,6 +203,28 @@ def test_bounded_scores_of_few_queries(position, offset, low):
     check(f, want, q, k, v, np.int32(position), schedule="online", tolerance=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_a_band_of_stacked_windows(dtype):
+    """Chunks of 500 queries see the keys of their own places and 1000 on both sides; past the ends are zeros."""
+    q, k, v = (normal(8, 2500, 64, dtype=dtype, seed=s) / np.asarray(8, dtype) for s in range(3))
+
+    def band(q, k, v):
+        k, v = (jnp.pad(x, ((0, 0), (1000, 1000), (0, 0))) for x in (k, v))
+        k, v = (jnp.stack([x[:, i : i + 2500] for i in range(0, 2500, 500)], 1) for x in (k, v))
+        s = jnp.einsum("hcqd,hckd->hcqk", q.reshape(8, 5, 500, 64), k, preferred_element_type=jnp.float32)
+        offset = jnp.arange(2500) - jnp.arange(500)[:, None]
+        p = jax.nn.softmax(jnp.where((offset >= 0) & (offset <= 2000), s, -jnp.inf), -1).astype(q.dtype)
+        return jnp.einsum("hcqk,hckd->hcqd", p, v).reshape(q.shape)
+
+    exact, kk, vv = (x.astype(np.float64) for x in (q, k, v))
+    kk, vv = (np.pad(x, ((0, 0), (1000, 1000), (0, 0))) for x in (kk, vv))
+    s = np.einsum("hqd,hkd->hqk", exact, kk)
+    offset = np.arange(4500) - np.arange(2500)[:, None]
+    e = np.exp(np.where((offset >= 0) & (offset <= 2000), s, -np.inf))
+    want = e / e.sum(-1, keepdims=True) @ vv
+    check(band, want, q, k, v, schedule="online", tolerance=1e-3)
+
+
 @pytest.mark.parametrize("f", [grouped, repeated, by_hand, library])
 @pytest.mark.parametrize("n", [1, 5, 130])
 def test_grouped_queries(f, n):
@@ -245,7 +267,9 @@ def test_linear_attention_of_narrow_heads(shape, dtype):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-@pytest.mark.parametrize("sizes", [(1, 4096, 1000), (16, 4096, 6144), (100, 96, 288), (1000, 768, 200)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 4096, 1000), (16, 4096, 6144), (100, 96, 288), (1000, 768, 200), (1500, 1024, 12000)]
+)
 def test_products(name, sizes):
     m, k, n = sizes
     x, w, g = normal(m, k), (normal(k, n).astype(F32) / k**0.5).astype(BF16), normal(k, seed=1)

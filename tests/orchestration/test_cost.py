@@ -95,6 +95,33 @@ def test_more_bytes_take_longer(f):
     assert times[-1] > 8 * times[1]
 
 
+def scores(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v)
+
+
+def test_attention_of_few_rows_takes_its_steps():
+    # with a fourth of the heads the same processors do the same steps one after the other
+    def whole(n, heads):
+        graph, kernel = kernel_of(scores, *[(1, n, heads, 64, BF16)] * 3)
+        config = next(c for c in configurations(graph, kernel) if c.block_rows == 64)
+        return config_time(graph, kernel, replace(config, splits=1), H200)
+
+    assert whole(1024, 2) > 0.95 * whole(1024, 8) > 3 * launch()
+    assert whole(2048, 1) > 1.5 * whole(1024, 2)
+
+
+def test_attention_past_the_end_of_rows_and_keys_is_computed_too():
+    # 197 rows and keys are four blocks of 64 each
+    padded, full = (time_of(scores, *[(64, n, 12, 64, BF16)] * 3) for n in (197, 256))
+    assert 0.8 * full < padded <= full
+
+
+def test_operands_of_attention_that_are_rounded_cost_more():
+    graph, kernel = kernel_of(scores, *[(8, 2048, 16, 64, F32)] * 3)
+    exact = kernel_of(scores, *[(8, 2048, 16, 64, BF16)] * 3)
+    assert kernel_time(graph, kernel, H200) > 3 * kernel_time(*exact, H200)
+
+
 def test_a_wider_type_takes_longer():
     assert time_of(ELEMENTWISE, (4096, 4096, F32)) > 1.6 * time_of(ELEMENTWISE, (4096, 4096, BF16))
 
