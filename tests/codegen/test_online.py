@@ -183,13 +183,14 @@ def test_parts_of_few_queries_are_combined_without_those_that_pad_them(n, splits
     assert f"lane{1 << (n - 1).bit_length()}_down" in combine
 
 
-def test_a_side_of_the_mask_that_is_not_visited_fills_no_stages():
+def test_a_side_of_the_mask_that_is_not_visited_is_no_turn_of_the_loop():
     f = lambda q, k, v, p: attention(q, k, v, lambda s: jnp.where(jnp.arange(80) <= p, s, -1e30))  # noqa: E731
     q, k, v = (normal(np.random.default_rng(0), 1, 2, n, 16) for n in (1, 80, 80))
     made, kernel = online_of(f, q, k, v, np.int32(7))
     lines = [line.strip() for line in generate(made.graph, kernel, blocks(kernel)[0]).text.splitlines()]
     steps = next(k for k, line in enumerate(lines) if line.startswith("for key_start in"))
-    assert lines[steps - 1] == "if first < last:"
+    assert lines[steps - 1] == "while phase < 3:"
+    assert "phase = tl.where(doubt > 0, phase + 1, 3)" in lines
 
 
 def test_scores_through_any_function():
