@@ -56,7 +56,7 @@ def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int
     rows: list[Row] = []
     running = {}
     for config in configurations(graph, kernel)[:limit]:
-        source = generate(graph, kernel, config)
+        source = generate(graph, kernel, config, arch=table.arch)
         compiled, failure = None, ""
         try:
             compiled = check(source, inputs, outputs, arch=table.arch, shared_limit=table.shared_per_block)

@@ -241,7 +241,8 @@ def _bound(
 
     @functools.wraps(fun)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        if disabled() or _jax.config.jax_disable_jit:
+        # Called outside a trace, by jax.debug_nans to find the operation that made a NaN, it is no program either.
+        if disabled() or _jax.config.jax_disable_jit or not primitive.tracing():
             return fun(*args, **kwargs)
         jaxpr, outputs, operands, donated = _trace(fun, args, kwargs, given)
         results = primitive.call(jaxpr, operands, options, name, in_loop=in_loop, donated=donated)

@@ -22,6 +22,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import mlir, partial_eval, xla
 
 from jaxorch.errors import JaxorchError, JaxorchWarning, OptionError, UnsupportedError, VerifyError
+from jaxorch.frontend.staging import checked_by_equations
 from jaxorch.options import Options
 from jaxorch.target import Target, detect
 
@@ -52,6 +53,7 @@ jaxorch_call_p: Any = jex_core.Primitive("jaxorch_call")
 _core.register_call_primitive_rules(jaxorch_call_p)
 # The registered impl evaluates equation by equation; an eager call is to be compiled like any other primitive.
 jaxorch_call_p.def_impl(functools.partial(_xla.apply_primitive, jaxorch_call_p))
+checked_by_equations(jaxorch_call_p)
 
 
 def tracing() -> bool:

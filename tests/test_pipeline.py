@@ -498,6 +498,20 @@ def test_the_report_names_primitives_and_lines():
     assert any(re.match(rf"test_pipeline\.py:{line}", s) for s in kernel.sources)
 
 
+def test_what_a_loop_writes_is_from_the_users_line():
+    def summed(x):
+        return lax.scan(lambda c, z: (jnp.maximum(c, z), c + jnp.sin(z)), x[0], x)
+
+    def cached(x):
+        return lax.scan(lambda c, z: (c + z.sum(0), lax.dynamic_update_slice(z, c[None] * 2, (1, 0))), x[0, 0], x)
+
+    for f, shape in ((summed, (6, 61)), (cached, (3, 5, 61))):
+        report = jaxorch.explain(f, jax.ShapeDtypeStruct(shape, jnp.float32))
+        lines = [line for _, each in [("", report), *report.bodies] for line in (*each.kernels, *each.left)]
+        assert any("scatter" in line.primitives for line in lines)
+        assert {source.split(":")[0] for line in lines for source in line.sources} == {"test_pipeline.py"}
+
+
 @pytest.mark.parametrize("device", ["h200", "h100", "a100", "generic"])
 def test_explain_for_every_device(device):
     f = jaxorch.optimize(two_parts, options=Options(device=device))

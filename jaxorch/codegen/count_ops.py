@@ -65,6 +65,7 @@ class Counts:
         again: bytes from memory that had been read before and have left the second-level cache.
         operations: weighted arithmetic, in operations of one cycle.
         matrix: FLOP of the matrix unit, padding included, by the operands' dtype; "" for what no matrix unit computes.
+        live: the part of its blocks that a loop over products visits.
         branches: sources of tiles chosen in a loop over products, whose loads no step before it can begin.
     """
 
@@ -74,6 +75,7 @@ class Counts:
     again: float = 0.0
     operations: float = 0.0
     matrix: dict[str, float] = field(default_factory=dict[str, float])
+    live: float = 1.0
     branches: int = 0
 
     @property
@@ -91,14 +93,21 @@ class CountOps:
     """Ops whose values are the axes they vary along."""
 
     def __init__(
-        self, tile: Tile, unroll: int, *, loaded: bool = False, in_step: bool = True, of_windows: bool = False
+        self,
+        tile: Tile,
+        unroll: int,
+        *,
+        loaded: bool = False,
+        in_step: bool = True,
+        of_windows: bool = False,
+        of_scores: bool = False,
     ) -> None:
         """`loaded`: loops read by loads, which find again in the first-level cache what an earlier step has read.
 
         `in_step`: programs that read parts of one piece of memory do so at about the same time.  `of_windows`: so many
-        loads that their casts count.
+        loads that their casts count.  `of_scores`: what a loop computes, it computes past the end of rows and keys too.
         """
-        self.of_windows = of_windows
+        self.of_windows, self.of_scores = of_windows, of_scores
         self.tile, self.unroll, self.loaded, self.in_step = tile, unroll, loaded, in_step
         # by buffer and sample: the sectors that loads have fetched, and the pieces that these are in, both ascending
         self.delivered: dict[tuple[str, int], tuple[Any, Any]] = {}
@@ -122,6 +131,12 @@ class CountOps:
         shares = self.splits if GRID in dims else 1  # each point of the grid takes a share of the loop's blocks
         sizes = (self.tile.block_columns if d == _LANE else self.tile.sizes[d] for d in axes)
         return math.prod(sizes) * self.taken / shares
+
+    def computed(self, dims: Dims) -> float:
+        """For how many coordinates something is computed that varies along `dims`."""
+        if not (self.of_scores and self.looping):
+            return self.points(dims)
+        return self.points(dims) * math.prod(self.padded(a) / self.tile.sizes[a] for a in dims if a != _LANE)
 
     @property
     def everywhere(self) -> Dims:
@@ -166,6 +181,17 @@ class CountOps:
         fresh, moving = self.fresh(offset), moves(offset, self.tile)
         self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=fresh, moving=moving, each=each)
         return dims
+
+    def load_chosen(self, choices: Sequence[tuple[Guard, Buffer, Expr]], offset: Expr, guard: Guard) -> Dims:
+        (own, buffer, start), *others = choices
+        if not others:
+            return self.load(buffer, ix.add(start, offset), guard)
+        branch = _Branch(self, self.share(own))  # of addresses: it holds up no load
+        with branch.then():
+            branch.set(self.load(buffer, ix.add(start, offset), guard))
+        with branch.otherwise():
+            branch.set(self.load_chosen(others, offset, guard))
+        return branch.result()
 
     def fresh(self, offset: Expr) -> float:
         """Which part of a program's reads in a loop is of elements that no earlier step of it has read."""
@@ -242,7 +268,7 @@ class CountOps:
     ) -> Dims:
         dims = frozenset[int]().union(*args)
         wide = out.itemsize > 2 and not relaxed
-        self.counts.operations += self.points(dims) * self.tile.repeats * _WEIGHTS.get(op, _PLAIN)[wide]
+        self.counts.operations += self.computed(dims) * self.tile.repeats * _WEIGHTS.get(op, _PLAIN)[wide]
         return dims
 
     def select(self, guard: Guard, then: Dims, otherwise: Dims) -> Dims:
@@ -264,13 +290,17 @@ class CountOps:
         self.counts.read[lengths.name] = lengths.array.nbytes
         yield
 
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
+        pass
+
     @contextmanager
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Dims] | None) -> Generator[None]:
         # a mask that ends at a position known at run time may leave nothing out
         known = tuple(b for b in live if not any(ix.lookups_in(b.expr)))
         outer = self.taken, self.splits, self.looping
         with self.scope(tile):
-            self.taken *= self.share(known) if doubt else 1.0
+            self.counts.live = self.share(known)
+        self.taken *= self.counts.live
         self.splits, self.looping = tile.splits, "key" in tile.spans
         self.scopes += 1
         yield
@@ -318,7 +348,7 @@ class CountOps:
         return -(-size // block) * block
 
     def fold(self, op: str, value: Dims, dtype: np.dtype[Any]) -> Dims:
-        self.counts.operations += self.points(value) * 2
+        self.counts.operations += self.computed(value) * 2
         return value - {COLUMN, _LANE}
 
     def carry(self, tile: Tile, value: bool | int | float, dtype: np.dtype[Any]) -> Dims:
@@ -441,7 +471,15 @@ def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:
     loaded = kernel.core is not None and config.num_stages == 1
     tile = Tile(frame.sizes, config.block_rows, config.block_columns, "grid", block_heads=config.heads)
     of_windows = kernel.core is None and bool(kernel.unrolled)
-    ops = CountOps(tile, frame.unroll, loaded=loaded, in_step=kernel.core is None, of_windows=of_windows)
+    of_scores = kernel.core is not None and kernel.core.softmax is not None
+    ops = CountOps(
+        tile,
+        frame.unroll,
+        loaded=loaded,
+        in_step=kernel.core is None,
+        of_windows=of_windows,
+        of_scores=of_scores,
+    )
     for launch in launches(kernel, config):
         emit(graph, kernel, config, ops, launch)
     ops.counts.again = frame.again

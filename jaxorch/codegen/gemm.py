@@ -6,6 +6,7 @@ the contraction's result over (rows, columns); in a split kernel it is a part of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,9 +24,12 @@ from jaxorch.ir.view import Value
 from jaxorch.kernels.access import Accesses, Reduction, Walk
 from jaxorch.kernels.configs import power_of_two
 from jaxorch.kernels.frame import COLUMN, ROW
+from jaxorch.kernels.order import KEPT_BYTES
+from jaxorch.kernels.stretches import Stretch, stretches
 
 __all__ = ["GemmBody"]
 
+_GROUP = 8  # blocks of rows that go along the columns together
 _WHOLE_ROW = 16384  # elements of a tile that holds rows whole while their statistics are taken
 
 
@@ -33,6 +37,7 @@ class GemmBody[V](ProductBody[V]):
     """The walk of a "gemm" kernel."""
 
     def run(self) -> None:
+        self.ops.begin(group=self.group())
         if self.segment is None:
             self.tiles()
             return
@@ -40,6 +45,18 @@ class GemmBody[V](ProductBody[V]):
             self.plane_values.clear()
             self.reduced.clear()
             self.tiles()
+
+    def group(self) -> int:
+        """How many blocks of rows go along the columns together, for one to find what the others have loaded of them.
+
+        One after the other, which is 0, where the right operand stays in the cache from one to the next.
+        """
+        rows = -(-self.frame.sizes[ROW] // self.config.block_rows)
+        columns = -(-self.frame.sizes[COLUMN] // self.config.block_columns)
+        nbytes = self.core.key * self.frame.sizes[COLUMN] * self.dtype(self.core.last).itemsize
+        if self.launch == "combine" or self.frame.heads or self.core.segments or min(rows, columns) < 2:
+            return 0
+        return min(rows, _GROUP) if nbytes > KEPT_BYTES else 0
 
     def tiles(self) -> None:
         """The program's tile, or its part of one."""
@@ -78,19 +95,42 @@ class GemmBody[V](ProductBody[V]):
         return total
 
     def accumulated(self, tile: Tile) -> V:
+        """The sum of the products, or the program's part of it: in one loop over the keys, or one for each stretch."""
+        accumulate = self.product(self.core.last, 0, transposed=False).accumulate
+        acc = self.ops.carry(tile, 0, accumulate)
+        row = replace(self.operand_planes()[0], block_rows=self.rows_at_once)
+        carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
+        self.rows = [self.ops.carry(self.plane("row", "one"), 0, accumulate) for _ in self.core.beside]
+        for stretch in self.stretches() or (None,):
+            self.stretch = stretch
+            self.add_products(tile, acc, carried)
+        self.stretch = None
+        with self.scope(replace(row, loops=frozenset())):
+            for riding, state in zip(self.core.sums, carried, strict=True):
+                node, dtype = self.node(riding), self.summed(riding)
+                (total,) = reductions.finish(self.ops, node.op, dtype, state, node.count, row, [node.arrays[0].dtype])
+                self.ridden.append(total)
+        return acc
+
+    def operand_planes(self) -> tuple[Tile, Tile]:
+        """The scopes of the left operand and the right one."""
         size, block = self.extent("column")
         blocks = self.plane("row", "column").row_blocks, -(-size // block)
         turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
         a = self.plane("key", "row", blocks[1]) if turned else self.plane("row", "key", blocks[1])
         b = self.plane("column", "key", blocks[0]) if transposed else self.plane("key", "column", blocks[0])
-        steps = -(-self.core.key // self.config.block_keys)
-        summed = steps * self.config.block_keys
-        product = self.product(self.core.last, summed, transposed=transposed, turned=turned)
-        key, left = len(self.frame.domain), self.core.left
-        acc = self.ops.carry(tile, 0, product.accumulate)
+        return a, b
+
+    def add_products(self, tile: Tile, acc: V, carried: Sequence[tuple[V, ...]]) -> None:
+        """The loop over the keys, or over a stretch of them; `carried` are the reductions that ride along."""
+        (a, b), (size, block) = self.operand_planes(), self.extent("key")
         row = replace(a, block_rows=self.rows_at_once)
-        carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
-        self.rows = [self.ops.carry(self.plane("row", "one"), 0, product.accumulate) for _ in self.core.beside]
+        turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
+        product = self.product(self.core.last, -(-size // block) * block, transposed=transposed, turned=turned)
+        key, left = len(self.frame.domain), self.core.left
+        if self.stretch is not None:  # values of an earlier loop are gone
+            for plane in (a, b):
+                self.plane_values.pop(plane, None)
         with self.ops.loop(a, (), None):
             with self.scope(a):
                 for at, total in zip(self.core.beside, self.rows, strict=True):
@@ -104,12 +144,22 @@ class GemmBody[V](ProductBody[V]):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
                 self.ops.assign(acc, self.ops.dot(x, y, acc, product))
-        with self.scope(replace(row, loops=frozenset())):
-            for riding, state in zip(self.core.sums, carried, strict=True):
-                node, dtype = self.node(riding), self.summed(riding)
-                (total,) = reductions.finish(self.ops, node.op, dtype, state, node.count, row, [node.arrays[0].dtype])
-                self.ridden.append(total)
-        return acc
+
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The keys in stretches that an operand reads from one array each; none where one loop is as good."""
+        core, config = self.core, self.config
+        alone = not (core.sums or core.beside or core.stored or core.segment or self.reduces)
+        if not alone or self.parted or config.heads > 1 or config.points > 1:
+            return ()
+        return stretches(
+            self.graph,
+            self.members,
+            self.kernel.unrolled,
+            self.contract(core.last),
+            core.at,
+            (*self.frame.domain, 1, 1),
+            (config.block_keys, self.least),
+        )
 
     # Reductions of rows that the loop over keys takes along
 

@@ -160,9 +160,15 @@ class NumpyOps:
             yield
         self.rows, self.idle = None, False
 
+    def load_chosen(self, choices: Sequence[tuple[Guard, Buffer, Expr]], offset: Expr, guard: Guard) -> Data:
+        raise AssertionError("all steps are one here")
+
     def within(self, value: Data, otherwise: Data, axis: int) -> Data:
         del otherwise, axis  # nothing is past the end
         return value
+
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
+        pass
 
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], Data] | None) -> AbstractContextManager[None]:
         assert tile.splits == 1

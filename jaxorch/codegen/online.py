@@ -10,6 +10,7 @@ masked scores alone included: where every score is -inf the sum is 0, and the re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,11 +22,12 @@ from jaxorch.codegen.products import FLOAT32, ProductBody
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Map, Scatter
-from jaxorch.ir.index import Bound, Expr, Guard
-from jaxorch.ir.simplify import simplify
+from jaxorch.ir.index import Bound, Dim, Expr, Guard
+from jaxorch.ir.simplify import linear_terms, simplify, simplify_guard
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import pieces_at
-from jaxorch.kernels.frame import COLUMN
+from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.order import KEPT_BYTES
 from jaxorch.kernels.sides import Written
 from jaxorch.kernels.softmax import Softmax, scale_of
 
@@ -34,6 +36,7 @@ __all__ = ["OnlineBody"]
 _BOOL = np.dtype(np.bool_)
 _LOWEST = float(np.finfo(np.float32).min)  # not -inf: the distance of a first score would be inf - inf
 _FAR = 2e38
+_RANGE = 2.0**96  # of scores in units of their scale, where exponentials are of those
 _LOG2E = 1.4426950408889634
 _NEGLIGIBLE = 256.0  # exp(-x) is 0 in float32 for every x above
 
@@ -50,14 +53,31 @@ class OnlineBody[V](ProductBody[V]):
         self.scale = scale_of(self.graph, self.members, view, coords, self.plane("row", "key").sizes)
         if not self.fast or self.softmax.peaks_outside:
             self.scale = None
+        self.masks = self.constants(view)
 
     @property
     def inner(self) -> int:
         return self.contract(self.softmax.first).count
 
     def run(self) -> None:
+        self.ops.begin(descending=self.descending())
         with self.ops.over_points(self.points):
             self.one_point()
+
+    def descending(self) -> int:
+        """Of how many points the last blocks of rows come first: where those have most keys, and would end last.
+
+        So many as find their keys and values in the cache together.
+        """
+        points, blocks = self.frame.sizes[GRID], -(-self.frame.sizes[ROW] // self.config.block_rows)
+        scores = self.plane("row", "key")
+        if self.points > 1 or self.launch == "combine" or blocks < 2 or points < 2:
+            return 0
+        if self.stores_keys or not _grows(self.live(scores)[0], scores.sizes):
+            return 0
+        each = self.core.key * (self.inner + self.frame.sizes[COLUMN]) * self.dtype(self.core.last).itemsize
+        most = max(KEPT_BYTES // each, 1)
+        return next(n for n in range(min(most, points), 0, -1) if points % n == 0)
 
     def one_point(self) -> None:
         """One point of the grid."""
@@ -94,15 +114,15 @@ class OnlineBody[V](ProductBody[V]):
         keys, values = self.plane("key", "inner", blocks), self.plane("key", "column", blocks)
         key, inner = len(self.frame.domain), len(self.frame.domain) + 1
         first, last = self.softmax, self.core
+        live, floor = self.live(scores) if not self.stores_keys else ((), 0.0)  # what is stored is all read
+        with self.scope(ahead(scores)):
+            self.bind(ix.guard_lookups(live))  # before the queries, whose loads would be waited for first
         with self.scope(queries):
             q = self.tile_of(first.first, first.query, first.at, inner, queries)
         peak, total = self.ops.carry(self.row, self.lowest, FLOAT32), self.ops.carry(self.row, 0.0, FLOAT32)
         acc = self.ops.carry(tile, 0.0, FLOAT32)
-        live, floor = self.live(scores) if not self.stores_keys else ((), 0.0)  # what is stored is all read
-        with self.scope(ahead(scores)):
-            self.bind(ix.guard_lookups(live))
         self.write_keys(scores, live)
-        with self.over_keys(scores, live, self.doubt(peak, floor) if live else None):
+        with self.over_keys(scores, live, self.doubt(peak, floor) if self.may_count(scores, live, floor) else None):
             with self.scope(keys):
                 k = self.tile_of(first.first, 1 - first.query, first.at, inner, keys)
             with self.scope(scores):
@@ -168,11 +188,11 @@ class OnlineBody[V](ProductBody[V]):
         else:  # exp(scale*(x - m)) = exp2(c*(x - m)) for c = scale*log2(e)
             c = self.ops.const(self.scale * _LOG2E, FLOAT32)
             decay = self.exp2(self.call("mul", self.call("sub", peak, top), c))
-            if self.has_masks(self.shift(tile)[0]):
+            if any(m != -np.inf for m in self.masks) and not self.hides:
                 e = self.exp2(self.call("mul", self.call("sub", u, top), c))
             else:
                 # c*x - c*m is one multiply-add, exact but for the rounding of c*m: that of a masked value is no small
-                # number, and its row would not find its own maximum at a distance of 0
+                # number, unless it is a power of two, and its row would not find its own maximum at a distance of 0
                 e = self.exp2(self.call("sub", self.call("mul", u, c), self.call("mul", top, c)))
         summed = self.ops.fold("sum", e, FLOAT32)
         self.ops.assign(total, self.call("add", self.call("mul", total, decay), summed))
@@ -186,23 +206,37 @@ class OnlineBody[V](ProductBody[V]):
         u = self.view(view, coords, ()) if self.scale is None else self.unscaled(view, coords, ())
         return self.ops.valid(u, low)
 
-    def has_masks(self, view: View) -> bool:
-        """Whether a score may be a constant instead of a product."""
+    def constants(self, view: View) -> list[float]:
+        """The constants that a score may be instead of a product."""
+        found: list[float] = []
         for piece in view.pieces:
             match self.graph.nodes[piece.value.node]:
-                case Const():
-                    return True
-                case Map("select_n", (_, *cases)) if any(map(self.has_masks, cases)):
-                    return True
+                case Const(number):
+                    found.append(float(number))
+                case Map("select_n", (_, *cases)):
+                    found += (number for case in cases for number in self.constants(case))
+                case Map("convert_element_type", (operand,)) if piece.value.node in self.members:
+                    found += self.constants(operand)
                 case _:
                     continue
-        return False
+        return found
 
     def in_units(self, masked: float) -> float:
         """A masked value in units of `scale`, above the number that peaks start from unless it is -inf."""
         if self.scale is None or masked == -np.inf:
             return masked
-        return max(masked / self.scale, 0.5 * self.lowest)
+        return self.far if self.hides else max(masked / self.scale, self.far)
+
+    @property
+    def hides(self) -> bool:
+        """Whether there is one masked value, below all scores in their range."""
+        values = {m for m in self.masks if m != -np.inf}
+        return self.scale is not None and len(values) == 1 and max(values) / self.scale <= -_RANGE
+
+    @property
+    def far(self) -> float:
+        """The lowest masked value in units of `scale`: a power of two, whose products with it are exact."""
+        return -(2.0 ** math.floor(math.log2(-0.5 * self.lowest)))
 
     def unscaled(self, view: View, coords: Coords, guard: Guard) -> V:
         """The scores in units of `scale`: what is multiplied by it as it is, masked values divided by it."""
@@ -266,6 +300,15 @@ class OnlineBody[V](ProductBody[V]):
         if len(pieces) == 2 and isinstance(kept, Const) and not isinstance(masked, Const) and len(guard) == 1:
             return _complement(guard[0], tile.sizes), float(kept.value)
         return (), 0.0
+
+    def may_count(self, tile: Tile, live: Guard, floor: float) -> bool:
+        """Whether what a mask leaves out may count in some row.
+
+        Not if it is -inf, whose exponential is 0 beside any peak; nor if it is below all scores, and every row has one.
+        """
+        if not live or floor == -np.inf:
+            return False
+        return not self.hides or len(self.masks) > 1 or not _in_every_row(live, tile.sizes)
 
     def doubt(self, peak: V, floor: float) -> Callable[[], V]:
         """Rows in which the masked value may count: their peak is not far above it."""
@@ -336,6 +379,30 @@ class OnlineBody[V](ProductBody[V]):
     def pick(self, predicate: V, then: V, otherwise: V) -> V:
         args, dtypes = [predicate, otherwise, then], [_BOOL, FLOAT32, FLOAT32]
         return self.ops.scalar("select_n", {}, args, dtypes, FLOAT32)
+
+
+def _grows(live: Guard, sizes: tuple[int, ...]) -> bool:
+    """Whether a guard lets a row have the more columns the later it is: it ends behind the row, and begins anywhere."""
+    ends = False
+    for bound in live:
+        terms = dict(linear_terms(bound.expr, sizes)[0])
+        step = terms.pop(Dim(COLUMN), 0)
+        rows = [factor for atom, factor in terms.items() if ROW in ix.dims_of(atom)]
+        if not step or not rows:
+            continue
+        low, high = ix.range_of(bound.expr, sizes)
+        begins, closes = (bound.low > low, bound.high <= high)[:: 1 if step > 0 else -1]
+        if begins or any(factor * step > 0 for factor in rows):
+            return False
+        ends |= closes
+    return ends
+
+
+def _in_every_row(live: Guard, sizes: tuple[int, ...]) -> bool:
+    """Whether a guard surely holds somewhere in each row: at the first, the last, or the column of the row's number."""
+    columns = [ix.Const(0), ix.Const(sizes[COLUMN] - 1), *([Dim(ROW)] if sizes[ROW] <= sizes[COLUMN] else [])]
+    coords = [[column if a == COLUMN else Dim(a) for a in range(len(sizes))] for column in columns]
+    return any(simplify_guard(ix.substitute_guard(live, c), sizes) == () for c in coords)
 
 
 def _complement(bound: Bound, sizes: tuple[int, ...]) -> Guard:

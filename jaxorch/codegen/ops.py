@@ -177,11 +177,27 @@ class Ops[V](Protocol):
 class ProductOps[V](Ops[V], Protocol):
     """What kernels around contractions call beside `Ops`; their `fold` also knows "peak", a max that may drop NaN."""
 
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
+        """First of all: the program's place in the grid.
+
+        Programs are numbered by grid point, block of rows, block of columns. If `descending`, the last blocks of rows
+        come first, of so many neighbouring points side by side. If `group`, so many blocks of rows go along the columns
+        together.
+        """
+        ...
+
     def segmented(self, tile: Tile, lengths: Buffer, segment: Segment) -> Iterator[None]:
         """For each segment of the rows that the program has some of, those past the last one included.
 
         Meanwhile `segment` is bound, rows are its alone, and past the last one loops have no steps. `tile`: the whole
         rows and columns.
+        """
+        ...
+
+    def load_chosen(self, choices: Sequence[tuple[Guard, Buffer, Expr]], offset: Expr, guard: Guard) -> V:
+        """A load from the first array whose own guard holds, `offset` behind where it begins; the last has none.
+
+        The arrays are of one dtype, and what chooses them and where they begin is the grid's.
         """
         ...
 
@@ -192,7 +208,8 @@ class ProductOps[V](Ops[V], Protocol):
     def loop(self, tile: Tile, live: Guard, doubt: Callable[[], V] | None) -> AbstractContextManager[None]:
         """A loop along the axis that `tile` loops along, over the program's share of blocks; inside it scopes nest.
 
-        Blocks where `live` holds nowhere are visited last, and only if a row of `doubt` (bool), asked then, is true.
+        Blocks where `live` holds nowhere are visited last, and only if a row of `doubt` (bool), asked then, is true;
+        never without it.
         """
         ...
 

@@ -24,10 +24,12 @@ from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, map_piece, simplify_view
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
+from jaxorch.kernels.choices import one_load
 from jaxorch.kernels.configs import Config, power_of_two, tile_count
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core, Placed, Stored
+from jaxorch.kernels.stretches import Stretch
 
 __all__ = [
     "FLOAT32",
@@ -102,6 +104,7 @@ class ProductBody[V](Body[V]):
         self.splits = config.splits
         self.points, self.heads = config.points, config.heads
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
+        self.stretch: Stretch | None = None  # the keys that the loop being written runs over, if not over all
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
         found = kernel.core.segment
@@ -120,6 +123,8 @@ class ProductBody[V](Body[V]):
                 return self.frame.sizes[ROW], self.config.block_rows
             case "column":
                 return self.frame.sizes[COLUMN], self.config.block_columns
+            case "key" if self.stretch is not None:
+                return self.stretch.count, self.stretch.block(self.config.block_keys, self.least)
             case "key":
                 return self.core.key, self.config.block_keys
             case "inner":
@@ -206,7 +211,11 @@ class ProductBody[V](Body[V]):
         """Coordinates in a node's domain over the scope's; `axis` of the space runs over the axes it sums over."""
         space = self.space(tile)
         kept = tuple(simplify(ix.substitute(e, space), tile.sizes) for e in at)
-        return operand_coords(node, kept, coords_of(space[axis], [node.domain[a] for a in node.axes], tile.sizes))
+        if self.stretch is not None and axis == len(self.frame.domain):
+            summed = self.stretch.moved(coords_of(space[axis], self.stretch.extents, tile.sizes))
+        else:
+            summed = coords_of(space[axis], [node.domain[a] for a in node.axes], tile.sizes)
+        return operand_coords(node, kept, summed)
 
     def contract(self, number: int) -> Contract:
         """A node that is a Contract; what is looked up by a row's segment is by that of the program's rows."""
@@ -240,7 +249,8 @@ class ProductBody[V](Body[V]):
     def view(self, view: View, coords: Coords, guard: Guard) -> V:
         """As of any kernel; what is selected for an operand is not selected again to be stored."""
         if not self.core.stored:
-            return super().view(view, coords, guard)
+            found = None if guard or not self.in_steps else self.loaded_once(view, coords)
+            return super().view(view, coords, guard) if found is None else found
         pieces = tuple(pieces_at(view, coords, self.sizes))
         key = (pieces, guard)
         cache = self.cached(key, frozenset())
@@ -248,6 +258,25 @@ class ProductBody[V](Body[V]):
             found = super().view(view, coords, guard)
             cache[key] = found
         return cache[key]
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether the scope is of a loop of several steps, in which a choice would hold up the next one's loads."""
+        tile = self.tile
+        return tile is not None and any(tile.sizes[a] > tile.blocks[a] * tile.splits for a in tile.loops)
+
+    def loaded_once(self, view: View, coords: Coords) -> V | None:
+        """A view of several arrays among which the grid's point chooses, read by one load; None if it is none."""
+        found = one_load(self.graph, self.members, pieces_at(view, coords, self.sizes), self.sizes)
+        if found is None:
+            return None
+        load, rest = found
+        choices = [(guard, self.ins[value], start) for guard, value, start in load.choices]
+        loaded = self.ops.load_chosen(choices, load.offset, load.lanes)
+        if not rest:
+            return loaded
+        ((_, value, index),) = rest
+        return self.ops.select(load.lanes, loaded, self.value(value, index, ()))
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         if value in self.bound:
@@ -345,9 +374,14 @@ class ProductBody[V](Body[V]):
 
     @contextmanager
     def joining(self) -> Generator[None]:
-        """What the last program to leave its part of a tile does; inside, scopes are those of the whole."""
+        """What the last program to leave its part of a tile does; inside, scopes are those of the whole.
+
+        Few rows are no longer padded to what the matrix unit takes: that is as many times the instructions.
+        """
         with self.ops.last(self.plane("row", "column"), *self.tickets):
             self.parted = False
+            if self.frame.sizes[ROW] < self.config.block_rows and self.segment is None:
+                self.config = replace(self.config, block_rows=max(power_of_two(self.frame.sizes[ROW]), 2))
             yield
 
     def store_part(self, number: int, tile: Tile, value: V) -> None:

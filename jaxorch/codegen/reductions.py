@@ -35,7 +35,7 @@ class Item[V]:
 
 
 class _Calls[V]:
-    """Shorthand for handler calls on values of one dtype."""
+    """Shorthand for handler calls on values of one dtype; constants are those of the dtype it is held in."""
 
     def __init__(self, ops: Ops[V], dtype: np.dtype[Any]) -> None:
         self.ops, self.dtype = ops, dtype
@@ -55,13 +55,16 @@ class _Calls[V]:
         )
 
     def const(self, value: bool | int | float) -> V:
-        return self.ops.const(value, self.dtype)
+        return self.ops.const(value, compute_dtype(self.dtype))
+
+    def neutral(self, op: str) -> V:
+        return self.const(neutral(op, compute_dtype(self.dtype)))
 
     def fold(self, op: str, value: V) -> V:
         return self.ops.fold(op, value, self.dtype)
 
     def masked(self, op: str, value: V) -> V:
-        return self.ops.valid(value, self.const(neutral(op, self.dtype)))
+        return self.ops.valid(value, self.neutral(op))
 
 
 def direct[V](ops: Ops[V], op: str, item: Item[V], count: int, outs: Sequence[np.dtype[Any]]) -> tuple[V, ...]:
@@ -112,7 +115,7 @@ def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile, first: It
     """
     match op:
         case "argmax" | "argmin":
-            worst = neutral("max" if op == "argmax" else "min", dtype)
+            worst = neutral("max" if op == "argmax" else "min", compute_dtype(dtype))
             return ops.carry(tile, worst, dtype), ops.carry(tile, _NO_INDEX, _INT32), ops.carry(tile, _NO_INDEX, _INT32)
         case "moments":
             assert first is not None
@@ -124,7 +127,7 @@ def initial[V](ops: Ops[V], op: str, dtype: np.dtype[Any], tile: Tile, first: It
             # not -inf: the distance of a first element would be inf - inf
             return ops.carry(tile, float(np.finfo(compute_dtype(dtype)).min), dtype), ops.carry(tile, 0.0, dtype)
         case _:
-            return (ops.carry(tile, neutral(op, dtype), dtype),)
+            return (ops.carry(tile, neutral(op, compute_dtype(dtype)), dtype),)
 
 
 def step[V](ops: Ops[V], op: str, item: Item[V], carried: Sequence[V]) -> None:
@@ -218,7 +221,7 @@ def _arg_candidates[V](ops: Ops[V], op: str, item: Item[V]) -> tuple[V, V, V]:
     if is_float(item.dtype):
         is_nan = x.test("ne", value, value)
         nan = ops.valid(i.pick(is_nan, item.index, i.const(_NO_INDEX)), i.const(_NO_INDEX))
-        value = x.pick(is_nan, x.const(neutral(order, item.dtype)), value)
+        value = x.pick(is_nan, x.neutral(order), value)
     return x.masked(order, value), index, nan
 
 

@@ -31,7 +31,10 @@ from jaxorch.kernels.configs import Config, tile_count
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["Source", "generate"]
+__all__ = ["LEAST_ARCH", "Source", "generate"]
+
+LEAST_ARCH = 80
+"""The least compute capability that kernels are written for."""
 
 _NOTHING: Mapping[int, int] = {}
 
@@ -72,23 +75,26 @@ def generate(
     *,
     header: Sequence[str] = (),
     interpret: bool = False,
+    arch: int = LEAST_ARCH,
     over: Mapping[int, int] = _NOTHING,
 ) -> Source:
     """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments.
 
+    `arch`: the least compute capability that it shall run on, as 80 for 8.0; later ones have shorter instructions.
     `over`: inputs that outputs overwrite, beside those that are written in place in any case.
     """
+    machine = None if interpret else arch
     match launches(kernel, config):
         case ("joined",):
-            source = _launch(graph, kernel, config, "joined", header, interpret, over)
+            source = _launch(graph, kernel, config, "joined", header, machine, over)
             tickets = tile_count(kernel, config)
             return replace(source, scratch=scratch_arrays(graph, kernel, config), tickets=tickets)
         case ("whole",):
-            return _launch(graph, kernel, config, "whole", header, interpret, over)
+            return _launch(graph, kernel, config, "whole", header, machine, over)
         case _:
             pass
-    first = _launch(graph, kernel, config, "partial", header, interpret, _NOTHING)
-    second = _launch(graph, kernel, config, "combine", header, interpret, over)
+    first = _launch(graph, kernel, config, "partial", header, machine, _NOTHING)
+    second = _launch(graph, kernel, config, "combine", header, machine, over)
     digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
     scratch = scratch_arrays(graph, kernel, config)
     return replace(first, digest=digest, scratch=scratch, early=early_outputs(kernel), combine=second)
@@ -100,11 +106,11 @@ def _launch(
     config: Config,
     launch: Launch,
     header: Sequence[str],
-    interpret: bool,
+    machine: int | None,
     over: Mapping[int, int],
 ) -> Source:
     ins, outs = launch_buffers(graph, kernel, config, launch) if kernel.core else buffers(graph, kernel)
-    ops = _written(graph, kernel, config, launch, (*ins, *outs), interpret)
+    ops = _written(graph, kernel, config, launch, (*ins, *outs), machine)
     helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
     shared = {**aliases(graph, kernel), **over}
     results = outs[len(outs) - len(kernel.outputs) :]  # behind the parts of a launch that leaves some
@@ -126,9 +132,9 @@ def _launch(
 
 
 def _written(
-    graph: Graph, kernel: Kernel, config: Config, launch: Launch, arguments: Sequence[Buffer], interpret: bool
+    graph: Graph, kernel: Kernel, config: Config, launch: Launch, arguments: Sequence[Buffer], machine: int | None
 ) -> TritonOps:
-    """The handler after it has written one launch."""
+    """The handler after it has written one launch; `machine`: the compute capability, None of the interpreter."""
     frame = kernel.frames[config.frame]
     own = combine_config(kernel, config) if launch == "combine" else config
     columns = kernel.column_blocks(config.frame, own.block_columns)
@@ -144,10 +150,10 @@ def _written(
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}
     if kernel.core is None:
         side = _interleaving(frame, own, max(b.array.dtype.itemsize for b in arguments))
-        plain = TritonOps(tile, side=side, interpret=interpret, of_windows=bool(kernel.unrolled), **common)
+        plain = TritonOps(tile, side=side, interpret=machine is None, of_windows=bool(kernel.unrolled), **common)
         Body(graph, kernel, config, plain).run()
         return plain
-    ops = TritonProducts(tile, interpret=interpret, **common)
+    ops = TritonProducts(tile, arch=machine, **common)
     emit(graph, kernel, config, ops, launch)
     return ops
 

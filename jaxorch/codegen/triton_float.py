@@ -67,6 +67,20 @@ _FAST_LOGISTIC = _approx("rcp.approx.ftz.f32").replace(
 )
 
 
+def _tanh() -> str:
+    """The tanh of libdevice for float32, with a selection where that one branches.
+
+    With a branch for each element, those of a thread wait for one another: at every step of attention over bounded
+    scores, eight of them.
+    """
+    polynomial = "0.01573968"
+    for coefficient in ("- 0.05230396", "+ 0.13315297", "- 0.33332768"):
+        polynomial = f"({polynomial} * ({{x}} * {{x}}) {coefficient})"
+    large = _FAST_RECIPROCAL.replace("{x}", "1.0 + " + _FAST_EXP2.replace("{x}", "tl.abs({x}) * 2.88539"))
+    near_zero = f"{{x}} * (1.0 + {polynomial} * ({{x}} * {{x}}))"
+    return f"tl.where(tl.abs({{x}}) < 0.6, {near_zero}, tl.where({{x}} < 0, -1.0, 1.0) * (1.0 - 2.0 * {large}))"
+
+
 def _fast_erfc() -> str:
     """erfc(z) = t exp2(P(t) - z^2 log2 e) for z >= 0 and t = 1 / (1 + z/2), erfc(-z) = 2 - erfc(z).
 
@@ -102,7 +116,7 @@ _FORMS: dict[str, _Form] = {
     "cos": _Form("tl.cos({x})"),
     "tan": _Form("libdevice.tan({x})"),
     # Relative error 2^-11, and far less where |tanh| nears 1: on an H100 GELU's negative tail stays right.
-    "tanh": _Form("libdevice.tanh({x})", brain=_approx("tanh.approx.f32")),
+    "tanh": _Form("libdevice.tanh({x})", single=_tanh(), brain=_approx("tanh.approx.f32")),
     "sinh": _Form("libdevice.sinh({x})"),
     "cosh": _Form("libdevice.cosh({x})"),
     "asin": _Form("libdevice.asin({x})"),
@@ -112,9 +126,13 @@ _FORMS: dict[str, _Form] = {
     "asinh": _Form("libdevice.asinh({x})"),
     "acosh": _Form("libdevice.acosh({x})"),
     "atanh": _Form("libdevice.atanh({x})"),
-    # Where exp overflows, 1/inf is the 0 that is wanted.
+    # Where exp overflows, 1/inf is the 0 that is wanted. The divisor is 1 at the least: none of a quotient's care for
+    # denormals and huge numbers, which takes eight instructions.
     "logistic": _Form(
-        "(1.0 / (1.0 + libdevice.exp(-{x})))", half=_FAST_LOGISTIC, interpreted="(1.0 / (1.0 + tl.exp(-{x})))"
+        "(1.0 / (1.0 + libdevice.exp(-{x})))",
+        single=_approx("rcp.approx.ftz.f32").replace("{x}", "1.0 + libdevice.exp(-{x})"),
+        half=_FAST_LOGISTIC,
+        interpreted="(1.0 / (1.0 + tl.exp(-{x})))",
     ),
     "erf": _Form("tl.erf({x})"),
     "erfc": _Form("libdevice.erfc({x})", half=_fast_erfc()),  # libdevice's takes some 60 instructions

@@ -27,6 +27,8 @@ __all__ = ["STEP", "TritonPlanes"]
 STEP = 4  # beside GRID, ROW, COLUMN and HEAD: what differs from one step of a loop to the next; the step's number
 _LANE = 5  # the place in a step's block
 
+_WRITTEN_OUT = 16  # steps of a loop
+
 _WAYS = {ROW: "down", COLUMN: "along", HEAD: "across"}
 
 
@@ -42,8 +44,11 @@ class _Shares:
 class TritonPlanes(TritonOps):
     """TritonOps whose scopes are planes: tiles over two of the kernel's spans."""
 
-    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, interpret: bool) -> None:
+    def __init__(self, tile: Tile, *, column_blocks: int, num_stages: int, wide: bool, arch: int | None) -> None:
+        """`arch`: the compute capability that the kernel is for, None of the interpreter."""
+        self.arch = arch
         self.grid = "grid"  # the name of the scope's coordinate there
+        self.computes_windows = False  # whether each element of an operand is computed from many reads
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
             tile,
@@ -51,12 +56,45 @@ class TritonPlanes(TritonOps):
             num_stages=num_stages,
             wide=wide,
             side=Interleaving(1, 1),
-            interpret=interpret,
+            interpret=arch is None,
         )
 
     @property
     def flat(self) -> bool:
         return False
+
+    def prologue(self, wide: bool) -> None:
+        pass  # `begin` writes it
+
+    def begin(self, *, descending: int = 0, group: int = 0) -> None:
+        if not descending and not group:
+            super().prologue(bool(self.lane_type))
+            return
+        assert self.head_blocks == self.points_each == 1
+        self.put("program = tl.program_id(0)" + (".to(tl.int64)" if self.lane_type else ""))
+        if group:
+            self.grouped(group)
+            return
+        assert self.column_blocks == 1
+        rows = self.row_blocks
+        self.put(f"row_block = {rows - 1} - program // {descending} % {rows}")
+        slow = f"program // {descending * rows} * {descending} + "
+        self.put(f"grid = {slow if descending < self.frame.sizes[GRID] else ''}program % {descending}")
+
+    def grouped(self, group: int) -> None:
+        """The program's tile where `group` blocks of rows go along the columns together."""
+        rows, columns, tile = self.row_blocks, self.column_blocks, "program"
+        if self.frame.sizes[GRID] > 1:
+            self.put(f"grid = program // {rows * columns}")
+            tile = self.once("tile", f"program % {rows * columns}")
+        if group >= rows:
+            self.put(f"row_block = {tile} % {rows}")
+            self.put(f"column_block = {tile} // {rows}")
+            return
+        self.put(f"group_first = {tile} // {group * columns} * {group}")
+        self.put(f"group_rows = tl.minimum({rows} - group_first, {group})")
+        self.put(f"row_block = group_first + {tile} % {group * columns} % group_rows")
+        self.put(f"column_block = {tile} % {group * columns} // group_rows")
 
     def rows(self) -> None:
         pass  # spans are defined where they are first used
@@ -130,7 +168,8 @@ class TritonPlanes(TritonOps):
         start = f"{name}_start" if looped or blocks > 1 or segmented else ""
         if start and not looped and not segmented:
             self.once(start, f"{name}_block * {block}")
-        coordinate, place = f"{name}_{way}", self.loop_block if looped else self.blocks[0]
+        fewer = str(block) if name == "row" and block != self.frame.block_rows else ""
+        coordinate, place = f"{name}{fewer}_{way}", self.loop_block if looped else self.blocks[0]
         if coordinate not in place.names:
             place.names[coordinate] = coordinate
             place.lines.append(f"{coordinate} = {start} + {lane}" if start else f"{coordinate} = {lane}")
@@ -168,9 +207,9 @@ class TritonPlanes(TritonOps):
     ) -> AbstractContextManager[None]:
         axis = min(tile.loops)
         counter, block = f"{tile.spans[axis - 1]}_start", tile.blocks[axis]
-        shares = self.shares(tile, live if doubt else ())
-        if shares.live is not None:
-            return self.phases(tile, counter, block, shares, doubt)
+        shares = self.shares(tile, live)
+        if shares.live is not None and doubt is not None:
+            return self.phases(tile, counter, block, shares.live, shares, doubt)
         return self.steps(counter, block, shares.first, shares.last)
 
     def shares(self, tile: Tile, live: Guard) -> _Shares:
@@ -279,33 +318,49 @@ class TritonPlanes(TritonOps):
         yield
         body = self.blocks.pop()
         variable = f"{counter}_narrow" if self.lane_type else counter
-        self.indented(f"for {variable} in range({first}, {last}, {block}):", body)
+        kind = "tl.static_range" if counter == "key_start" and self.written_out(first, last, block) else "range"
+        self.indented(f"for {variable} in {kind}({first}, {last}, {block}):", body)
+
+    def written_out(self, first: str, last: str, block: int) -> bool:
+        """Whether a loop of products is written out: if it has few steps, which load, and share no stages.
+
+        A thread's places in a window are then numbers, and none of what they are divided and tested by is computed.
+        """
+        known = first == "0" and last.isdecimal() and self.num_stages == 1 and not self.lane_type
+        plain = not self.computes_windows and not self.has_heads
+        return known and plain and 1 < -(-int(last) // block) <= _WRITTEN_OUT
 
     @contextmanager
     def phases(
-        self, tile: Tile, counter: str, block: int, shares: _Shares, doubt: Callable[[], Text] | None
+        self,
+        tile: Tile,
+        counter: str,
+        block: int,
+        live: tuple[str, str],
+        shares: _Shares,
+        doubt: Callable[[], Text],
     ) -> Generator[None]:
         """First the program's share of the live blocks, then those before and those after if a row is in doubt.
 
         Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
         """
-        assert doubt is not None
-        assert shares.live is not None
-        (low, high), size = shares.live, tile.sizes[COLUMN]
+        (low, high), size = live, tile.sizes[COLUMN]
         others = f"(doubt > 0) & ({self.share_number(tile)} == 0)" if tile.splits > 1 else "doubt > 0"
+        zero = "tl.full([], 0, tl.int32)"
+        for name, start in (("phase", zero), ("first", shares.first), ("last", shares.last)):
+            self.put(f"{name} = {start}")
         self.blocks.append(Block("loop"))
+        with self.steps(counter, block, "first", "last"):
+            yield
         rows = doubt()
         if self.tile_rows_overrun:
             rows = Text(f"({rows.name} & {self.row_mask()})", rows.dims)
-        self.put("turn = phase + tl.full([], 0, tl.int32)")  # the interpreter's loop variable is a plain int
         self.put(f"doubt = tl.max(tl.max({rows.name}.to(tl.int32), axis=1), axis=0)")
-        self.put(f"first = tl.where(turn == 0, {shares.first}, tl.where(turn == 1, 0, {high}))")
-        self.put(f"last = tl.where(turn == 0, {shares.last}, tl.where(turn == 1, {low}, {size}))")
-        self.put(f"last = tl.where((turn == 0) | ({others}), last, first)")
-        with self.steps(counter, block, "first", "last"):
-            yield
+        self.put(f"first = tl.where(phase == 0, 0, {high})")
+        self.put(f"last = tl.where(phase == 0, {low}, {size})")
+        self.put(f"phase = tl.where({others}, phase + 1, 3)")
         body = self.blocks.pop()
-        self.indented("for phase in range(0, 3):", body)
+        self.indented("while phase < 3:", body)
 
     @contextmanager
     def last(self, tile: Tile, tickets: Buffer) -> Generator[None]:

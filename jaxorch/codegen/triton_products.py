@@ -18,9 +18,19 @@ from jaxorch.codegen.triton_writer import Axes, Text
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_narrow_float
 from jaxorch.ir.index import Expr, Guard
-from jaxorch.kernels.frame import COLUMN, HEAD, ROW
+from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 
 __all__ = ["TritonProducts"]
+
+# From this compute capability on one instruction rounds float32 to TF32. Before it takes two, but for the 13 bits that
+# are cut off: half of the last bit kept is added, away from 0; `cvt.rna.tf32`, which clears them too, takes four.
+_ROUNDS_IN_ONE = 90
+_TO_NEAREST = "cvt.rn.tf32.f32 $0, $1;"
+_AWAY_FROM_ZERO = (
+    "{ .reg .pred p; .reg .f32 a; .reg .b32 t; mov.b32 t, $1; abs.f32 a, $1; setp.lt.f32 p, a, 0f7F800000; "
+    "@p add.u32 t, t, 4096; mov.b32 $0, t; }"
+)
+_AS_COLUMN = "[:, None]"
 
 _PRECISION = {"DEFAULT": "tf32", "HIGH": "tf32x3", "HIGHEST": "ieee"}
 
@@ -85,6 +95,14 @@ class TritonProducts(TritonPlanes):
             return super().load(buffer, offset, guard)
         return self.widened(*self.loading(buffer, offset, guard))
 
+    def load_chosen(self, choices: Sequence[tuple[Guard, Buffer, Expr]], offset: Expr, guard: Guard) -> Text:
+        axes, begun = self.axes(), ""
+        for own, buffer, start in reversed(choices):
+            place = f"{buffer.name} + ({self.text(start, axes)})"
+            begun = f"tl.where({self.condition(own, axes)}, {place}, {begun})" if begun else place
+        base = self.name(begun, self.dims(choices[0][2]) | {GRID}, "p")
+        return self.load(Buffer(base.name, choices[0][1].array), offset, guard)
+
     def scalar(
         self,
         op: str,
@@ -112,6 +130,7 @@ class TritonProducts(TritonPlanes):
 
     def operand(self, value: Text, dtype: np.dtype[Any], *, of_windows: bool) -> Text:
         value = self.spread(value)
+        self.computes_windows |= of_windows
         known = self.narrow.get(value.name)
         found = known if known is not None else self.name(triton_store_cast(value.name, dtype), value.dims)
         if not of_windows or self.interpret:
@@ -145,9 +164,9 @@ class TritonProducts(TritonPlanes):
 
     def rounded(self, value: Text, product: Product) -> Text:
         """A float32 operand rounded to TF32; the matrix unit itself would cut it off, a bias that sums do not lose."""
-        if product.dtype != np.float32 or product.precision != "DEFAULT" or self.interpret:
+        if product.dtype != np.float32 or product.precision != "DEFAULT" or self.arch is None:
             return value
-        asm = '"cvt.rna.tf32.f32 $0, $1;", "=f,f"'
+        asm = f'"{_TO_NEAREST if self.arch >= _ROUNDS_IN_ONE else _AWAY_FROM_ZERO}", "=f,f"'
         text = f"tl.inline_asm_elementwise({asm}, [{value.name}], dtype=tl.float32, is_pure=True, pack=1)"
         return self.name(text, value.dims)
 
@@ -158,8 +177,18 @@ class TritonProducts(TritonPlanes):
         shape = [tile.blocks[a] for a in self.order]
         name = f"carry{self.count}"
         self.count += 1
+        if not self.has_heads and tile.block_columns == 1 and compute_dtype(dtype) == np.float32:
+            # A vector: of a column of the product's tile each thread would carry as many copies as it has columns.
+            self.put(f"{name} = tl.broadcast_to({literal}, {shape[:1]})")
+            return Text(f"{name}{_AS_COLUMN}", _extended(tile) | {STEP})
         self.put(f"{name} = tl.broadcast_to({literal}, {shape})")
         return Text(name, _extended(tile) | {STEP})
+
+    def assign(self, carried: Text, value: Text) -> None:
+        if not carried.name.endswith(_AS_COLUMN):
+            return super().assign(carried, value)
+        # of a single column the maximum is the column, laid out as a vector
+        self.put(f"{carried.name.removesuffix(_AS_COLUMN)} = tl.max({value.name}, axis=1)")
 
     def fold(self, op: str, value: Text, dtype: np.dtype[Any]) -> Text:
         if not value.dims & {ROW, COLUMN, HEAD}:  # a row of one element, which has no axis to be folded

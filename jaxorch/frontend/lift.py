@@ -18,13 +18,13 @@ from jaxorch.frontend.contraction import CONTRACTIONS
 from jaxorch.frontend.indexing import INDEXED
 from jaxorch.frontend.movement import VIEWS, broadcast
 from jaxorch.frontend.trace import Equation, Trace
-from jaxorch.frontend.windows import WINDOWED, fill_of, monoid_of, patches, window_view
+from jaxorch.frontend.windows import WINDOWED, monoid_of, patches, window_view
 from jaxorch.frontend.writing import WRITES
 from jaxorch.ir.constants import table_of
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Node, Opaque, Origin, Reduce, Scatter
 from jaxorch.ir.index import Dim
-from jaxorch.ir.monoid import COMBINES
+from jaxorch.ir.monoid import COMBINES, neutral
 from jaxorch.ir.view import Value, View, identity
 
 _np: Any = np  # its classes' type parameters would be unknown after isinstance
@@ -144,12 +144,12 @@ class _Lifter:
         """A reduction over the window's axes; with an initial value that is not neutral, joined with that."""
         op = monoid_of(equation.primitive, equation.params, len(equation.inputs))
         (out,), dtype, origin = outs, arrays[0].dtype, _origin(k, equation)
-        neutral = fill_of(op, dtype)
+        least = neutral(op, dtype)
         value, *named = map(self.value, equation.inputs)
-        fill = self.constant(neutral, dtype)  # XLA skips the padding, whatever the initial value
+        fill = self.constant(least, dtype)  # XLA skips the padding, whatever the initial value
         initial = named[0] if named else fill
         known = self.nodes[initial.node]
-        joins = not (isinstance(known, Const) and known.value == neutral)
+        joins = not (isinstance(known, Const) and known.value == least)
         view = window_view(equation.params, value, arrays[0], out, fill)
         axes = tuple(range(len(out.shape), len(view.domain)))
         own = Origin((k,)) if joins else origin

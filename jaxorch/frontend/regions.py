@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax.extend import core as jex_core
+from jax.extend import source_info_util
 
 from jaxorch.frontend.movement import VIEWS
 from jaxorch.frontend.staging import staged
@@ -26,6 +27,7 @@ __all__ = ["Region", "region_of"]
 
 _core: Any = jex_core
 _lax: Any = lax
+_source: Any = source_info_util
 
 type Body = Callable[..., Sequence[Any]]
 
@@ -65,7 +67,8 @@ def region_of(trace: Trace, equation: Equation) -> Region | None:
     if rule is None or equation.jaxpr_eqn.effects or not all(map(_is_plain, (*avals, *outs))):
         return None
     made = {k: v for k, v in enumerate(equation.inputs) if _depends_on_nothing(trace, v)}
-    return rule(equation.params, avals, partial(_replaced, trace, made))
+    with _source.user_context(equation.jaxpr_eqn.source_info.traceback):  # what the body has beside the user's own
+        return rule(equation.params, avals, partial(_replaced, trace, made))
 
 
 def _depends_on_nothing(trace: Trace, variable: int) -> bool:

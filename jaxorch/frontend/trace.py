@@ -149,7 +149,8 @@ class _Flattener:
         """A scan in carry form, where that saves copies of what its steps update."""
         if eqn.primitive.name != "scan" or eqn.effects:
             return None
-        return carry_form(eqn.params, [v.aval for v in eqn.invars], flatten, replay)
+        with _source.user_context(eqn.source_info.traceback):
+            return carry_form(eqn.params, [v.aval for v in eqn.invars], flatten, replay)
 
     def read(self, env: Mapping[Any, int], var: Any) -> int:
         if isinstance(var, jex_core.Literal):

@@ -19,13 +19,12 @@ import numpy as np
 from jaxorch.errors import UnsupportedError
 from jaxorch.frontend.indexing import Constant
 from jaxorch.ir import index as ix
-from jaxorch.ir.dtypes import is_float
 from jaxorch.ir.graph import Array
 from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard
-from jaxorch.ir.monoid import COMBINES, neutral
+from jaxorch.ir.monoid import COMBINES
 from jaxorch.ir.view import Piece, Value, View, simplify_view
 
-__all__ = ["WINDOWED", "convolved", "fill_of", "monoid_of", "patches", "slides", "window_view"]
+__all__ = ["WINDOWED", "convolved", "monoid_of", "patches", "slides", "window_view"]
 
 # primitive -> the Reduce's op, where the primitive says it; `reduce_window` says it by its jaxpr
 WINDOWED: Mapping[str, str | None] = {
@@ -95,18 +94,6 @@ def monoid_of(primitive: str, params: Mapping[str, Any], operands: int) -> str:
     if name not in _MONOIDS or not whole or {id(v) for v in eqn.invars} != {id(v) for v in jaxpr.invars}:
         raise UnsupportedError(f"a window reduced by a function ({name}) that is no named monoid")
     return _MONOIDS[name]
-
-
-def fill_of(op: str, dtype: np.dtype[Any]) -> bool | int | float:
-    """What a window reads outside the operand when the primitive names no initial value.
-
-    Raises:
-        UnsupportedError: the dtype has no infinity, so that its least value is not the neutral element.
-    """
-    value = neutral(op, dtype)
-    if is_float(dtype) and not np.asarray(value, dtype).astype(np.float64).item() == value:
-        raise UnsupportedError(f"windows of {dtype.name}, which has no infinity")
-    return value
 
 
 def window_view(params: Mapping[str, Any], value: Value, operand: Array, out: Array, fill: Value) -> View:

@@ -13,6 +13,7 @@ import numpy as np
 __all__ = [
     "SUPPORTED",
     "compute_dtype",
+    "float_ends",
     "float_layout",
     "is_float",
     "is_narrow_float",
@@ -60,6 +61,14 @@ def unsupported_reason(dtype: Any) -> str | None:
     if isinstance(dtype, np.dtype) and np.issubdtype(dtype, np.complexfloating):  # pyright: ignore[reportUnknownArgumentType]
         return f"{name}: complex numbers are left to XLA"
     return f"{name} cannot be passed to a Triton kernel"
+
+
+def float_ends(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """The least and the greatest value of a supported floating dtype: infinite, or finite where it has no infinity."""
+    least, greatest = (float(np.asarray(end).astype(dtype)) for end in (-np.inf, np.inf))
+    if np.isnan(greatest):
+        return float(_finfo(dtype).min), float(_finfo(dtype).max)
+    return least, greatest
 
 
 def float_layout(dtype: np.dtype[Any]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxorch.ir.dtypes import is_float
+from jaxorch.ir.dtypes import float_ends, is_float
 
 __all__ = ["COMBINES", "neutral"]
 
@@ -41,7 +41,7 @@ def neutral(op: str, dtype: np.dtype[Any]) -> bool | int | float:
 def _ends(dtype: np.dtype[Any]) -> tuple[bool | int | float, bool | int | float]:
     """The least and the greatest value."""
     if is_float(dtype):
-        return -np.inf, np.inf
+        return float_ends(dtype)
     if dtype.kind == "b":
         return False, True
     limits = np.iinfo(dtype)

@@ -133,6 +133,12 @@ def _simplify_bound(bound: Bound, sizes: Sizes) -> Bound:
         return _simplify_bound(Bound(atom.expr, low * atom.divisor, high * atom.divisor), sizes)
     expr = _rebuild(terms, 0)
     lo, hi = range_of(expr, sizes)
+    for g in sorted({abs(c) for c in terms.values()} - {1}, reverse=True):
+        # low*g <= g*a + b < high*g  =  low <= a < high  if 0 <= b < g
+        small = range_of(_rebuild({atom: c for atom, c in terms.items() if c % g}, 0), sizes)
+        if small[0] >= 0 and small[1] < g and (low % g == 0 or low <= lo) and (high % g == 0 or high > hi):
+            big = _rebuild({atom: c // g for atom, c in terms.items() if c % g == 0}, 0)
+            return _simplify_bound(Bound(big, low // g, -(-high // g)), sizes)
     low, high = (max(low, lo), min(high, hi + 1)) if max(low, lo) < min(high, hi + 1) else (low, high)
     return Bound(expr, low, high)
 

@@ -9,15 +9,16 @@ selected, its index lies inside the value it reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Dim, Expr, Guard, Lookup, Segment, Select
-from jaxorch.ir.simplify import simplify, simplify_guard
+from jaxorch.ir.simplify import linear_terms, simplify, simplify_guard
 from jaxorch.ir.value import Value
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "map_piece",
     "simplify_view",
 ]
+
+_MOST_PLACES = 64  # of an axis, that are looked at one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ def simplify_view(view: View) -> View:
         last = view.pieces[-1]
         pieces.append(replace(last, index=tuple(simplify(e, view.domain) for e in last.index)))
     pieces[-1] = replace(pieces[-1], guard=()) if len(pieces) == 1 else pieces[-1]
-    return View(view.domain, _merge(pieces, view.domain))
+    return View(view.domain, _evened(_merge(pieces, view.domain), view.domain))
 
 
 def _merge(pieces: list[Piece], sizes: tuple[int, ...]) -> tuple[Piece, ...]:
@@ -180,6 +183,109 @@ def _merge(pieces: list[Piece], sizes: tuple[int, ...]) -> tuple[Piece, ...]:
                 continue
         merged.insert(0, piece)
     return tuple(merged)
+
+
+def _evened(pieces: tuple[Piece, ...], sizes: tuple[int, ...]) -> tuple[Piece, ...]:
+    # [x == 0 & g(0): v[i(0)]], [x == 0: w[j(0)]], [x == 1 & g(1): v[i(1)]], ...  =  [g(x): v[i(x)]], [w[j(x)]]
+    # if i, j and the ends of g go on by even steps: a stack of slices is one window that slides.
+    for axis in sorted(frozenset[int]().union(*(_told_apart(piece) for piece in pieces))):
+        if 1 < sizes[axis] <= _MOST_PLACES:
+            pieces = _in_even_steps(pieces, axis, sizes) or pieces
+    return pieces
+
+
+def _told_apart(piece: Piece) -> frozenset[int]:
+    """The axes of which guards single out places."""
+    guards = [piece.guard, *(guard for e in piece.index for guard in _guards_in(e))]
+    return frozenset(b.expr.axis for g in guards for b in g if isinstance(b.expr, Dim) and b.high == b.low + 1)
+
+
+@lru_cache(maxsize=1 << 14)
+def _guards_in(expr: Expr) -> tuple[Guard, ...]:
+    match expr:
+        case ix.Add(a, b):
+            return (*_guards_in(a), *_guards_in(b))
+        case ix.Mul(a, _) | ix.FloorDiv(a, _) | ix.Mod(a, _):
+            return _guards_in(a)
+        case Select(guard, a, b):
+            return (guard, *_guards_in(a), *_guards_in(b))
+        case _:
+            return ()
+
+
+def _in_even_steps(pieces: tuple[Piece, ...], axis: int, sizes: tuple[int, ...]) -> tuple[Piece, ...] | None:
+    """The pieces written for all places of an axis at once, if they are so at each of them."""
+    places = [_at_place(pieces, axis, place, sizes) for place in range(sizes[axis])]
+    longest = max(places, key=len)
+    found: list[Piece] = []
+    for k, piece in enumerate(longest):
+        values = [p.value for p in longest[: k + 1]]
+        alike = {c: at[k] for c, at in enumerate(places) if [p.value for p in at[: k + 1]] == values}
+        steps = [s for d in range(len(piece.index)) if (s := _step(alike, d, sizes)) is not None]
+        if len(steps) < len(piece.index):
+            return None
+        first = min(alike)
+        back = ix.add(Dim(axis), ix.Const(-first))
+        moved = (ix.add(e, ix.mul(back, s)) for e, s in zip(alike[first].index, steps, strict=True))
+        index = tuple(simplify(e, sizes) for e in moved)
+        guard = () if k == len(longest) - 1 else _guard_in_steps(alike, steps, axis, sizes)
+        found.append(Piece(guard, piece.value, index))
+    whole = tuple(found)
+    if any(axis in _told_apart(piece) for piece in whole):
+        return None
+    same = all(_at_place(whole, axis, c, sizes) == at for c, at in enumerate(places))
+    return whole if same else None
+
+
+def _at_place(pieces: Sequence[Piece], axis: int, place: int, sizes: tuple[int, ...]) -> list[Piece]:
+    coords = [ix.Const(place) if a == axis else Dim(a) for a in range(len(sizes))]
+    found: list[Piece] = []
+    for piece in pieces:
+        own = () if piece is pieces[-1] else piece.guard
+        guard = simplify_guard(ix.substitute_guard(own, coords), sizes)
+        if guard is None:
+            continue
+        index = tuple(simplify(ix.substitute(e, coords), sizes) for e in piece.index)
+        found.append(Piece(guard, piece.value, index))
+        if not guard:
+            break
+    return found
+
+
+def _step(at: Mapping[int, Piece], axis: int, sizes: tuple[int, ...]) -> int | None:
+    """By how much an index grows from one place to the next; None if not evenly, or if there is one place."""
+    terms = {place: linear_terms(piece.index[axis], sizes) for place, piece in at.items()}
+    (first, (atoms, start)), *others = terms.items()
+    if not others or any(other != atoms for _, (other, _) in others):
+        return None
+    place, (_, const) = others[0]
+    step, rest = divmod(const - start, place - first)
+    even = all(c == start + step * (p - first) for p, (_, c) in others)
+    return step if even and not rest else None
+
+
+def _guard_in_steps(alike: Mapping[int, Piece], steps: Sequence[int], axis: int, sizes: tuple[int, ...]) -> Guard:
+    """A guard over all places: what it tests moves as the indices do, between the least and the most of any place."""
+    index = alike[min(alike)].index
+    found: list[ix.Bound] = []
+    for expr in dict.fromkeys(b.expr for piece in alike.values() for b in piece.guard):
+        parts = ((_multiple(expr, e, sizes), step) for e, step in zip(index, steps, strict=True))
+        factor, step = next(((factor, step) for factor, step in parts if factor), (1, 0))
+        low, high = ix.range_of(expr, sizes)
+        whole = ix.Bound(expr, low, high + 1)
+        bounds = [(next((b for b in p.guard if b.expr == expr), whole), step * c) for c, p in alike.items()]
+        ends = [(factor * b.low + far, factor * (b.high - 1) + far) for b, far in bounds]
+        moved = ix.add(ix.mul(expr, factor), ix.mul(Dim(axis), step))
+        found.append(ix.Bound(moved, min(low for low, _ in ends), max(high for _, high in ends) + 1))
+    return simplify_guard(tuple(found), sizes) or ()
+
+
+def _multiple(part: Expr, whole: Expr, sizes: tuple[int, ...]) -> int:
+    """How many times an expression has another among its terms; 0 if not, or a negative number of times."""
+    terms = dict(linear_terms(whole, sizes)[0])
+    factors = {divmod(terms.get(atom, 0), c) for atom, c in linear_terms(part, sizes)[0]}
+    factor, rest = factors.pop() if len(factors) == 1 else (0, 0)
+    return max(factor, 0) if not rest else 0
 
 
 def _joined(guard: Guard, other: Guard) -> Guard | None:

@@ -142,12 +142,15 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
     """Configurations of a product of windows, some without copies on their way to shared memory.
 
     Those pass by the first-level cache, where the places of a window share their elements. For runs of few features,
-    which waste what the second-level cache delivers, loads come first.
+    which waste what the second-level cache delivers, loads come first, then steps of one place of the window.
     """
     loaded = [replace(c, num_stages=1) for c in found[:3]]
-    itemsize = graph.array(product.operands[0].pieces[0].value).dtype.itemsize
-    few = product.domain[product.axes[-1]] * itemsize < LINE
-    return _interleave([loaded, found] if few else [found, loaded])
+    itemsize, run = graph.array(product.operands[0].pieces[0].value).dtype.itemsize, product.domain[product.axes[-1]]
+    if run * itemsize >= LINE:
+        return _interleave([found, loaded])
+    places = [replace(c, block_keys=run) for c in found[:3] if run == power_of_two(run) and 16 <= run < c.block_keys]
+    places += [replace(c, num_stages=c.num_stages + 2) for c in places[:1]]  # small as they are
+    return _interleave([loaded, places, found])
 
 
 def _with_windows(found: Sequence[Config]) -> list[Config]:

@@ -41,6 +41,9 @@ _XLA_SCATTER_EFFICIENCY = 0.15
 _XLA_TAP = 22
 # The part of the matrix rate, which cuBLAS reaches, that generated loops over products do.
 _MATRIX_EFFICIENCY = 0.7
+# The same of attention in float32, whose operands are rounded in registers on their way to the unit: 390 µs for what
+# takes 95 at the full rate.
+_ROUNDED_EFFICIENCY = 0.27
 _WINDOW_EFFICIENCY = 0.35  # where an operand is a window: 61 µs for 14.8 GFLOP on an H200
 # What a loop over products takes beside the work of its steps, in s: its stages are filled from memory before the first
 # product, and nothing is loaded after the last. On an H200 kernels of few µs took 1.5 to 2.5 longer than their bytes.
@@ -50,7 +53,12 @@ _RAMP_S = 1.5e-6
 # of EfficientViT-B1's on an H200, whose times it tells within 19 % (geometric mean); without these they take twice
 # their estimates.
 _STEP_S = 1.2e-6
+# What a step of attention waits for its product, its maxima and its sums where no other program has work meanwhile.
+_TURN_S = 0.15e-6
 _ALONE = 1.7  # times the operations' time, where no other program has work for the processor meanwhile
+# What a processor reads, in shares of the memory's rate, where the others read nothing: two norms of a row of 3584, one
+# after the other, were estimated at 1.3 µs beside a launch and took 0.9.
+_REACH = 2.0
 
 
 def minimum_bytes(graph: Graph, kernel: Kernel) -> int:
@@ -81,7 +89,11 @@ def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) ->
         time = idle * (memory + _ALONE * compute)
     else:
         ramp = 0.0 if kernel.core is None else _RAMP_S
-        time = idle * max(memory, compute)
+        reach = _REACH if kernel.core is None else 1.0  # a loop over products reads no further ahead than its stages
+        time = max(max(idle / reach, 1.0) * memory, idle * compute)
+    if kernel.core is not None and kernel.core.softmax is not None:  # no program ends before its steps
+        steps = -(-kernel.core.key // (config.splits * config.block_keys))
+        time = max(time, compute * device.sms / programs / counts.live + _TURN_S * steps)
     # The last program's ticket, its loads and its stores wait for one another as long as a second launch takes.
     waits = 2 if config.splits > 1 else 1
     return (time + ramp + waits * device.launch_s) * 1e6
@@ -94,7 +106,13 @@ def beside_work(kernel: Kernel, device: Device) -> float:
 
 def _matrix_efficiency(graph: Graph, kernel: Kernel) -> float:
     product = graph.nodes[kernel.core.last] if kernel.core else None
-    return _WINDOW_EFFICIENCY if isinstance(product, Contract) and slides(product) else _MATRIX_EFFICIENCY
+    if not isinstance(product, Contract):
+        return _MATRIX_EFFICIENCY
+    if slides(product):
+        return _WINDOW_EFFICIENCY
+    dtype = graph.array(product.operands[0].pieces[0].value).dtype.name
+    rounded = dtype == "float32" and dict(product.params)["precision"] == "DEFAULT"
+    return _ROUNDED_EFFICIENCY if rounded and kernel.core and kernel.core.softmax else _MATRIX_EFFICIENCY
 
 
 def _roofline(counts: Counts, device: Device, efficiency: float) -> tuple[float, float]:

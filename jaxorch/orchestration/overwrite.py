@@ -94,10 +94,13 @@ def _step(plan: Plan, step: KernelStep, over: Over, session: Session) -> KernelS
         interpret = session.options.backend == "interpret"
         header = header_of(plan.trace, plan.graph, step.kernel)
         config = step.source.config
-        source = generate(plan.graph, step.kernel, config, header=header, interpret=interpret, over=dict(over))
+        arch = session.device.arch
+        source = generate(
+            plan.graph, step.kernel, config, header=header, interpret=interpret, arch=arch, over=dict(over)
+        )
         compiled = None
         if not interpret:
-            limits = {"arch": session.device.arch, "shared_limit": session.device.shared_per_block}
+            limits = {"arch": arch, "shared_limit": session.device.shared_per_block}
             compiled = check(source, *arguments(plan.graph, step.kernel), **limits, store=session.store)
         session.overwriting[key] = source, compiled
     source, compiled = session.overwriting[key]

@@ -190,7 +190,7 @@ class _Reading:
         kernel = build(graph, nodes, stored)
         if isinstance(kernel, str):
             raise ValueError(kernel)
-        source = generate(graph, kernel, Config(*record["config"]), header=record["header"])
+        source = generate(graph, kernel, Config(*record["config"]), header=record["header"], arch=device.arch)
         if source.digest != record["digest"]:
             raise ValueError(f"{source.name}: another source than was chosen")
         limits: dict[str, Any] = {"arch": device.arch, "shared_limit": device.shared_per_block}

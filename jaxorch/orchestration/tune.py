@@ -59,7 +59,7 @@ TRIES = {"fast": 1, "default": 14, "max": 32}
 # timed on an H200 the fastest was within 2.5 times for all but one.
 REACH = {"fast": 1.0, "default": 2.5, "max": 5.0}
 _SLACK_US = 0.5
-FEW_SPILLS = 32  # bytes a thread that the clock may find harmless
+FEW_SPILLS = 64  # bytes a thread that the clock may find harmless
 _NOISE = 1.02  # times that differ by no more than this factor are one time
 
 
@@ -134,14 +134,15 @@ def begin(
         UnsupportedError: neither.
     """
     configs = configurations(graph, kernel)[: TRIES[effort]]
-    first = generate(graph, kernel, configs[0], header=header)
+    written = partial(generate, graph, kernel, header=header, arch=device.arch)
+    first = written(configs[0])
     key = _key(device, configs, first)
     known = _known(store, key, configs)
     if known is not None and known[1] is not None:
         return None
     near = within_reach(graph, kernel, configs, device, effort)
     wanted = [c for c in configs if (c in near) != beyond]
-    sources = [first if c == configs[0] else generate(graph, kernel, c, header=header) for c in wanted]
+    sources = [first if c == configs[0] else written(c) for c in wanted]
     inputs, outputs = arguments(graph, kernel)
     answers = check_soon(sources, inputs, outputs, **_limits(device), workers=workers)
     return Underway(key, sources, answers, lambda sources: launchable(sources, inputs, outputs, compilers))
@@ -152,7 +153,7 @@ def begin_first(
 ) -> Underway | None:
     """Begins to compile what `tune` takes where nothing is timed; None where it is in the store."""
     configs = configurations(graph, kernel)[: TRIES["default"]]
-    first = generate(graph, kernel, configs[0], header=header)
+    first = generate(graph, kernel, configs[0], header=header, arch=device.arch)
     inputs, outputs = arguments(graph, kernel)
     key = _key(device, configs, first)
     if _known(store, key, configs) is not None or is_kept(first, inputs, outputs, arch=device.arch, store=store):
@@ -189,15 +190,16 @@ def tune(
     """
     # where nothing is timed no more are compiled than it takes
     configs = configurations(graph, kernel)[: TRIES[effort if live else "default"]]
-    key = underway.key if underway else _key(device, configs, generate(graph, kernel, configs[0], header=header))
+    written = partial(generate, graph, kernel, header=header, arch=device.arch)
+    key = underway.key if underway else _key(device, configs, written(configs[0]))
     checked = partial(_checked, graph, kernel, device, store)
     known = _known(store, key, configs)
     if known is not None and (known[1] is not None or not live):
-        source = generate(graph, kernel, known[0], header=header)
+        source = written(known[0])
         return Tuned(source, checked(source), known[1], ())
     if not live:
         failures: list[str] = []
-        source, compiled = _first((generate(graph, kernel, c, header=header) for c in configs), checked, failures)
+        source, compiled = _first(map(written, configs), checked, failures)
         return Tuned(source, compiled, None, tuple(failures))
     named: dict[str, Any] = {"effort": effort, "store": store, "header": header}
     with Workers() as workers, Compilers() as compilers:

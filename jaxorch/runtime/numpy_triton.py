@@ -100,7 +100,10 @@ class Builder(_stock.InterpreterBuilder):  # pyright: ignore[reportUntypedBaseCl
 
     def create_masked_load(self, ptrs: Any, mask: Any, other: Any, *_: object) -> Any:
         element = ptrs.get_element_ty()
-        fill = None if other is None else other.data
+        if other is None and ptrs.data.size == 1:  # Triton asks `if other`, which a single zero denies here
+            fill = np.zeros(1, numpy_dtype(element))
+        else:
+            fill = None if other is None else other.data
         return _Handle(self.memory.load(ptrs.data, mask.data, fill, numpy_dtype(element)), element)
 
     def create_load(self, ptr: Any, *_: object) -> Any:

@@ -477,6 +477,40 @@ def test_a_source_chosen_once_a_block():
     assert "if " not in generate(graph, kernel, Config(0, 2, 64, 1)).text
 
 
+@pytest.mark.parametrize("limit", [{}, {"row": 3, "part": 2}])
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda x: lax.reduce_max(x, (1,)),
+        lambda x: lax.reduce_min(x, (1,)),
+        lambda x: (jnp.argmax(x, 1), jnp.argmin(x, 1)),
+        lambda x: lax.reduce_window_max_p.bind(
+            x,
+            window_dimensions=(2, 3),
+            window_strides=(1, 2),
+            padding=((0, 1), (2, 1)),
+            base_dilation=(1, 1),
+            window_dilation=(1, 1),
+        ),
+    ],
+    ids=["max", "min", "arg", "window"],
+)
+def test_float8_with_and_without_infinity(reduce, dtype, limit):
+    """Columns past the end count as the least value, which float8_e4m3fn has no infinity for."""
+    rng = np.random.default_rng(0)
+    x = random_array(rng, (3, 13), np.float32)
+    x[1, 4], x[2] = np.nan, -np.abs(x[2])
+    with limits(**limit):
+        made = program(reduce, x.astype(dtype))
+        kernels = kernels_of(made.graph)
+        assert kernels
+        for kernel in kernels:
+            config = configurations(made.graph, kernel)[0]
+            for value, got in interpreted(made.graph, kernel, config, made.inputs(kernel)).items():
+                agree(got, made.values[value], 0)
+
+
 @pytest.mark.parametrize("pad", [(1, 0), (0, 1), (2, 3)])
 def test_rows_around_a_softmax(pad):
     f = lambda x: jnp.pad(jax.nn.softmax(x), (pad, (0, 0))) * 2  # noqa: E731

@@ -25,6 +25,7 @@ from jaxorch.pipeline import optimized_graph
 from jaxorch.runtime import compile
 from jaxorch.runtime.launch import check
 from tests.codegen.drive import whole_kernel
+from tests.codegen.test_choices import heads_of
 from tests.codegen.test_heads import keys_and_values, queries
 from tests.codegen.test_product_rows import layer_norm, rms_norm, softmax
 from tests.codegen.test_stores import grown
@@ -308,6 +309,15 @@ def test_several_points_of_the_grid_keep_what_they_share_in_registers():
     assert found.ptx.count("cp.async") > 0  # the next point's rows are under way
 
 
+def test_statistics_of_rows_are_held_once():
+    """A thread has 32 elements of 64 x 64 scores and two rows of them: so many exponentials, and a few conversions."""
+    _, source, found = compiled(lambda q, k, v: attention(q, k, v, causal=True), *[S(2, 1024, 4, 64)] * 3)
+    config = source.config
+    elements = config.block_rows * config.block_keys // (32 * config.num_warps)
+    assert elements <= found.ptx.count("ex2.approx") <= elements + 4
+    assert "wgmma" in found.ptx
+
+
 def test_rows_in_groups_are_copied_ahead():
     """Wherever a group begins, and wherever its rows are: 16 bytes a lane, steps ahead."""
     _, _, found = compiled(*PROGRAMS["rows in groups"][:1], *PROGRAMS["rows in groups"][1])
@@ -316,3 +326,52 @@ def test_rows_in_groups_are_copied_ahead():
     assert all(", 0x10, " in copy for copy in copies)
     loop = found.ptx[found.ptx.index("wgmma.mma_async") :]
     assert "ld.global.b16" not in loop
+
+
+def joined(x, y, w):
+    return jax.nn.silu(conv(jnp.concatenate([x, jax.nn.silu(y)], -1), w))
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.float32])
+def test_joined_features_are_two_products_in_one_kernel(dtype):
+    """Neither is padded, and no branch chooses between them."""
+    specs = [S(*s, dtype=dtype) for s in ((16, 160, 160, 32), (16, 160, 160, 16), (1, 1, 48, 64))]
+    _, source, found = compiled(joined, *specs)
+    assert source.text.count("tl.dot") == 2
+    assert "tl.where" not in source.text
+    assert not found.spill_bytes
+    assert "wgmma" in found.ptx
+    assert not re.search(r"@!?%p\d+ bra", found.ptx)
+
+
+def test_a_long_window_of_few_features_computes_no_place_of_it():
+    """Each step's places are numbers: the loop is written out."""
+    _, source, found = compiled(conv, S(1, 224, 224, 3, dtype=np.float32), S(9, 9, 3, 32, dtype=np.float32))
+    assert "tl.static_range" in source.text
+    assert not found.spill_bytes
+    assert not re.search(r"\bbra\b", found.ptx)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.float32])
+def test_products_of_two_warps(dtype):
+    """They round in registers, on the way to the older unit."""
+    specs = [S(*s, dtype=dtype) for s in ((131072, 256), (256, 128), (131072, 128))]
+    graph, kernel = whole(lambda x, w, r: x @ w + r, *specs)
+    few = [c for c in configurations(graph, kernel) if c.num_warps == 2]
+    assert few
+    for config in few:
+        source = generate(graph, kernel, config)
+        found = check(source, *arguments(graph, kernel), arch=90, shared_limit=device("h200").shared_per_block)
+        assert not found.spill_bytes
+        assert "mma.sync" in found.ptx
+        assert "wgmma" not in found.ptx
+
+
+def test_heads_of_two_arrays_are_copied_ahead_from_either():
+    specs = [S(4096, 384, dtype=np.float32), S(4096, 384, dtype=np.float32), S(1, dtype=np.float32)]
+    graph, kernel = whole(heads_of, *specs)
+    source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.frame == 0))
+    found = check(source, *arguments(graph, kernel), arch=90, shared_limit=device("h200").shared_per_block)
+    assert not found.spill_bytes
+    copied = re.findall(r"cp\.async\.c\S+ \[[^]]*\], \[[^]]*\], (\w+)", found.ptx)
+    assert {int(size, 0) for size in copied} == {16}

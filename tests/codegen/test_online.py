@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen import online
 from jaxorch.codegen.source import generate
 from jaxorch.kernels import configs
 from jaxorch.kernels.configs import Config, configurations
@@ -160,6 +161,35 @@ def test_a_mask_does_not_hide_scores_below_it():
         return jnp.where(a[:, None] >= a, s - 2000, -1000)
 
     check(lambda q, k, v: attention(q, k, v, masked), want, q, k, v)
+
+
+@settings(max_examples=8)
+@given(st.integers(2, 20), st.sampled_from([2, 4]), st.integers(0, 79), st.sampled_from([(0, -1e30), (-2000, -1000)]))
+def test_parts_of_few_queries_are_combined_without_those_that_pad_them(n, splits, position, scores):
+    # the second kind of scores is far below the masked value, so that the first share visits all keys
+    rng = np.random.default_rng(n)
+    q, k, v = (normal(rng, 2, 2, m, 16) for m in (n, 80, 80))
+    offset, low = scores
+
+    def f(q, k, v, position):
+        return attention(q, k, v, lambda s: jnp.where(jnp.arange(80) <= position, s + offset, low))
+
+    want = reference(q, k, v, lambda s: np.where(np.arange(80) <= position, s + offset, low))
+    made, kernel = online_of(f, q, k, v, np.int32(position))
+    config = Config(0, 16 if n <= 16 else 32, 16, 4, 2, 16, splits)
+    found = interpreted(made.graph, kernel, config, made.inputs(kernel))[made.graph.outputs[0]]
+    np.testing.assert_allclose(found.astype(np.float64).reshape(want.shape), want, rtol=0, atol=2e-2)
+    _, combine = generate(made.graph, kernel, config).text.split("if ticket ==")
+    assert f"lane{1 << (n - 1).bit_length()}_down" in combine
+
+
+def test_a_side_of_the_mask_that_is_not_visited_fills_no_stages():
+    f = lambda q, k, v, p: attention(q, k, v, lambda s: jnp.where(jnp.arange(80) <= p, s, -1e30))  # noqa: E731
+    q, k, v = (normal(np.random.default_rng(0), 1, 2, n, 16) for n in (1, 80, 80))
+    made, kernel = online_of(f, q, k, v, np.int32(7))
+    lines = [line.strip() for line in generate(made.graph, kernel, blocks(kernel)[0]).text.splitlines()]
+    steps = next(k for k, line in enumerate(lines) if line.startswith("for key_start in"))
+    assert lines[steps - 1] == "if first < last:"
 
 
 def test_scores_through_any_function():
@@ -354,6 +384,89 @@ def test_bands_of_blocks():
     near = np.abs(np.arange(40)[:, None] - np.arange(40)) <= 8
     want = reference(*(x[:, None] for x in (q, k, v)), lambda s: np.where(near, s, -1e30))
     check(f, want.reshape(2, 5, 8, 16), q, k, v)
+
+
+def causal(q, k, v, low=-1e30):
+    n, m = q.shape[2], k.shape[2]
+    return attention(q, k, v, lambda s: jnp.where(jnp.arange(n)[:, None] >= jnp.arange(m), s, low))
+
+
+@pytest.mark.parametrize("kept", [1 << 24, 5000, 0])
+def test_rows_with_most_keys_come_first(monkeypatch, kept):
+    # of all points at once, of two of them, of one
+    monkeypatch.setattr(online, "KEPT_BYTES", kept)
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 2, 3, 50, 16) for _ in range(3))
+    seen = np.tril(np.ones((50, 50), bool))
+    check(causal, reference(q, k, v, lambda s: np.where(seen, s, -1e30)), q, k, v)
+    made, kernel = online_of(causal, q, k, v)
+    together = {1 << 24: 6, 5000: 1, 0: 1}[kept]
+    assert f"row_block = 3 - program // {together} % 4" in generate(made.graph, kernel, blocks(kernel)[0]).text
+    # as many keys for every row
+    made, kernel = online_of(attention, q, k, v)
+    assert "row_block = program % 4" in generate(made.graph, kernel, blocks(kernel)[0]).text.replace(
+        "(program)", "program"
+    )
+
+
+def banded(q, k, v, low):
+    a, b = jnp.arange(q.shape[2])[:, None], jnp.arange(k.shape[2])
+    return attention(q, k, v, lambda s: jnp.where((a - b >= 10) & (a - b < 25), s, low))
+
+
+def twice_masked(q, k, v, low):
+    n, m = q.shape[2], k.shape[2]
+    mask = jnp.arange(n)[:, None] >= jnp.arange(m)
+    return attention(q, k, v, lambda s: jnp.where(mask, jnp.where(jnp.arange(m) >= 3, s, low), low))
+
+
+@pytest.mark.parametrize(
+    ("f", "low", "asks"),
+    [
+        (causal, -np.inf, False),
+        (causal, -1e30, False),
+        (causal, LOWEST, False),
+        (causal, -1e9, True),  # a score might be as low
+        (banded, -np.inf, False),
+        (banded, -1e30, True),  # the first rows have no key
+    ],
+)
+def test_blocks_that_a_mask_leaves_out_are_asked_for_only_where_they_may_count(f, low, asks):
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 1, 2, 50, 16) for _ in range(3))
+    made, kernel = online_of(functools.partial(f, low=low), q, k, v)
+    assert ("while phase" in generate(made.graph, kernel, blocks(kernel)[0]).text) == asks
+
+
+@pytest.mark.parametrize("low", MASKED)
+def test_rows_whose_first_keys_are_masked_twice(low):
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 1, 2, 50, 16) for _ in range(3))
+    i = np.arange(50)
+    seen = (i[:, None] >= i) & (i >= 3)
+    check(functools.partial(twice_masked, low=low), reference(q, k, v, lambda s: np.where(seen, s, low)), q, k, v)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_a_band_of_stacked_windows(dtype):
+    # chunks of 8 queries see the keys of their own places and 12 on both sides; those outside score 0
+    rng = np.random.default_rng(0)
+    q, k, v = (normal(rng, 2, 40, 16, dtype=dtype) for _ in range(3))
+
+    def band(q, k, v):
+        k, v = (jnp.pad(x, ((0, 0), (12, 12), (0, 0))) for x in (k, v))
+        k, v = (jnp.stack([x[:, i : i + 32] for i in range(0, 40, 8)], 1) for x in (k, v))
+        s = jnp.einsum("hcqd,hckd->hcqk", q.reshape(2, 5, 8, 16), k, preferred_element_type=jnp.float32)
+        offset = jnp.arange(32) - jnp.arange(8)[:, None]
+        p = jax.nn.softmax(jnp.where((offset >= 0) & (offset <= 24), s, -jnp.inf), -1).astype(q.dtype)
+        return jnp.einsum("hcqk,hckd->hcqd", p, v).reshape(q.shape)
+
+    wide = [np.pad(x.astype(np.float64), ((0, 0), (12, 12), (0, 0))) for x in (k, v)]
+    near = np.arange(40)[:, None] + np.arange(25)
+    want = np.einsum("hqk,hqkd->hqd", softmax(np.einsum("hqd,hqkd->hqk", q, wide[0][:, near])), wide[1][:, near])
+    check(band, want, q, k, v, tolerance=1e-5 if dtype == F32 else 2e-2)
+    made, kernel = online_of(band, q, k, v)
+    assert generate(made.graph, kernel, blocks(kernel)[0]).text.count("tl.load(") == 3  # no source is chosen
 
 
 REFUSED = {

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxorch.codegen import gemm
 from jaxorch.codegen.source import generate
 from jaxorch.kernels import configs
 from jaxorch.kernels.configs import Config, configurations
+from jaxorch.orchestration.plan import arguments
+from jaxorch.runtime.launch import check as check_source
 from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
 
 F32 = np.dtype(np.float32)
@@ -58,6 +61,20 @@ def test_products_of_any_layout(sizes, dtype, equation):
     want = np.einsum(equation, *wide(*operands))
     f = lambda x, y: jnp.einsum(equation, x, y)  # noqa: E731
     check(f, want, *operands, tolerance=1e-5 if dtype == F32 else 1e-2)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("rows", [20, 150])
+def test_blocks_of_rows_go_along_the_columns_together(monkeypatch, rows, batch):
+    # 2 blocks of rows, and 10: a group of eight and one of two
+    monkeypatch.setattr(gemm, "KEPT_BYTES", 0)
+    rng = np.random.default_rng(0)
+    x, y = normal(rng, batch, rows, 40), normal(rng, batch, 40, 50)
+    check(jnp.matmul, np.matmul(*wide(x, y)), x, y, tolerance=1e-2)
+    made, kernel = gemm_of(jnp.matmul, x, y)
+    text = generate(made.graph, kernel, BLOCKS[0]).text
+    assert ("group_rows = tl.minimum(10 - group_first, 8)" in text) == (rows == 150)
+    assert "column_block = " + ("program" if batch == 1 else "tile") in text
 
 
 def test_integers_are_exact():
@@ -273,8 +290,11 @@ def test_float32_operands_are_rounded_to_what_the_matrix_unit_takes(precision, r
     rng = np.random.default_rng(0)
     x, y = normal(rng, 21, 40, dtype=F32), normal(rng, 40, 18, dtype=F32)
     made, kernel = gemm_of(lambda x, y: lax.dot(x, y, precision=lax.Precision[precision]), x, y)
-    text = generate(made.graph, kernel, BLOCKS[0]).text
-    assert text.count("cvt.rna.tf32.f32") == rounds
+    assert generate(made.graph, kernel, BLOCKS[0]).text.count("@p add.u32 t, t, 4096") == rounds
+    on_hopper = generate(made.graph, kernel, BLOCKS[0], arch=90)
+    assert on_hopper.text.count("cvt.rn.tf32.f32") == rounds
+    found = check_source(on_hopper, *arguments(made.graph, kernel), arch=90, shared_limit=1 << 17)
+    assert ("cvt.rn.tf32.f32" in found.ptx) == (rounds > 0)
 
 
 @pytest.mark.parametrize("elements", [0, 64])

@@ -165,6 +165,37 @@ def test_float32_keeps_the_accurate_forms():
         assert len(arithmetic(ptx)) > 8
 
 
+def test_tanh_of_float32_has_no_branch():
+    assert not any("bra" in line for line in arithmetic(ptx_of([("tanh", {"accuracy": None}, ["x"])], "float32")))
+
+
+def test_tanh_of_float32_is_within_a_few_units_everywhere():
+    """The expression that a GPU runs, its instructions taken to be exact."""
+
+    class Language:
+        abs, float32 = np.abs, np.float32
+
+        @staticmethod
+        def where(condition: Any, then: Any, otherwise: Any) -> Any:
+            return np.where(condition, np.float32(then), np.float32(otherwise))
+
+        @staticmethod
+        def inline_asm_elementwise(asm: str, constraints: str, args: list[Any], **_: Any) -> Any:
+            function = {"ex2": np.exp2, "rcp": np.reciprocal}[asm[:3]]
+            with np.errstate(over="ignore"):
+                return function(args[0].astype(np.float64)).astype(np.float32)
+
+    kind = np.dtype(np.float32)
+    text = TRITON["tanh"]({"accuracy": None}, ["x"], [kind], kind, interpret=False)
+    small = np.geomspace(1e-37, 100, 200_001, dtype=np.float32)
+    x = np.concatenate([small, -small, np.array([0.0, -0.0, np.inf, -np.inf, np.nan], np.float32)])
+    got, want = eval(text, {"tl": Language, "x": x}), np.tanh(x.astype(np.float64))
+    assert got.dtype == kind
+    np.testing.assert_array_max_ulp(got[:-1], want[:-1].astype(np.float32), 4)
+    assert np.isnan(got[-1])
+    np.testing.assert_array_equal(np.signbit(got[:-1]), np.signbit(x[:-1]))
+
+
 def test_bool_pointers_load_int1_and_store_bytes():
     ptx = ptx_of([("not", {}, ["x"])], "bool")
     assert "ld.global.b8" in ptx

@@ -152,7 +152,7 @@ def test_the_store_is_there_before_the_loop_reads():
     lines = generate(made.graph, kernel, configs(kernel, splits=(2,))[0]).text.splitlines()
     stored = [k for k, line in enumerate(lines) if line.startswith("        tl.store(in")]
     barrier = lines.index("        tl.debug_barrier()")
-    loop = next(k for k, line in enumerate(lines) if line.startswith("    for "))
+    loop = next(k for k, line in enumerate(lines) if line.startswith(("    for ", "    while ")))
     assert len(stored) == 2
     assert max(stored) < barrier < loop
 

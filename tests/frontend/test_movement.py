@@ -276,6 +276,40 @@ def test_patterns_become_one_piece(name, index):
     assert len(view.pieces[0].index) == index
 
 
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_windows_at_even_steps_are_one(data):
+    # a band of keys for each chunk of queries: slices of one padded array, dilated, stacked or joined
+    count, step = data.draw(st.integers(2, 6)), data.draw(st.integers(1, 4))
+    width, dilation = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 2))
+    low, high, joined = data.draw(st.integers(0, 4)), data.draw(st.integers(0, 4)), data.draw(st.booleans())
+    rows = max(step * (count - 1) + dilation * (width - 1) + 1 - low - high, 2)
+    axis = 0 if joined else data.draw(st.integers(0, 2))
+
+    def windows(x):
+        x = lax.pad(x, np.int32(0), ((low, high, 0), (0, 0, 0)))
+        slices = [x[c * step : c * step + dilation * (width - 1) + 1 : dilation] for c in range(count)]
+        return jnp.concatenate(slices).reshape(count, width, 2) if joined else jnp.stack(slices, axis)
+
+    (view,) = check(windows, counting((rows, 2), start=1))
+    inside = [sum(low <= c * step + dilation * k < low + rows for k in range(width)) for c in range(count)]
+    straddling = any(0 < n < width for n in inside)
+    if sum(n > 0 for n in inside) > 1 and (straddling or min(inside) == width):  # else nothing tells the steps
+        assert len(view.pieces) <= 2
+        assert len({p.value for p in view.pieces}) == len(view.pieces)
+
+
+def test_windows_at_uneven_steps_are_not_one():
+    def windows(x, starts):
+        x = lax.pad(x, np.int32(0), ((2, 2, 0), (0, 0, 0)))
+        return jnp.stack([x[start : start + 4] for start in starts])
+
+    (even,) = check(lambda x: windows(x, (0, 3, 6)), counting((6, 2), start=1))
+    (uneven,) = check(lambda x: windows(x, (0, 2, 6)), counting((6, 2), start=1))
+    assert len(even.pieces) == 2
+    assert len(uneven.pieces) > 2
+
+
 def there_and_back(x):
     windows = jnp.roll(x, (-1, -1), (0, 1)).reshape(2, 3, 2, 3, 4).transpose(0, 2, 1, 3, 4).reshape(4, 9, 4)
     return jnp.roll(windows.reshape(2, 2, 3, 3, 4).transpose(0, 2, 1, 3, 4).reshape(6, 6, 4), (1, 1), (0, 1))

@@ -9,6 +9,7 @@ import pytest
 
 import jaxorch
 from jaxorch import Options
+from tests.codegen.test_choices import heads_of
 from tests.codegen.test_heads import keys_and_values, queries
 from tests.codegen.test_hopper import queries_and_caches
 from tests.codegen.test_online import (
@@ -74,6 +75,15 @@ def test_norms_of_a_product_and_a_residual(sizes, dtype, norm):
     for got, want in zip(optimised(x, w, r), wants, strict=True):
         bound = (2e-2 if dtype == BF16 else 5e-3) * max(np.abs(want).max(), 1)
         np.testing.assert_allclose(np.asarray(got).astype(np.float64), want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_heads_of_two_arrays_and_a_column_of_ones(dtype):
+    x, y, m = normal(4096, 384, dtype=dtype), normal(4096, 384, dtype=dtype, seed=1), np.ones(1, dtype)
+    joined = np.concatenate([x, y], -1).reshape(4096, -1, 48).astype(np.float64)
+    key, value = np.maximum(joined[..., 16:32], 0), np.pad(joined[..., 32:], [(0, 0)] * 2 + [(0, 1)], constant_values=1)
+    want = np.einsum("nhk,nhv->hkv", key, value)
+    check(heads_of, want, x, y, m, schedule="gemm", tolerance=1e-2 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("at", [0, 2047, 4095, -1, 9999])
@@ -178,6 +188,43 @@ def test_bands_with_empty_rows(low):
     check(lambda *a: attention(*a, scores), want, q, k, v, schedule="online", tolerance=1e-2)
 
 
+@pytest.mark.parametrize("position", [0, 2047, 3994, 4095])
+@pytest.mark.parametrize(("offset", "low"), [(0, -1e30), (-2000, -1000)])
+def test_bounded_scores_of_few_queries(position, offset, low):
+    """A step of decoding: scores softly bounded, keys up to a position; or all below the masked value."""
+    q, k, v = normal(1, 8, 2, 256), normal(1, 8, 4096, 256, seed=1), normal(1, 8, 4096, 256, seed=2)
+    seen = np.arange(4096) <= position
+    want = reference(q, k, v, lambda s: np.where(seen, 50 * np.tanh(s / 800) + offset, low))
+
+    def f(q, k, v, position):
+        bounded = lambda s: 50 * jnp.tanh(s / 800) + offset  # noqa: E731
+        return attention(q, k, v, lambda s: jnp.where(jnp.arange(4096) <= position, bounded(s), low))
+
+    check(f, want, q, k, v, np.int32(position), schedule="online", tolerance=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_a_band_of_stacked_windows(dtype):
+    """Chunks of 500 queries see the keys of their own places and 1000 on both sides; past the ends are zeros."""
+    q, k, v = (normal(8, 2500, 64, dtype=dtype, seed=s) / np.asarray(8, dtype) for s in range(3))
+
+    def band(q, k, v):
+        k, v = (jnp.pad(x, ((0, 0), (1000, 1000), (0, 0))) for x in (k, v))
+        k, v = (jnp.stack([x[:, i : i + 2500] for i in range(0, 2500, 500)], 1) for x in (k, v))
+        s = jnp.einsum("hcqd,hckd->hcqk", q.reshape(8, 5, 500, 64), k, preferred_element_type=jnp.float32)
+        offset = jnp.arange(2500) - jnp.arange(500)[:, None]
+        p = jax.nn.softmax(jnp.where((offset >= 0) & (offset <= 2000), s, -jnp.inf), -1).astype(q.dtype)
+        return jnp.einsum("hcqk,hckd->hcqd", p, v).reshape(q.shape)
+
+    exact, kk, vv = (x.astype(np.float64) for x in (q, k, v))
+    kk, vv = (np.pad(x, ((0, 0), (1000, 1000), (0, 0))) for x in (kk, vv))
+    s = np.einsum("hqd,hkd->hqk", exact, kk)
+    offset = np.arange(4500) - np.arange(2500)[:, None]
+    e = np.exp(np.where((offset >= 0) & (offset <= 2000), s, -np.inf))
+    want = e / e.sum(-1, keepdims=True) @ vv
+    check(band, want, q, k, v, schedule="online", tolerance=1e-3)
+
+
 @pytest.mark.parametrize("f", [grouped, repeated, by_hand, library])
 @pytest.mark.parametrize("n", [1, 5, 130])
 def test_grouped_queries(f, n):
@@ -220,7 +267,9 @@ def test_linear_attention_of_narrow_heads(shape, dtype):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-@pytest.mark.parametrize("sizes", [(1, 4096, 1000), (16, 4096, 6144), (100, 96, 288), (1000, 768, 200)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 4096, 1000), (16, 4096, 6144), (100, 96, 288), (1000, 768, 200), (1500, 1024, 12000)]
+)
 def test_products(name, sizes):
     m, k, n = sizes
     x, w, g = normal(m, k), (normal(k, n).astype(F32) / k**0.5).astype(BF16), normal(k, seed=1)

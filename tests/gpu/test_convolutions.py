@@ -38,6 +38,15 @@ def upsampled(x, s, w):
     return jax.nn.silu(conv(jnp.concatenate([x.repeat(2, 1).repeat(2, 2), s], -1), w))
 
 
+def joined(x, y, w):
+    return jax.nn.silu(conv(jnp.concatenate([x, jax.nn.silu(y)], -1), w))
+
+
+def squares(x, w):
+    """The four pixels of each square as features."""
+    return conv(jnp.concatenate([x[:, k % 2 :: 2, k // 2 :: 2] for k in range(4)], -1), w)
+
+
 def reflected(x, w):
     y = jnp.pad(jax.nn.relu(x), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
     return conv(y, w, pad="VALID", df=NCHW)
@@ -88,6 +97,10 @@ PROGRAMS = {
     "transposed": (lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME"), [(4, 16, 16, 256), (4, 4, 256, 128)], 1024),
     "transposed, odd": (lambda x, w: lax.conv_transpose(x, w, (3, 2), "VALID"), [(3, 9, 13, 64), (5, 3, 64, 3)], 384),
     "upsampled and joined": (upsampled, [(2, 32, 32, 64), (2, 64, 64, 64), (3, 3, 128, 64)], 1152),
+    "joined features": (joined, [(4, 80, 80, 32), (4, 80, 80, 16), (1, 1, 48, 64)], 48),
+    "joined features, windows": (joined, [(4, 80, 80, 16), (4, 80, 80, 16), (3, 3, 32, 16)], 288),
+    "squares of pixels": (squares, [(2, 208, 208, 3), (3, 3, 12, 16)], 108),
+    "a long window of few features": (conv, [(1, 112, 112, 3), (9, 9, 3, 32)], 243),
     "reflected": (reflected, [(1, 128, 56, 56), (128, 128, 3, 3)], 1152),
     "shuffled": (shuffled, [(2, 40, 44, 64), (3, 3, 64, 128)], 576),
     "one dimension": (

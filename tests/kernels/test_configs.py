@@ -128,3 +128,11 @@ def test_programs_cover_the_domain(name):
             assert covered >= grid * rows * columns
         else:
             assert covered >= rows
+
+
+def test_few_rows_are_tried_with_deep_blocks_in_several_stages():
+    # one program a processor wants more bytes under way than two do
+    _, kernel = graph_and_kernel = kernel_of(lambda x, w: x @ w, (1, 4096), (4096, 8192))
+    found = {(c.block_columns, c.block_keys, c.num_stages) for c in configurations(*graph_and_kernel)[:14]}
+    assert kernel.schedule == "gemm"
+    assert {(64, 128, 3), (64, 128, 4)} <= found

@@ -68,7 +68,7 @@ def depthwise(x, w):
     ("f", "specs"),
     [
         (lambda x, d, w: depthwise(x, d) @ w, [(1, 7, 7, 1024, F32), (3, 3, 1, 1024, F32), (1024, 256, F32)]),
-        (lambda x, y, w: jnp.concatenate([x.T, y], -1) @ w, [(512, 49, F32), (49, 512, F32), (1024, 256, F32)]),
+        (lambda x, y, w: jnp.concatenate([x.T, y]) @ w, [(1024, 64, F32), (64, 1024, F32), (1024, 256, F32)]),
     ],
     ids=["windows", "one of two arrays"],
 )
@@ -80,11 +80,46 @@ def test_each_step_that_waits_for_its_reads_counts(f, specs):
     assert longer - shorter > 1.2 * steps * 3 / 4 - launch()  # the parts are put together in another launch's time
 
 
+def test_joined_features_hold_up_no_step():
+    specs = (512, 49, F32), (49, 512, F32), (1024, 256, F32)
+    graph, kernel = kernel_of(lambda x, y, w: jnp.concatenate([x.T, y], -1) @ w, *specs)
+    config = next(c for c in configurations(graph, kernel) if c.splits == 1)
+    alone, product = kernel_of(lambda x, w: x @ w, (49, 1024, F32), (1024, 256, F32))
+    assert config_time(graph, kernel, config, H200) < config_time(alone, product, config, H200) + 1
+
+
 @pytest.mark.parametrize("f", [ELEMENTWISE, jax.nn.softmax, lambda x: x.T + 1, lambda x: x.sum(-1)])
 def test_more_bytes_take_longer(f):
     times = [time_of(f, (n, 1024, F32)) for n in (1024, 4096, 16384, 65536)]
     assert times == sorted(times)
     assert times[-1] > 8 * times[1]
+
+
+def scores(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v)
+
+
+def test_attention_of_few_rows_takes_its_steps():
+    # with a fourth of the heads the same processors do the same steps one after the other
+    def whole(n, heads):
+        graph, kernel = kernel_of(scores, *[(1, n, heads, 64, BF16)] * 3)
+        config = next(c for c in configurations(graph, kernel) if c.block_rows == 64)
+        return config_time(graph, kernel, replace(config, splits=1), H200)
+
+    assert whole(1024, 2) > 0.95 * whole(1024, 8) > 3 * launch()
+    assert whole(2048, 1) > 1.5 * whole(1024, 2)
+
+
+def test_attention_past_the_end_of_rows_and_keys_is_computed_too():
+    # 197 rows and keys are four blocks of 64 each
+    padded, full = (time_of(scores, *[(64, n, 12, 64, BF16)] * 3) for n in (197, 256))
+    assert 0.8 * full < padded <= full
+
+
+def test_operands_of_attention_that_are_rounded_cost_more():
+    graph, kernel = kernel_of(scores, *[(8, 2048, 16, 64, F32)] * 3)
+    exact = kernel_of(scores, *[(8, 2048, 16, 64, BF16)] * 3)
+    assert kernel_time(graph, kernel, H200) > 3 * kernel_time(*exact, H200)
 
 
 def test_a_wider_type_takes_longer():
@@ -119,6 +154,14 @@ def test_few_programs_cost_more():
     fewest = time_of(lambda x: jnp.argmax(x, -1), (8, 524288, F32))
     assert few > 0.9 * many
     assert fewest > 4 * time_of(lambda x: jnp.argmax(x, -1), (4096, 1024, F32))
+
+
+def test_a_norm_of_one_row_is_cheaper_than_two_launches_of_xlas():
+    def f(x, y, g):
+        wide = y.astype(jnp.float32)
+        return x + (wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6) * g).astype(x.dtype)
+
+    assert time_of(f, (1, 3584, BF16), (1, 3584, BF16), (3584, BF16)) < 2 * H200.xla_launch_s * 1e6
 
 
 def test_repeated_reads_of_one_buffer_are_not_moved_twice():

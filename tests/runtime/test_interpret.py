@@ -125,6 +125,14 @@ def scans(x_ptr, o_ptr, B: tl.constexpr):
 
 
 @triton.jit
+def single_elements(x_ptr, o_ptr):
+    i = tl.program_id(0)
+    tl.store(o_ptr + i, tl.load(x_ptr + i, mask=i < 2, other=0))
+    one = tl.arange(0, 1)
+    tl.store(o_ptr + 4 + i + one, tl.load(x_ptr + i + one, mask=i + one < 2, other=0))
+
+
+@triton.jit
 def branch(x_ptr, o_ptr):
     p = tl.program_id(1)
     if p == 0:
@@ -309,6 +317,12 @@ def test_masked_lanes_without_a_value_are_poisoned() -> None:
     o = np.zeros(1, np.float32)
     run(SOURCE, "unmasked_lanes", (1,), [normal(16), o], constants={"B": 16})
     assert np.isnan(o[0])
+
+
+def test_single_masked_elements_of_which_the_value_is_zero() -> None:
+    x, o = normal(4), np.zeros(8, np.float32)
+    run(SOURCE, "single_elements", (4,), [x, o], constants={})
+    np.testing.assert_array_equal(o, [x[0], x[1], 0, 0] * 2)
 
 
 def test_load_past_the_end_is_refused() -> None:

@@ -1,0 +1,129 @@
+"""Stretches of a product's contracted axes in which an operand is read from one array, as those of a concatenation.
+
+Input: a Contract, and where it is wanted.  Output: boxes of its contracted axes, which share them out; none where they
+are no better apart.  Invariant: the boxes differ along one axis, and are in its order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from jaxorch.ir import index as ix
+from jaxorch.ir.graph import Contract, Graph, Map, operands_of
+from jaxorch.ir.index import Dim, Expr, Guard, Select
+from jaxorch.ir.simplify import linear_terms
+from jaxorch.ir.view import View
+from jaxorch.kernels.access import Accesses, Coords, Walk, operand_coords, pieces_at, without_zero
+
+__all__ = ["Stretch", "stretches"]
+
+_MOST = 8  # stretches of a product: each is a loop of its own
+_PADDED = 1.5  # times the steps that all contracted elements together take
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """`extents` of the contracted axes, of which number `axis` begins at `start`."""
+
+    extents: tuple[int, ...]
+    axis: int
+    start: int
+
+    @property
+    def count(self) -> int:
+        """The contracted elements in it."""
+        return math.prod(self.extents)
+
+    def block(self, longest: int, least: int) -> int:
+        """The contracted elements of a step, of blocks that are powers of two."""
+        return max(min(longest, 1 << (self.count - 1).bit_length()), least)
+
+    def moved(self, coords: Coords) -> Coords:
+        """Coordinates on the contracted axes, given those in the stretch."""
+        return tuple(ix.add(e, ix.Const(self.start)) if k == self.axis else e for k, e in enumerate(coords))
+
+
+def stretches(
+    graph: Graph,
+    members: Collection[int],
+    unrolled: Collection[int],
+    node: Contract,
+    at: Coords,
+    sizes: tuple[int, ...],
+    blocks: tuple[int, int],
+) -> tuple[Stretch, ...]:
+    """The stretches of a Contract wanted at coordinates `at` over axes of `sizes`.
+
+    `blocks`: the contracted elements of a step, and the fewest that it may have.
+    """
+    if not _may_choose(graph, members, node):
+        return ()
+    extents, first = tuple(node.domain[a] for a in node.axes), len(sizes)
+    whole = Stretch(extents, 0, 0)
+    walk = _Sources(graph, members, unrolled)
+    coords = operand_coords(node, at, tuple(Dim(first + k) for k in range(len(extents))))
+    for view in node.operands:
+        walk.view(view, coords, (), (*sizes, *extents))
+    for axis, extent in enumerate(extents):
+        ends = sorted({end for end in _ends(walk.guards, first + axis, (*sizes, *extents)) if 0 < end < extent})
+        if not 0 < len(ends) < _MOST:
+            continue
+        starts, limits = (0, *ends), (*ends, extent)
+        found = tuple(
+            Stretch((*extents[:axis], high - low, *extents[axis + 1 :]), axis, low)
+            for low, high in zip(starts, limits, strict=True)
+        )
+        if sum(_padded(s, blocks) for s in found) <= _PADDED * _padded(whole, blocks):
+            return found
+    return ()
+
+
+def _may_choose(graph: Graph, members: Collection[int], node: Contract) -> bool:
+    """Whether a view of the Contract's, or of a Map's in the kernel, has several pieces or chooses among places."""
+    maps = (graph.nodes[n] for n in sorted(members))
+    views = [v for n in (node, *(m for m in maps if isinstance(m, Map))) for v in operands_of(n)]
+    return any(len(v.pieces) > 1 or any(_selections([e for p in v.pieces for e in p.index])) for v in views)
+
+
+def _padded(stretch: Stretch, blocks: tuple[int, int]) -> int:
+    block = stretch.block(*blocks)
+    return -(-stretch.count // block) * block
+
+
+def _ends(guards: Collection[Guard], axis: int, sizes: tuple[int, ...]) -> Iterator[int]:
+    """Where along an axis the bounds on it alone begin and end."""
+    for bound in (b for guard in guards for b in guard):
+        terms, const = linear_terms(bound.expr, sizes)
+        if terms == ((Dim(axis), 1),):
+            yield from (bound.low - const, bound.high - const)
+
+
+class _Sources(Walk):
+    """A walk that notes what chooses among several sources of a value, or among places in one."""
+
+    def __init__(self, graph: Graph, members: Collection[int], unrolled: Collection[int]) -> None:
+        super().__init__(graph, members, Accesses(), unrolled)
+        self.guards: dict[Guard, None] = {}
+
+    def view(self, view: View, coords: Coords, guard: Guard, sizes: tuple[int, ...]) -> int:
+        pieces = without_zero(self.graph, self.members, pieces_at(view, coords, sizes))
+        self.guards |= dict.fromkeys(own for own, _, _ in pieces[:-1])
+        self.guards |= dict.fromkeys(_selections([e for _, _, index in pieces for e in index]))
+        return super().view(view, coords, guard, sizes)
+
+
+def _selections(exprs: Sequence[Expr]) -> Iterator[Guard]:
+    """The guards of the Selects in expressions."""
+    for expr in exprs:
+        match expr:
+            case Select(guard, then, otherwise):
+                yield guard
+                yield from _selections([then, otherwise])
+            case ix.Add(left, right):
+                yield from _selections([left, right])
+            case ix.Mul(inner, _) | ix.FloorDiv(inner, _) | ix.Mod(inner, _):
+                yield from _selections([inner])
+            case _:
+                pass

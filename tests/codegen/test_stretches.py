@@ -1,0 +1,109 @@
+"""Products over the parts of a concatenation: a loop for each, by drawn sizes, against the joined array in float64."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxorch.codegen.source import generate
+from jaxorch.kernels.configs import Config
+from tests.codegen.drive import interpreted, numpied, scheduled
+
+F32 = np.dtype(np.float32)
+WHOLE = Config(0, 16, 16, 4, 2, 16)
+WIDE = Config(0, 32, 16, 4, 1, 64)
+PARTED = Config(0, 16, 16, 4, 2, 16, 2)
+
+gemm_of = functools.partial(scheduled, "gemm")
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(F32)
+
+
+def joined_product(x, w):
+    """Every second part through a Map."""
+    return jnp.concatenate([jax.nn.silu(e) if k % 2 else e for k, e in enumerate(x)], -1) @ w
+
+
+def numpy_product(x, w):
+    return np.concatenate([e / (1 + np.exp(-e)) if k % 2 else e for k, e in enumerate(x)], -1) @ w
+
+
+def check(f, want, *arrays, configs):
+    """The oracle and every configuration against `want`; how many loops over keys each configuration has."""
+    made, kernel = gemm_of(f, *arrays)
+    results = [numpied(made.graph, kernel, made.inputs(kernel))]
+    results += [interpreted(made.graph, kernel, c, made.inputs(kernel)) for c in configs]
+    (value,) = made.graph.outputs
+    for found in results:
+        np.testing.assert_allclose(found[value].reshape(want.shape), want, rtol=0, atol=1e-5 * np.abs(want).max())
+    return [generate(made.graph, kernel, c).text.count("for key_start") for c in configs]
+
+
+@settings(max_examples=12)
+@given(st.lists(st.integers(1, 70), min_size=2, max_size=4), st.integers(1, 40), st.integers(0, 100))
+def test_each_part_has_a_loop_of_its_own_unless_that_pads_too_much(sizes, rows, seed):
+    rng = np.random.default_rng(seed)
+    x, w = tuple(normal(rng, rows, n) for n in sizes), normal(rng, sum(sizes), 18)
+    want = numpy_product([e.astype(np.float64) for e in x], w.astype(np.float64))
+    loops = check(lambda w, *x: joined_product(x, w), want, w, *x, configs=(WHOLE, WIDE, PARTED))
+    steps = sum(math.ceil(n / 16) for n in sizes)
+    assert loops == [
+        len(sizes) if 2 * steps <= 3 * math.ceil(sum(sizes) / 16) else 1,
+        loops[1],  # by how the parts fill powers of two
+        1,
+    ]
+
+
+def convolved(x, w):
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def focused(x, w):
+    """The four pixels of each square as features: one array, at places that the part chooses."""
+    return convolved(jnp.concatenate([x[:, k % 2 :: 2, k // 2 :: 2] for k in range(4)], -1), w)
+
+
+def test_windows_over_joined_features():
+    rng = np.random.default_rng(0)
+    x, y, w = normal(rng, 2, 6, 5, 16), normal(rng, 2, 6, 5, 32), normal(rng, 3, 3, 48, 8)
+    f = lambda x, y, w: convolved(jnp.concatenate([x, jax.nn.relu(y)], -1), w)  # noqa: E731
+    want = np.asarray(convolved(np.concatenate([x, np.maximum(y, 0)], -1), w))
+    assert check(f, want, x, y, w, configs=(WHOLE, WIDE, PARTED)) == [2, 2, 1]
+
+
+def test_windows_over_places_that_a_part_chooses():
+    rng = np.random.default_rng(0)
+    x, w = normal(rng, 1, 8, 8, 3), normal(rng, 3, 3, 12, 8)
+    made, kernel = gemm_of(focused, x, w)
+    want = np.asarray(focused(x, w))
+    assert check(focused, want, x, w, configs=(Config(0, 16, 16, 4, 1, 32), PARTED)) == [4, 1]
+    assert "tl.where" not in generate(made.graph, kernel, Config(0, 16, 16, 4, 1, 32)).text
+
+
+def test_padding_makes_no_stretch():
+    """Zeros that a load gives by itself."""
+    rng = np.random.default_rng(0)
+    x, w = normal(rng, 20, 32), normal(rng, 64, 18)
+    want = np.pad(x, ((0, 0), (0, 32))).astype(np.float64) @ w
+    assert check(lambda x, w: jnp.pad(x, ((0, 0), (0, 32))) @ w, want, x, w, configs=(WHOLE,)) == [1]
+
+
+@pytest.mark.parametrize("row", [0, 7])
+def test_an_infinity_reaches_the_rows_that_it_reached(row):
+    rng = np.random.default_rng(0)
+    x, w = [normal(rng, 20, 16), normal(rng, 20, 32)], normal(rng, 48, 18)
+    x[0][row, 3], w[5] = np.inf, 0
+    made, kernel = gemm_of(lambda x, y, w: jnp.concatenate([x, y], -1) @ w, *x, w)
+    (value,) = made.graph.outputs
+    found = interpreted(made.graph, kernel, WHOLE, made.inputs(kernel))[value]
+    with np.errstate(invalid="ignore"):
+        want = np.concatenate(x, -1) @ w
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(want))
