@@ -208,3 +208,56 @@ def test_triton_set_to_interpret_cannot_compile() -> None:
     right, refusal = done.stdout.splitlines()
     assert right == "True"
     assert "TRITON_INTERPRET" in refusal
+
+
+# --- ptxas ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def assembled(tmp_path, monkeypatch):
+    """The commands that assemble, in a cache of Triton's of its own."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    commands, run = [], subprocess.run
+
+    def recorded(command, **named):
+        if "--version" not in command:
+            commands.append(command)
+        return run(command, **named)
+
+    monkeypatch.setattr(subprocess, "run", recorded)
+    return commands
+
+
+def knobs():
+    return importlib.import_module("triton.knobs").runtime
+
+
+def test_a_kernel_is_assembled_once(assembled):
+    first = compile_for(SOURCE, "matmul", MATRICES, TILES, arch=90)
+    assert len(assembled) == 1
+    assert knobs().add_stages_inspection_hook is None
+    assembled.clear()
+    again = compile_for(SOURCE, "matmul", MATRICES, TILES, arch=90)  # as Triton's cache has it, with what ptxas said
+    assert not assembled
+    assert (again.ptx, again.registers, again.spill_bytes) == (first.ptx, first.registers, first.spill_bytes)
+
+
+def test_another_hook_into_the_stages_stays(assembled, monkeypatch):
+    asked = []
+
+    def theirs(*stages):
+        asked.append(stages)
+        return "theirs", "theirs"
+
+    first = compile_for(SOURCE, "matmul", MATRICES, TILES, arch=90)
+    monkeypatch.setattr(knobs(), "add_stages_inspection_hook", theirs)
+    tiles = TILES | {"BM": 64}
+    assert compile_for(SOURCE, "matmul", MATRICES, tiles, arch=90).registers != first.registers
+    assert asked
+    assert knobs().add_stages_inspection_hook is theirs
+
+
+def test_what_does_not_compile_leaves_no_hook():
+    with pytest.raises(CompileError):
+        compile_for(SOURCE, "undefined_name", VECTOR, {"B": 32}, arch=90)
+    assert knobs().add_stages_inspection_hook is None
