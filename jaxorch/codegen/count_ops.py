@@ -66,6 +66,7 @@ class Counts:
         operations: weighted arithmetic, in operations of one cycle.
         matrix: FLOP of the matrix unit, padding included, by the operands' dtype; "" for what no matrix unit computes.
         live: the part of its blocks that a loop over products visits.
+        longest: the part of them that the program with the most of them visits.
         branches: sources of tiles chosen in a loop over products, whose loads no step before it can begin.
     """
 
@@ -76,6 +77,7 @@ class Counts:
     operations: float = 0.0
     matrix: dict[str, float] = field(default_factory=dict[str, float])
     live: float = 1.0
+    longest: float = 1.0
     branches: int = 0
 
     @property
@@ -149,6 +151,16 @@ class CountOps:
             low, high = ix.range_of(b.expr, self.tile.sizes)
             share *= max(min(b.high, high + 1) - max(b.low, low), 0) / (high - low + 1)
         return share
+
+    def most(self, guard: Guard) -> float:
+        """About the largest part of the columns that the guard lets through for the rows of one program."""
+        columns, block = self.tile.sizes[COLUMN], (1, self.tile.blocks[ROW], *self.tile.sizes[COLUMN:])
+        most = float(columns)
+        for b in guard:
+            (low, high), (least, largest) = (ix.range_of(b.expr, sizes) for sizes in (self.tile.sizes, block))
+            width = max(min(b.high, high + 1) - max(b.low, low), 0)
+            most = min(most, width + largest - least + 1 - columns)
+        return max(most, 1.0) / columns
 
     def waste(self, offset: Expr, guard: Guard, itemsize: int) -> float:
         """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
@@ -300,6 +312,7 @@ class CountOps:
         outer = self.taken, self.splits, self.looping
         with self.scope(tile):
             self.counts.live = self.share(known)
+            self.counts.longest = max(self.most(known), self.counts.live)
         self.taken *= self.counts.live
         self.splits, self.looping = tile.splits, "key" in tile.spans
         self.scopes += 1

@@ -247,16 +247,17 @@ class ProductBody[V](Body[V]):
     # Values
 
     def view(self, view: View, coords: Coords, guard: Guard) -> V:
-        """As of any kernel; what is selected for an operand is not selected again to be stored."""
-        if not self.core.stored:
-            found = None if guard or not self.in_steps else self.loaded_once(view, coords)
-            return super().view(view, coords, guard) if found is None else found
-        pieces = tuple(pieces_at(view, coords, self.sizes))
-        key = (pieces, guard)
+        """As of any kernel; what is selected for an operand, or chosen for it, is not for its next reader once more."""
+        chosen = not (self.core.stored or guard) and self.in_steps
+        if not self.core.stored and not chosen:
+            return super().view(view, coords, guard)
+        key = (tuple(pieces_at(view, coords, self.sizes)), guard)
         cache = self.cached(key, frozenset())
         if key not in cache:
-            found = super().view(view, coords, guard)
-            cache[key] = found
+            found = self.loaded_once(view, coords) if chosen else None
+            if found is None and chosen:
+                return super().view(view, coords, guard)
+            cache[key] = super().view(view, coords, guard) if found is None else found
         return cache[key]
 
     @property
@@ -275,8 +276,8 @@ class ProductBody[V](Body[V]):
         loaded = self.ops.load_chosen(choices, load.offset, load.lanes)
         if not rest:
             return loaded
-        ((_, value, index),) = rest
-        return self.ops.select(load.lanes, loaded, self.value(value, index, ()))
+        ((own, value, index),) = rest
+        return self.ops.select(load.lanes, loaded, self.value(value, index, own))
 
     def compute(self, value: Value, coords: Coords, guard: Guard) -> V:
         if value in self.bound:

@@ -48,6 +48,7 @@ class TritonPlanes(TritonOps):
         """`arch`: the compute capability that the kernel is for, None of the interpreter."""
         self.arch = arch
         self.grid = "grid"  # the name of the scope's coordinate there
+        self.blocked: dict[str, int] = {}  # by span, the block of the first loop over it
         self.computes_windows = False  # whether each element of an operand is computed from many reads
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
@@ -168,7 +169,8 @@ class TritonPlanes(TritonOps):
         start = f"{name}_start" if looped or blocks > 1 or segmented else ""
         if start and not looped and not segmented:
             self.once(start, f"{name}_block * {block}")
-        fewer = str(block) if name == "row" and block != self.frame.block_rows else ""
+        usual = self.frame.block_rows if name == "row" else self.blocked.setdefault(name, block) if looped else block
+        fewer = "" if block == usual else str(block)
         coordinate, place = f"{name}{fewer}_{way}", self.loop_block if looped else self.blocks[0]
         if coordinate not in place.names:
             place.names[coordinate] = coordinate
@@ -347,8 +349,8 @@ class TritonPlanes(TritonOps):
         (low, high), size = live, tile.sizes[COLUMN]
         others = f"(doubt > 0) & ({self.share_number(tile)} == 0)" if tile.splits > 1 else "doubt > 0"
         zero = "tl.full([], 0, tl.int32)"
-        for name, start in (("phase", zero), ("first", shares.first), ("last", shares.last)):
-            self.put(f"{name} = {start}")
+        for name, start in (("phase", "0"), ("first", shares.first), ("last", shares.last)):
+            self.put(f"{name} = ({zero} + {start}).to(tl.int32)")  # of one type in all turns; they are columns
         self.blocks.append(Block("loop"))
         with self.steps(counter, block, "first", "last"):
             yield
@@ -356,8 +358,8 @@ class TritonPlanes(TritonOps):
         if self.tile_rows_overrun:
             rows = Text(f"({rows.name} & {self.row_mask()})", rows.dims)
         self.put(f"doubt = tl.max(tl.max({rows.name}.to(tl.int32), axis=1), axis=0)")
-        self.put(f"first = tl.where(phase == 0, 0, {high})")
-        self.put(f"last = tl.where(phase == 0, {low}, {size})")
+        self.put(f"first = tl.where(phase == 0, 0, {high}).to(tl.int32)")
+        self.put(f"last = tl.where(phase == 0, {low}, {size}).to(tl.int32)")
         self.put(f"phase = tl.where({others}, phase + 1, 3)")
         body = self.blocks.pop()
         self.indented("while phase < 3:", body)

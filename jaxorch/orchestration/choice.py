@@ -341,10 +341,9 @@ class Way:
             begins = {s: partial(self.begun, kernel, workers, compilers) for s, kernel in untuned.items()}
             if not live and len(untuned) < _SEVERAL:
                 begins = dict.fromkeys(untuned, _not_begun)
-            for structure, underway in compiled_ahead(begins, _AHEAD):
-                if not self.tuned(structure, untuned[structure], underway):
-                    return None
-        return tuple(map(self.step, chosen))
+            # all of them, so that which have failed does not depend on which was compiled first
+            worked = [self.tuned(s, untuned[s], underway) for s, underway in compiled_ahead(begins, _AHEAD)]
+        return tuple(map(self.step, chosen)) if all(worked) else None
 
     def untuned(self, chosen: Sequence[Fused | Left]) -> dict[str, Kernel]:
         """The kernels among these that are not tuned yet, each structure once."""

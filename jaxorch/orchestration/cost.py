@@ -92,8 +92,8 @@ def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) ->
         reach = _REACH if kernel.core is None else 1.0  # a loop over products reads no further ahead than its stages
         time = max(max(idle / reach, 1.0) * memory, idle * compute)
     if kernel.core is not None and kernel.core.softmax is not None:  # no program ends before its steps
-        steps = -(-kernel.core.key // (config.splits * config.block_keys))
-        time = max(time, compute * device.sms / programs / counts.live + _TURN_S * steps)
+        steps = counts.longest * kernel.core.key / (config.splits * config.block_keys)
+        time = max(time, compute * device.sms / programs * counts.longest / counts.live + _TURN_S * max(steps, 1.0))
     # The last program's ticket, its loads and its stores wait for one another as long as a second launch takes.
     waits = 2 if config.splits > 1 else 1
     return (time + ramp + waits * device.launch_s) * 1e6

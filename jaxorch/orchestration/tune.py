@@ -199,19 +199,22 @@ def tune(
         return Tuned(source, checked(source), known[1], ())
     if not live:
         failures: list[str] = []
+        if underway is not None and underway.is_compiled and not underway.usable():  # nor would it compile here
+            failures += underway.failures
+            configs = [c for c in configs if c not in [s.config for s in underway.sources]]
         source, compiled = _first(map(written, configs), checked, failures)
         return Tuned(source, compiled, None, tuple(failures))
     named: dict[str, Any] = {"effort": effort, "store": store, "header": header}
     with Workers() as workers, Compilers() as compilers:
         begun = partial(begin, graph, kernel, device, **named, workers=workers, compilers=compilers)
-        underway = underway or begun()
-        assert underway is not None, "what is not known is begun"
-        near = underway
-        if not near.usable() and len(near.sources) < len(configs):
+        near = underway = underway or begun()
+        if near is not None and not near.usable() and len(near.sources) < len(configs):
             underway = begun(beyond=True)
-            assert underway is not None, "nor has it become known"
-            underway.failures[:0] = near.failures
-        return _timed(graph, kernel, device, underway, checked, store)
+            if underway is not None:
+                underway.failures[:0] = near.failures
+        if underway is not None:
+            return _timed(graph, kernel, device, underway, checked, store)
+    return tune(graph, kernel, device, live=live, **named)  # which another process has timed and stored meanwhile
 
 
 def _timed(

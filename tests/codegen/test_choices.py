@@ -90,6 +90,14 @@ def test_a_batch_of_several_arrays(parts):
     assert not count(graph, kernel, STEPS[0]).branches
 
 
+def test_an_array_beside_the_chosen_ones_is_read_where_it_is():
+    """Two arrays share the first rows of their batch, another one has the rest: nothing is read outside of it."""
+    rng = np.random.default_rng(0)
+    x, y, z, w = normal(rng, 1, 16, 70), normal(rng, 1, 16, 70), normal(rng, 2, 8, 70), normal(rng, 70, 18)
+    f = lambda x, y, z, w: jnp.concatenate([jnp.concatenate([x, y]), z], 1) @ w  # noqa: E731
+    check(f, np.concatenate([np.concatenate([x, y]), z], 1).astype(np.float64) @ w, x, y, z, w)
+
+
 def test_arrays_of_which_one_is_computed_are_chosen_by_a_branch():
     rng = np.random.default_rng(0)
     x, y, w = normal(rng, 2, 20, 70), normal(rng, 1, 20, 70), normal(rng, 3, 70, 18)

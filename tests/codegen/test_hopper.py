@@ -375,3 +375,32 @@ def test_heads_of_two_arrays_are_copied_ahead_from_either():
     assert not found.spill_bytes
     copied = re.findall(r"cp\.async\.c\S+ \[[^]]*\], \[[^]]*\], (\w+)", found.ptx)
     assert {int(size, 0) for size in copied} == {16}
+
+
+def test_loops_over_joined_features_of_other_lengths_have_coordinates_of_their_own():
+    """The first is written out, whose coordinates stay in scope; the second has one short step."""
+
+    def masked(x, mask, w):
+        return conv(jnp.concatenate([x, mask], -1), w)
+
+    graph, kernel = whole(masked, S(2, 64, 64, 32), S(2, 64, 64, 1), S(3, 3, 33, 32))
+    config = next(c for c in configurations(graph, kernel) if c.num_stages == 1 and c.splits == 1)
+    source = generate(graph, kernel, config, arch=90)
+    assert source.text.count("tl.static_range") == source.text.count("for key_start in range") == 1
+    check(source, *arguments(graph, kernel), arch=90, shared_limit=232448)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_attention_over_a_cache_of_more_than_two_gigabytes(splits):
+    def decode(q, k, v, position):
+        s = jnp.einsum("bhd,bhkd->bhk", q, k, preferred_element_type=jnp.float32) * 0.125
+        s = jnp.where(jnp.arange(k.shape[2]) <= position, s, -1e9)
+        return jnp.einsum("bhk,bhkd->bhd", jax.nn.softmax(s, -1).astype(q.dtype), v)
+
+    cache = S(64, 8, 65536, 64)
+    graph, kernel = whole(decode, S(64, 8, 64), cache, cache, S(dtype=np.int32))
+    config = replace(configurations(graph, kernel)[0], splits=splits)
+    source = generate(graph, kernel, config, arch=90)
+    assert "while phase < 3" in source.text
+    assert "tl.int64" in source.text
+    check(source, *arguments(graph, kernel), arch=90, shared_limit=232448)

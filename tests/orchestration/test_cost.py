@@ -270,3 +270,22 @@ def test_xla_multiplies_rows_in_groups_by_every_matrix():
     dense = 2 * 16384 * 512 * 1408 / H200.matmul_flops("bfloat16") * 1e6
     assert times[0] > 8 * dense
     assert 3.5 < times[1] / times[0] < 4.5
+
+
+@pytest.mark.parametrize("length", [2048, 8192])
+def test_attention_costs_less_the_fewer_keys_a_row_sees(length):
+    def attention(width):
+        def f(q, k, v):
+            i, j = jnp.arange(length)[:, None], jnp.arange(length)
+            scores = jnp.einsum("hqd,hkd->hqk", q, k, preferred_element_type=jnp.float32)
+            scores = jnp.where((j <= i) & (j > i - width), scores, -jnp.inf)
+            return jnp.einsum("hqk,hkd->hqd", jax.nn.softmax(scores, -1).astype(q.dtype), v)
+
+        return f
+
+    times = []
+    for width in (length, 1024, 256, 64):
+        graph, kernel = kernel_of(attention(width), *[(16, length, 64, BF16)] * 3)
+        times.append(kernel_time(graph, kernel, H200))
+    assert times == sorted(times, reverse=True)
+    assert times[0] > 4 * times[-1]

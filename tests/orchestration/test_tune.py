@@ -172,6 +172,40 @@ def test_what_is_out_of_reach_is_tried_where_nothing_else_compiles(made, machine
     assert len(found.failures) == len(near)
 
 
+def test_what_another_process_has_timed_meanwhile_is_taken(made, machine, store, monkeypatch):
+    near, far = estimated(monkeypatch, made, 10.0)
+    machine.compile_fails = lambda config: config in near
+
+    def raced(*args, beyond=False, **named):
+        if beyond:
+            store.put("config", keys[0], {"config": module._record(far[1]), "measured": 4.0})
+        found = begin(*args, beyond=beyond, **named)
+        keys.append(found and found.key)
+        return found
+
+    keys = []
+    monkeypatch.setattr(module, "begin", raced)
+    found = tuned(made, store)
+    assert (found.source.config, found.measured) == (far[1], 4.0)
+    assert keys[1:] == [None]
+    assert not machine.timed
+
+
+def test_what_a_worker_could_not_compile_is_not_compiled_here(made, machine, store, monkeypatch):
+    first, second = configurations(*made)[:2]
+    named = {"effort": "fast", "store": store, "header": ["a header"]}
+    machine.compile_fails = lambda config: config == first
+    underway = module.begin_first(*made, H200, workers=None, **named)
+    assert not underway.usable()
+    asked = []
+    monkeypatch.setattr(
+        module, "check", lambda source, *args, **more: asked.append(source.config) or Compiled("", 0, 0, 0, 0.0)
+    )
+    found = tune(*made, H200, live=False, underway=underway, **named)
+    assert asked == [second] == [found.source.config]
+    assert len(found.failures) == 1
+
+
 def test_a_record_of_what_is_out_of_reach_now_is_used(made, machine, store, monkeypatch):
     wanted = configurations(*made)[3]
     machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
