@@ -337,6 +337,9 @@ class CountOps:
     def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def finished(self, value: Dims, product: Product) -> Dims:
+        return value
+
     def operand(self, value: Dims, dtype: np.dtype[Any], *, of_windows: bool) -> Dims:
         if self.tile.block_heads > 1:  # the unit that takes a batch is fed by the threads, by way of shared memory
             padding = math.prod(self.padded(axis) / size for axis, size in enumerate(self.tile.sizes))

@@ -143,7 +143,15 @@ class GemmBody[V](ProductBody[V]):
             with self.scope(b):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
-                self.ops.assign(acc, self.ops.dot(x, y, acc, product))
+                made = self.ops.dot(x, y, acc, product)
+                self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers else made)
+
+    @property
+    def left_in_registers(self) -> bool:
+        """Whether the left operand is computed or chosen, and Hopper's matrix unit reads it from registers."""
+        values = [piece.value for piece in self.contract(self.core.last).operands[self.core.left].pieces]
+        computed = len(values) > 1 or values[0].node in self.members
+        return computed and self.config.block_rows >= 64 and self.config.num_warps >= 4 and self.heads == 1
 
     def stretches(self) -> tuple[Stretch, ...]:
         """The keys in stretches that an operand reads from one array each; none where one loop is as good."""

@@ -242,6 +242,14 @@ class ProductOps[V](Ops[V], Protocol):
         """
         ...
 
+    def finished(self, value: V, product: Product) -> V:
+        """A `dot` that the matrix unit has done with before anything after it begins.
+
+        Hopper's reads a left operand from registers while the program goes on, and Triton lets the next step of a loop
+        write them meanwhile.
+        """
+        ...
+
     def operand(self, value: V, dtype: np.dtype[Any], *, of_windows: bool) -> V:
         """`value` of logical `dtype` as `dot` takes it: a whole tile of the current scope, rounded to that dtype.
 

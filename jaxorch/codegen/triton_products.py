@@ -25,6 +25,7 @@ __all__ = ["TritonProducts"]
 # From this compute capability on one instruction rounds float32 to TF32. Before it takes two, but for the 13 bits that
 # are cut off: half of the last bit kept is added, away from 0; `cvt.rna.tf32`, which clears them too, takes four.
 _ROUNDS_IN_ONE = 90
+_READS_ON = 90  # that from which on the matrix unit goes on reading registers while the program does
 _TO_NEAREST = "cvt.rn.tf32.f32 $0, $1;"
 _AWAY_FROM_ZERO = (
     "{ .reg .pred p; .reg .f32 a; .reg .b32 t; mov.b32 t, $1; abs.f32 a, $1; setp.lt.f32 p, a, 0f7F800000; "
@@ -154,6 +155,13 @@ class TritonProducts(TritonPlanes):
         if self.has_heads:
             found = f"tl.permute({found}, {[(HEAD, ROW, COLUMN).index(a) for a in self.order]})"
         return self.name(found, frozenset((ROW, COLUMN, STEP)) | ({HEAD} if self.has_heads else frozenset[int]()))
+
+    def finished(self, value: Text, product: Product) -> Text:
+        if self.arch is None or self.arch < _READS_ON or product.dtype.itemsize > 2 or product.accumulate.itemsize != 4:
+            return value
+        kind = "f" if product.accumulate.kind == "f" else "r"
+        words = f"[{value.name}], dtype={TRITON_NAME[product.accumulate.name]}, is_pure=False, pack=1"
+        return self.name(f'tl.inline_asm_elementwise("", "={kind},0", {words})', value.dims)
 
     def matrix(self, name: str, *, transposed: bool) -> str:
         """A tile as `tl.dot` takes it: heads, rows and columns."""

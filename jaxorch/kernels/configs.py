@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-import numpy as np
-
 from jaxorch.ir.graph import Contract, Graph, Reduce
 from jaxorch.kernels.contract_configs import Blocks, gemm_blocks, online_blocks, power_of_two
 from jaxorch.kernels.frame import Frame, row_blocks
@@ -85,8 +83,6 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
                 found = _with_windows(found)
             elif isinstance(product, Contract) and product.convolves:
                 found = _loaded_or_copied(graph, product, found)
-            if isinstance(product, Contract) and _passes_registers(graph, kernel, product):
-                found = [replace(c, num_stages=min(c.num_stages, 2)) if c.num_warps > 4 else c for c in found]
         case "online":
             found = _unsplit_in_place(graph, kernel, 0, online_blocks(graph, kernel.core, kernel.frames[0]))
             found = _several_points(graph, kernel, found)
@@ -99,19 +95,6 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
             blocks = _unrolled if kernel.unrolled else _pointwise
             found = _interleave([list(blocks(k, f)) for k, f in enumerate(kernel.frames)])
     return tuple(dict.fromkeys(found))
-
-
-def _passes_registers(graph: Graph, kernel: Kernel, product: Contract) -> bool:
-    """Whether the left operand is computed, chosen or rounded on its way to the matrix unit.
-
-    Hopper's then reads it from registers while the next step begins, and Triton (3.6, and 3.8 too) lets that step write
-    them before it has been waited for. Of two groups of warps, which share the unit, with three stages, whose loads
-    are there at once, parts of products were wrong; with two stages a step waits for its loads for longer than that.
-    """
-    assert kernel.core is not None
-    values = [piece.value for piece in product.operands[kernel.core.left].pieces]
-    rounded = graph.array(values[0]).dtype == np.float32 and dict(product.params)["precision"] == "DEFAULT"
-    return rounded or len(values) > 1 or values[0].node in kernel.nodes
 
 
 def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:

@@ -404,3 +404,36 @@ def test_attention_over_a_cache_of_more_than_two_gigabytes(splits):
     assert "while phase < 3" in source.text
     assert "tl.int64" in source.text
     check(source, *arguments(graph, kernel), arch=90, shared_limit=232448)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.int8])
+@pytest.mark.parametrize("shape", [(1500, 1024, 1200), (256, 512, 4096)])
+def test_a_left_operand_in_registers_has_been_read_before_the_next_step_writes_it(shape, dtype):
+    """No part of a product is under way at the end of a step, while copies of the next steps' operands are."""
+    m, k, n = shape
+    exact = np.int32 if dtype == np.int8 else np.float32
+
+    def scaled(x, w):
+        x = jnp.abs(x) if dtype == np.int8 else x * 2
+        return jnp.matmul(x, w, preferred_element_type=exact)
+
+    graph, kernel = whole(scaled, S(m, k, dtype=dtype), S(k, n, dtype=dtype))
+    wide = [c for c in configurations(graph, kernel) if c.block_rows >= 64 and c.num_warps >= 4 and c.num_stages > 1]
+    assert wide
+    for config in wide[:4]:
+        source = generate(graph, kernel, config, arch=90)
+        found = check(source, *arguments(graph, kernel), arch=90, shared_limit=232448)
+        loop = found.ptx[found.ptx.index("$L__BB0_1:") :]
+        loop = loop[: loop.index("bra \t$L__BB0_1") if "bra \t$L__BB0_1" in loop else loop.index("bra")]
+        in_registers = re.search(r"wgmma.mma_async[^;]*}, {", loop)
+        assert dtype != BF16 or in_registers
+        assert not in_registers or set(re.findall(r"wgmma.wait_group.sync.aligned (\d)", loop)) == {"0"}
+        assert "cp.async" in loop
+        plain = generate(
+            *whole(
+                lambda x, w: jnp.matmul(x, w, preferred_element_type=exact), S(m, k, dtype=dtype), S(k, n, dtype=dtype)
+            ),
+            config,
+            arch=90,
+        )
+        assert plain.text.count('"=f,0"') + plain.text.count('"=r,0"') == 0

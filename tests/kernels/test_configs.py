@@ -136,20 +136,3 @@ def test_few_rows_are_tried_with_deep_blocks_in_several_stages():
     found = {(c.block_columns, c.block_keys, c.num_stages) for c in configurations(*graph_and_kernel)[:14]}
     assert kernel.schedule == "gemm"
     assert {(64, 128, 3), (64, 128, 4)} <= found
-
-
-@pytest.mark.parametrize(
-    ("f", "dtype", "stages"),
-    [
-        (lambda x, w: x @ w, jnp.bfloat16, 3),
-        (lambda x, w: (x * 2) @ w, jnp.bfloat16, 2),
-        (lambda x, w: jnp.concatenate([x[:, :100], w.T[:, 100:]], 1) @ w, jnp.bfloat16, 2),
-        (lambda x, w: x @ w, np.float32, 2),
-        (lambda x, w: jax.lax.dot(x, w, precision="highest"), np.float32, 3),
-    ],
-)
-def test_left_operands_in_registers_are_waited_for(f, dtype, stages):
-    """Two groups of warps share the matrix unit, and a third stage's loads would come before it has read them."""
-    found = configurations(*kernel_of(f, (1024, 512), (512, 1024), dtype=dtype))
-    assert max(c.num_stages for c in found if c.num_warps > 4) == stages
-    assert max(c.num_stages for c in found if c.num_warps <= 4) > 2
