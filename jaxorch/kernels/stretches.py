@@ -16,6 +16,7 @@ from jaxorch.ir.index import Dim, Expr, Guard, Select
 from jaxorch.ir.simplify import linear_terms
 from jaxorch.ir.view import View
 from jaxorch.kernels.access import Accesses, Coords, Walk, operand_coords, pieces_at, without_zero
+from jaxorch.kernels.contract_configs import power_of_two
 
 __all__ = ["Stretch", "stretches"]
 
@@ -38,7 +39,7 @@ class Stretch:
 
     def block(self, longest: int, least: int) -> int:
         """The contracted elements of a step, of blocks that are powers of two."""
-        return max(min(longest, 1 << (self.count - 1).bit_length()), least)
+        return max(min(longest, power_of_two(self.count)), least)
 
     def moved(self, coords: Coords) -> Coords:
         """Coordinates on the contracted axes, given those in the stretch."""
