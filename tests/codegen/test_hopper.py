@@ -332,6 +332,20 @@ def joined(x, y, w):
     return jax.nn.silu(conv(jnp.concatenate([x, jax.nn.silu(y)], -1), w))
 
 
+def test_a_patch_merging_is_one_loop_that_copies_ahead():
+    """Wherever the four slices meet: 16 bytes a lane, and the matrix unit reads both operands where they arrive."""
+    f, specs, _ = CASES["swin_patch_merging"]()
+    graph, kernel = whole(f, *specs)
+    for config in configurations(graph, kernel)[:4]:
+        source = generate(graph, kernel, config, arch=90)
+        assert source.text.count("for key_start") == 1
+        found = check(source, *arguments(graph, kernel), arch=90, shared_limit=device("h200").shared_per_block)
+        assert not found.spill_bytes
+        copied = re.findall(r"cp\.async\.c\S+ \[[^]]*\], \[[^]]*\], (\w+)", found.ptx)
+        assert {int(size, 0) for size in copied} == {16}
+        assert not re.search(r"wgmma.mma_async[^;]*}, {", found.ptx)
+
+
 @pytest.mark.parametrize("dtype", [BF16, np.float32])
 def test_joined_features_are_two_products_in_one_kernel(dtype):
     """Neither is padded, and no branch chooses between them."""

@@ -88,6 +88,21 @@ def test_windows_over_places_that_a_part_chooses():
     assert "tl.where" not in generate(made.graph, kernel, Config(0, 16, 16, 4, 1, 32)).text
 
 
+@settings(max_examples=8)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 40))
+def test_a_product_of_places_that_a_part_chooses_is_one_loop(batch, height, width, features):
+    """A patch merging: its loads are of one array, and begin steps ahead."""
+
+    def merged(x, w):
+        return jnp.concatenate([x[:, k % 2 :: 2, k // 2 :: 2] for k in range(4)], -1).reshape(-1, 4 * features) @ w
+
+    rng = np.random.default_rng(features)
+    x, w = normal(rng, batch, 2 * height, 2 * width, features), normal(rng, 4 * features, 18)
+    want = np.concatenate([x[:, k % 2 :: 2, k // 2 :: 2] for k in range(4)], -1).reshape(-1, 4 * features)
+    want = want.astype(np.float64) @ w
+    assert check(merged, want, x, w, configs=(WHOLE, WIDE, PARTED)) == [1, 1, 1]
+
+
 def test_padding_makes_no_stretch():
     """Zeros that a load gives by itself."""
     rng = np.random.default_rng(0)
