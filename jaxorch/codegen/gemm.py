@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxorch.codegen import reductions
-from jaxorch.codegen.ops import Tile
+from jaxorch.codegen.ops import Product, Tile
 from jaxorch.codegen.products import ProductBody, early_outputs
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
@@ -125,8 +125,7 @@ class GemmBody[V](ProductBody[V]):
         """The loop over the keys, or over a stretch of them; `carried` are the reductions that ride along."""
         (a, b), (size, block) = self.operand_planes(), self.extent("key")
         row = replace(a, block_rows=self.rows_at_once)
-        turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
-        product = self.product(self.core.last, -(-size // block) * block, transposed=transposed, turned=turned)
+        product = self.product_of(-(-size // block) * block)
         key, left = len(self.frame.domain), self.core.left
         if self.stretch is not None:  # values of an earlier loop are gone
             for plane in (a, b):
@@ -144,14 +143,20 @@ class GemmBody[V](ProductBody[V]):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
                 made = self.ops.dot(x, y, acc, product)
-                self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers else made)
+                self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers(a) else made)
 
-    @property
-    def left_in_registers(self) -> bool:
-        """Whether the left operand is computed or chosen, and Hopper's matrix unit reads it from registers."""
-        values = [piece.value for piece in self.contract(self.core.last).operands[self.core.left].pieces]
-        computed = len(values) > 1 or values[0].node in self.members
-        return computed and self.config.block_rows >= 64 and self.config.num_warps >= 4 and self.heads == 1
+    def product_of(self, keys: int) -> Product:
+        """The product of operands as they lie, over so many keys, those past the end included."""
+        along, transposed = self.frame.keys_along
+        return self.product(self.core.last, keys, transposed=transposed, turned=not along)
+
+    def left_in_registers(self, tile: Tile) -> bool:
+        """Whether Hopper's matrix unit reads the left operand of scope `tile` from registers: it is no plain load."""
+        if self.config.block_rows < 64 or self.config.num_warps < 4 or self.heads > 1:
+            return False
+        node, key = self.contract(self.core.last), len(self.frame.domain)
+        coords = self.operand_at(node, self.core.at, key, tile)
+        return not self.is_one_load(node.operands[self.core.left], coords, tile)
 
     def stretches(self) -> tuple[Stretch, ...]:
         """The keys in stretches that an operand reads from one array each; none where one loop is as good."""

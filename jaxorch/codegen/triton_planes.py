@@ -49,6 +49,7 @@ class TritonPlanes(TritonOps):
         self.arch = arch
         self.grid = "grid"  # the name of the scope's coordinate there
         self.blocked: dict[str, int] = {}  # by span, the block of the first loop over it
+        self.extents: dict[str, tuple[int, int]] = {}  # by span, the first size and block of it outside of loops
         self.computes_windows = False  # whether each element of an operand is computed from many reads
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
@@ -169,8 +170,11 @@ class TritonPlanes(TritonOps):
         start = f"{name}_start" if looped or blocks > 1 or segmented else ""
         if start and not looped and not segmented:
             self.once(start, f"{name}_block * {block}")
-        usual = self.frame.block_rows if name == "row" else self.blocked.setdefault(name, block) if looped else block
-        fewer = "" if block == usual else str(block)
+        if looped or name == "row":
+            usual = self.frame.block_rows if name == "row" else self.blocked.setdefault(name, block)
+            fewer = "" if block == usual else str(block)
+        else:
+            fewer = "" if self.extents.setdefault(name, (size, block)) == (size, block) else str(size)
         coordinate, place = f"{name}{fewer}_{way}", self.loop_block if looped else self.blocks[0]
         if coordinate not in place.names:
             place.names[coordinate] = coordinate
@@ -209,6 +213,9 @@ class TritonPlanes(TritonOps):
     ) -> AbstractContextManager[None]:
         axis = min(tile.loops)
         counter, block = f"{tile.spans[axis - 1]}_start", tile.blocks[axis]
+        if tile.turns > 1:
+            first = f"row_block * {block}" if self.row_blocks > 1 else "0"
+            return self.steps(counter, block * self.row_blocks, first, str(tile.sizes[axis]))
         shares = self.shares(tile, live)
         if shares.live is not None and doubt is not None:
             return self.phases(tile, counter, block, shares.live, shares, doubt)
