@@ -211,7 +211,7 @@ class TritonPlanes(TritonOps):
         counter, block = f"{tile.spans[axis - 1]}_start", tile.blocks[axis]
         shares = self.shares(tile, live)
         if shares.live is not None and doubt is not None:
-            return self.phases(tile, counter, block, shares.live, shares, doubt)
+            return self.phases(tile, counter, block, shares, doubt)
         return self.steps(counter, block, shares.first, shares.last)
 
     def shares(self, tile: Tile, live: Guard) -> _Shares:
@@ -334,19 +334,14 @@ class TritonPlanes(TritonOps):
 
     @contextmanager
     def phases(
-        self,
-        tile: Tile,
-        counter: str,
-        block: int,
-        live: tuple[str, str],
-        shares: _Shares,
-        doubt: Callable[[], Text],
+        self, tile: Tile, counter: str, block: int, shares: _Shares, doubt: Callable[[], Text]
     ) -> Generator[None]:
         """First the program's share of the live blocks, then those before and those after if a row is in doubt.
 
         Of several splits, the first one alone visits the latter: if none of its rows is in doubt, none of the whole is.
         """
-        (low, high), size = live, tile.sizes[COLUMN]
+        assert shares.live is not None
+        (low, high), size = shares.live, tile.sizes[COLUMN]
         others = f"(doubt > 0) & ({self.share_number(tile)} == 0)" if tile.splits > 1 else "doubt > 0"
         zero = "tl.full([], 0, tl.int32)"
         for name, start in (("phase", "0"), ("first", shares.first), ("last", shares.last)):
