@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.emit import emit, launches
+from jaxorch.codegen.emit import emit
+from jaxorch.codegen.launches import launches
 from jaxorch.codegen.ops import Buffer, Product, Tile, first_block, moves
 from jaxorch.codegen.sectors import Delivered, Samples, fresh, samples, worst
 from jaxorch.ir import index as ix

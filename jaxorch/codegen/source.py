@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxorch.codegen.body import Body
-from jaxorch.codegen.emit import emit, grid_size, launches
-from jaxorch.codegen.ops import Buffer, Tile
-from jaxorch.codegen.products import (
+from jaxorch.codegen.emit import emit
+from jaxorch.codegen.launches import (
     Launch,
     combine_config,
     early_outputs,
+    grid_size,
     launch_buffers,
+    launches,
     scratch_arrays,
 )
+from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.codegen.triton_interleaved import WIDEST_ACCESS, Interleaving
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxorch.codegen.emit import launches
+from jaxorch.codegen.launches import launches
 from jaxorch.codegen.overwrite import overwritable
 from jaxorch.codegen.source import generate
 from jaxorch.kernels import configs

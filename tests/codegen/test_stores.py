@@ -13,7 +13,7 @@ from jax import lax
 
 import jaxorch
 from jaxorch.codegen.count_ops import count
-from jaxorch.codegen.products import scratch_arrays
+from jaxorch.codegen.launches import scratch_arrays
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxorch
-from jaxorch.codegen.emit import launches
+from jaxorch.codegen.launches import launches
 from jaxorch.codegen.source import generate
 from jaxorch.ir.graph import Contract, Scatter
 from jaxorch.kernels.configs import Config, configurations
