@@ -22,11 +22,12 @@ from jaxorch.codegen.products import ProductBody
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Map, Scatter
-from jaxorch.ir.index import Bound, Dim, Expr, Guard
-from jaxorch.ir.simplify import linear_terms, simplify, simplify_guard
+from jaxorch.ir.index import Expr, Guard
+from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import pieces_at
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.masks import grows, in_every_row, masked_values, unmasked
 from jaxorch.kernels.order import KEPT_BYTES
 from jaxorch.kernels.sides import Written
 from jaxorch.kernels.softmax import Softmax, scale_of
@@ -53,7 +54,7 @@ class OnlineBody[V](ProductBody[V]):
         self.scale = scale_of(self.graph, self.members, view, coords, self.plane("row", "key").sizes)
         if not self.fast or self.softmax.peaks_outside:
             self.scale = None
-        self.masks = self.constants(view)
+        self.masks = masked_values(self.graph, self.members, view)
 
     @property
     def inner(self) -> int:
@@ -73,7 +74,7 @@ class OnlineBody[V](ProductBody[V]):
         scores = self.plane("row", "key")
         if self.points > 1 or self.launch == "combine" or blocks < 2 or points < 2:
             return 0
-        if self.stores_keys or not _grows(self.live(scores)[0], scores.sizes):
+        if self.stores_keys or not grows(self.live(scores)[0], scores.sizes):
             return 0
         each = self.core.key * (self.inner + self.frame.sizes[COLUMN]) * self.dtype(self.core.last).itemsize
         most = max(KEPT_BYTES // each, 1)
@@ -206,21 +207,6 @@ class OnlineBody[V](ProductBody[V]):
         u = self.view(view, coords, ()) if self.scale is None else self.unscaled(view, coords, ())
         return self.ops.valid(u, low)
 
-    def constants(self, view: View) -> list[float]:
-        """The constants that a score may be instead of a product."""
-        found: list[float] = []
-        for piece in view.pieces:
-            match self.graph.nodes[piece.value.node]:
-                case Const(number):
-                    found.append(float(number))
-                case Map("select_n", (_, *cases)):
-                    found += (number for case in cases for number in self.constants(case))
-                case Map("convert_element_type", (operand,)) if piece.value.node in self.members:
-                    found += self.constants(operand)
-                case _:
-                    continue
-        return found
-
     def in_units(self, masked: float) -> float:
         """A masked value in units of `scale`, above the number that peaks start from unless it is -inf."""
         if self.scale is None or masked == -np.inf:
@@ -281,25 +267,9 @@ class OnlineBody[V](ProductBody[V]):
     # Blocks that a mask leaves out
 
     def live(self, tile: Tile) -> tuple[Guard, float]:
-        """Where scores are not one masked value, as a guard on positions, and that value; () if they are everywhere."""
+        """Where scores are not one masked value, and that value, as `masks.unmasked` has them."""
         view, coords = self.shift(tile)
-        while True:
-            pieces = pieces_at(view, coords, tile.sizes)
-            if len(pieces) != 1:
-                break
-            node = self.graph.nodes[pieces[0][1].node]
-            if not (isinstance(node, Map) and node.op == "convert_element_type" and pieces[0][1].node in self.members):
-                return (), 0.0
-            (view,), coords = node.operands, pieces[0][2]
-        (guard, value, _), (_, other, _) = pieces[0], pieces[-1]
-        if any(COLUMN in ix.dims_of(k) for b in guard for k in ix.lookups_in(b.expr)):
-            return (), 0.0
-        masked, kept = (self.graph.nodes[v.node] for v in (other, value))
-        if len(pieces) == 2 and isinstance(masked, Const) and not isinstance(kept, Const):
-            return guard, float(masked.value)
-        if len(pieces) == 2 and isinstance(kept, Const) and not isinstance(masked, Const) and len(guard) == 1:
-            return _complement(guard[0], tile.sizes), float(kept.value)
-        return (), 0.0
+        return unmasked(self.graph, self.members, view, coords, tile.sizes)
 
     def may_count(self, tile: Tile, live: Guard, floor: float) -> bool:
         """Whether what a mask leaves out may count in some row.
@@ -308,7 +278,7 @@ class OnlineBody[V](ProductBody[V]):
         """
         if not live or floor == -np.inf:
             return False
-        return not self.hides or len(self.masks) > 1 or not _in_every_row(live, tile.sizes)
+        return not self.hides or len(self.masks) > 1 or not in_every_row(live, tile.sizes)
 
     def doubt(self, peak: V, floor: float) -> Callable[[], V]:
         """Rows in which the masked value may count: their peak is not far above it."""
@@ -379,35 +349,3 @@ class OnlineBody[V](ProductBody[V]):
     def pick(self, predicate: V, then: V, otherwise: V) -> V:
         args, dtypes = [predicate, otherwise, then], [_BOOL, _FLOAT32, _FLOAT32]
         return self.ops.scalar("select_n", {}, args, dtypes, _FLOAT32)
-
-
-def _grows(live: Guard, sizes: tuple[int, ...]) -> bool:
-    """Whether a guard lets a row have the more columns the later it is: it ends behind the row, and begins anywhere."""
-    ends = False
-    for bound in live:
-        terms = dict(linear_terms(bound.expr, sizes)[0])
-        step = terms.pop(Dim(COLUMN), 0)
-        rows = [factor for atom, factor in terms.items() if ROW in ix.dims_of(atom)]
-        if not step or not rows:
-            continue
-        low, high = ix.range_of(bound.expr, sizes)
-        begins, closes = (bound.low > low, bound.high <= high)[:: 1 if step > 0 else -1]
-        if begins or any(factor * step > 0 for factor in rows):
-            return False
-        ends |= closes
-    return ends
-
-
-def _in_every_row(live: Guard, sizes: tuple[int, ...]) -> bool:
-    """Whether a guard surely holds somewhere in each row: at the first, the last, or the column of the row's number."""
-    columns = [ix.Const(0), ix.Const(sizes[COLUMN] - 1), *([Dim(ROW)] if sizes[ROW] <= sizes[COLUMN] else [])]
-    coords = [[column if a == COLUMN else Dim(a) for a in range(len(sizes))] for column in columns]
-    return any(simplify_guard(ix.substitute_guard(live, c), sizes) == () for c in coords)
-
-
-def _complement(bound: Bound, sizes: tuple[int, ...]) -> Guard:
-    """Where the bound does not hold, if that is one bound too."""
-    low, high = ix.range_of(bound.expr, sizes)
-    if bound.high > high:
-        return (Bound(bound.expr, low, bound.low),)
-    return (Bound(bound.expr, bound.high, high + 1),) if bound.low <= low else ()
