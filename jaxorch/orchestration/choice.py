@@ -308,7 +308,7 @@ class Way:
         kernel, estimate = option.kernel, session.estimates[option.structure]
         if session.options.backend == "interpret":
             config, header = configurations(self.graph, kernel)[0], header_of(self.trace, self.graph, kernel)
-            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
+            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, arch=None), estimate)
         found = session.tuned[option.structure]
         return KernelStep(kernel, found.source, estimate, found.measured, found.compiled)
 

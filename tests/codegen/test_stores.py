@@ -216,7 +216,7 @@ def test_two_launches():
         grown, *caches(np.random.default_rng(0), 1, 2, 2, 20, 1, 63, 16, 64), schedule="online", early=2
     )
     config = Config(0, 32, 64, 1, 2, 16, 2)
-    source = generate(made.graph, kernel, config, interpret=True)
+    source = generate(made.graph, kernel, config, arch=None)
     assert source.combine is not None
     assert len(source.early) == 2
     check(made, kernel, [config], 5e-2)

@@ -44,7 +44,7 @@ def check(f, want, *arrays, configs):
     (value,) = made.graph.outputs
     for found in results:
         np.testing.assert_allclose(found[value].reshape(want.shape), want, rtol=0, atol=1e-5 * np.abs(want).max())
-    return [generate(made.graph, kernel, c).text.count("for key_start") for c in configs]
+    return [generate(made.graph, kernel, c, arch=90).text.count("for key_start") for c in configs]
 
 
 @settings(max_examples=12)
@@ -85,7 +85,7 @@ def test_windows_over_places_that_a_part_chooses():
     made, kernel = gemm_of(focused, x, w)
     want = np.asarray(focused(x, w))
     assert check(focused, want, x, w, configs=(Config(0, 16, 16, 4, 1, 32), PARTED)) == [4, 1]
-    assert "tl.where" not in generate(made.graph, kernel, Config(0, 16, 16, 4, 1, 32)).text
+    assert "tl.where" not in generate(made.graph, kernel, Config(0, 16, 16, 4, 1, 32), arch=90).text
 
 
 def test_padding_makes_no_stretch():
