@@ -86,10 +86,20 @@ def stencils(draw):
     return f, [shape, weights], draw(st.sampled_from((F32, BF16)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(stencils(), st.integers(0, 7))
 def test_blocks_of_neighbours(drawn, number):
-    f, shapes, dtype = drawn
+    blocks_agree(*drawn, number)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(stencils(), st.integers(0, 7))
+def test_many_blocks_of_neighbours(drawn, number):
+    blocks_agree(*drawn, number)
+
+
+def blocks_agree(f, shapes, dtype, number):
     rng = np.random.default_rng(sum(map(sum, shapes)))
     made = program(f, *(random_array(rng, s, dtype) for s in shapes))
     for kernel in kernels_of(made.graph):
