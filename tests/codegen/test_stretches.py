@@ -58,7 +58,7 @@ def test_each_part_has_a_loop_of_its_own_unless_that_pads_too_much(sizes, rows, 
     loops = check(lambda w, *x: joined_product(x, w), want, w, *x, configs=(WHOLE, SHORT, WIDE, PARTED))
     steps = sum(math.ceil(n / 16) for n in sizes)
     apart = 2 * steps <= 3 * math.ceil(sum(sizes) / 16)
-    few = sum(max(power_of_two(n), 16) for n in sizes) <= 160  # the operands' elements that a thread of SHORT has: 5 each
+    few = sum(max(power_of_two(n), 16) for n in sizes) <= 160  # what the threads of SHORT have registers for
     assert loops == [
         0 if apart else 1,
         (0 if few else len(sizes)) if apart else 1,
@@ -113,8 +113,25 @@ def test_windows_over_places_that_a_part_chooses():
     x, w = normal(rng, 1, 8, 8, 3), normal(rng, 3, 3, 12, 8)
     made, kernel = gemm_of(focused, x, w)
     want = np.asarray(focused(x, w))
-    assert check(focused, want, x, w, configs=(Config(0, 16, 16, 4, 1, 32), PARTED)) == [4, 1]
-    assert "tl.where" not in generate(made.graph, kernel, Config(0, 16, 16, 4, 1, 32)).text
+    configs = (Config(0, 16, 16, 4, 1, 32), Config(0, 32, 32, 1, 1, 32), PARTED)
+    assert check(focused, want, x, w, configs=configs) == [0, 4, 1]
+    for config in configs[:2]:
+        assert "tl.where" not in generate(made.graph, kernel, config).text
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 40))
+def test_a_product_of_places_that_a_part_chooses_is_one_loop(batch, height, width, features):
+    """A patch merging: its loads are of one array, and begin steps ahead."""
+
+    def merged(x, w):
+        return jnp.concatenate([x[:, k % 2 :: 2, k // 2 :: 2] for k in range(4)], -1).reshape(-1, 4 * features) @ w
+
+    rng = np.random.default_rng(features)
+    x, w = normal(rng, batch, 2 * height, 2 * width, features), normal(rng, 4 * features, 18)
+    want = np.concatenate([x[:, k % 2 :: 2, k // 2 :: 2] for k in range(4)], -1).reshape(-1, 4 * features)
+    want = want.astype(np.float64) @ w
+    assert check(merged, want, x, w, configs=(WHOLE, WIDE, PARTED)) == [1, 1, 1]
 
 
 def test_padding_makes_no_stretch():
