@@ -15,80 +15,26 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxorch.codegen.body import Body
-from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
-from jaxorch.codegen.values import Coords, buffers
+from jaxorch.codegen.launches import Launch, combine_config, early_outputs, launch_buffers
+from jaxorch.codegen.ops import Product, ProductOps, Tile
+from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Contract, Graph, Map, Reduce, Scatter
 from jaxorch.ir.graph import Const as IrConst
+from jaxorch.ir.graph import Contract, Graph, Map, Reduce, Scatter
 from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, map_piece, simplify_view
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.choices import one_load
-from jaxorch.kernels.configs import Config, power_of_two, tile_count
+from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core, Placed, Stored
 from jaxorch.kernels.stretches import Stretch
 
-__all__ = [
-    "FLOAT32",
-    "Launch",
-    "ProductBody",
-    "Span",
-    "combine_config",
-    "early_outputs",
-    "launch_buffers",
-    "scratch_arrays",
-]
+__all__ = ["ProductBody"]
 
-type Launch = Literal["whole", "partial", "combine", "joined"]
 type Span = Literal["row", "column", "key", "inner", "one"]
-
-FLOAT32 = np.dtype(np.float32)
-
-
-def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
-    """The parts that the programs of a split kernel leave: sums and, of a softmax, peaks and totals."""
-    assert kernel.core is not None
-    grid, rows, columns, *heads = kernel.frames[config.frame].sizes
-    node = graph.nodes[kernel.core.last]
-    assert isinstance(node, Contract)
-    sums = Array((config.splits * grid, rows, *heads, columns), np.dtype(str(dict(node.params)["accumulate"])))
-    row = Array((config.splits * grid, rows), FLOAT32)
-    return (sums,) if kernel.core.softmax is None else (sums, row, row)
-
-
-def launch_buffers(
-    graph: Graph, kernel: Kernel, config: Config, launch: Launch
-) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
-    """The arguments of one launch: what it reads, then what it writes."""
-    ins, outs = buffers(graph, kernel)
-    if launch == "whole":
-        return ins, outs
-    scratch = tuple(Buffer(f"part{k}", a) for k, a in enumerate(scratch_arrays(graph, kernel, config)))
-    if launch == "joined":
-        return (*ins, Buffer("tickets", Array((tile_count(kernel, config),), np.dtype(np.int32)))), (*scratch, *outs)
-    early = early_outputs(kernel)
-    if launch == "partial":
-        return ins, (*scratch, *(outs[k] for k in early))
-    return (*ins, *scratch), tuple(out for k, out in enumerate(outs) if k not in early)
-
-
-def early_outputs(kernel: Kernel) -> tuple[int, ...]:
-    """The outputs, by number, that are stored from operands, or written to be read: of two launches by the first."""
-    assert kernel.core is not None
-    stored = {s.value for s in (*kernel.core.stored, *kernel.core.written)}
-    return tuple(k for k, output in enumerate(kernel.outputs) if output.value in stored)
-
-
-def combine_config(kernel: Kernel, config: Config) -> Config:
-    """How the second of two launches is cut up: small tiles, since it does little but read."""
-    _, rows, columns, *_ = kernel.frames[config.frame].sizes
-    whole = kernel.schedule == "online" or (kernel.core is not None and bool(kernel.core.after))
-    wide = columns if whole else min(columns, 128)
-    block_rows = max(min(power_of_two(rows), 256 // (power_of_two(wide) * config.heads)), 2)
-    return replace(config, block_rows=block_rows, block_columns=power_of_two(wide), num_warps=4, num_stages=1)
 
 
 class ProductBody[V](Body[V]):
@@ -105,6 +51,7 @@ class ProductBody[V](Body[V]):
         self.points, self.heads, self.turns = config.points, config.heads, config.turns
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.stretch: Stretch | None = None  # the keys that the loop being written runs over, if not over all
+        self.in_one_step = False  # whether the stretch is one step, without a loop
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
         found = kernel.core.segment
@@ -124,7 +71,9 @@ class ProductBody[V](Body[V]):
             case "column":
                 return self.frame.sizes[COLUMN], self.config.block_columns
             case "key" if self.stretch is not None:
-                return self.stretch.count, self.stretch.block(self.config.block_keys, self.least)
+                count = self.stretch.count
+                longest = power_of_two(count) if self.in_one_step else self.config.block_keys
+                return count, self.stretch.block(longest, self.least)
             case "key":
                 return self.core.key, self.config.block_keys
             case "inner":
@@ -145,7 +94,8 @@ class ProductBody[V](Body[V]):
         """The scope of tiles that vary along two spans."""
         (size_r, block_r), (size_c, block_c) = self.extent(rows), self.extent(columns)
         # where a program does several points, or several blocks of rows, each sum is one step
-        looped = "row" if self.turns > 1 else "key" if self.points == 1 else ""
+        whole = self.points > 1 or self.in_one_step
+        looped = "row" if self.turns > 1 else "" if whole else "key"
         loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span == looped)
         walk = "grid" if columns in ("key", "column") else "tile"
         splits = self.splits if self.parted else 1

@@ -7,53 +7,38 @@ kernel among the steps has compiled for the device, and one that failed is in no
 from __future__ import annotations
 
 import math
-import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from jaxorch.codegen.overwrite import overwritable
-from jaxorch.codegen.source import Source, generate
-from jaxorch.errors import CompileError, JaxorchWarning, UnsupportedError
-from jaxorch.frontend.trace import Trace
+from jaxorch.codegen.source import generate
+from jaxorch.errors import CompileError, UnsupportedError
 from jaxorch.ir.graph import Const, Contract, Input, Opaque, Reduce, Scatter
 from jaxorch.ir.value import Value
 from jaxorch.kernels.configs import configurations
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.structure import Structures
-from jaxorch.options import Options, cache_dir
 from jaxorch.orchestration import blp
 from jaxorch.orchestration.ahead import compiled_ahead
 from jaxorch.orchestration.candidates import Built, Enumeration, Fused, Left, enumerate_candidates, sharing
 from jaxorch.orchestration.cost import kernel_time, left_time
-from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.header import header_of, names_of
 from jaxorch.orchestration.leftover import GAP_US, xla_time
 from jaxorch.orchestration.peak import peak
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Version
 from jaxorch.orchestration.programs import Compilers
-from jaxorch.orchestration.progress import Progress
-from jaxorch.orchestration.tune import Tuned, Underway, begin, begin_first, place, tune
-from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import call, interpreted_call
-from jaxorch.runtime.store import Store
+from jaxorch.orchestration.session import Session
+from jaxorch.orchestration.tune import Underway, begin, begin_first, place, tune
 from jaxorch.runtime.workers import Workers
-from jaxorch.target import Target, local_arch
 
-__all__ = ["Over", "Rival", "Session", "Steps", "Way"]
+__all__ = ["Rival", "Steps", "Way"]
 
 type Steps = tuple[KernelStep | LeftStep, ...]
 
-type Over = tuple[tuple[int, int], ...]
-"""Inputs of a kernel that outputs overwrite, both by number."""
-
-_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": 240.0}
-"""Seconds, by effort, after which no further plan or choice is tried beside those that are there, ..."""
-
 _CORRECTIONS = 2
-"""... but for as many choices of the first plan: one that is made of estimates alone holds those that are too low."""
+"""Choices that are made again though the time to search is over: one made of estimates alone holds those too low."""
 
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
@@ -69,63 +54,6 @@ _ALIKE = 1.01
 
 _CONTESTED_US = 2.0
 """What XLA's version of nodes is estimated to take for it to be timed: below, a launch is all there is to it."""
-
-
-class Session:
-    """What the plans of a program and of the bodies in it have in common."""
-
-    def __init__(self, options: Options, target: Target, versions: Callable[[Trace], Sequence[Version]]) -> None:
-        """`versions` gives the graphs of a trace, all of one meaning, the one to prefer, of the trace itself, first."""
-        self.options, self.target, self.versions = options, target, versions
-        self.device: Device = device(target.device)
-        if target.live:
-            self.device = replace(self.device, arch=local_arch())
-        self._live = target.live and options.effort != "fast" and options.backend != "interpret"
-        self.interrupted = False
-        self.progress = Progress()
-        self._end = time.monotonic() + _SEARCH_S[options.effort]
-        self.store = Store(cache_dir(options))
-        # by structure: equal kernels are priced, tuned and compiled once
-        self.estimates: dict[str, float] = {}
-        self.overwrites: dict[str, Over] = {}
-        self.timed: dict[str, float] = {}
-        self.xla: dict[str, float] = {}  # what XLA takes, by structure of the nodes
-        self.tuned: dict[str, Tuned] = {}
-        self.failed: dict[str, None] = {}
-        self.failures: dict[str, None] = {}
-        # by a source's digest and what is overwritten: kernels that write over operands
-        self.overwriting: dict[tuple[str, Over], tuple[Source, Compiled | None]] = {}
-
-    @property
-    def live(self) -> bool:
-        """Whether kernels and plans are timed."""
-        return self._live and not self.interrupted
-
-    @property
-    def counts_memory(self) -> bool:
-        """Whether memory has a say in the choice."""
-        return self.options.memory_limit is not None or self.options.memory_weight > 0
-
-    def interrupt(self) -> None:
-        """Times nothing from now on: what is known so far makes the program."""
-        self.interrupted = True
-        warnings.warn(
-            "jaxorch's tuning was interrupted: the program runs with what was found so far, and the next process "
-            "tunes on from there. Interrupt again to stop the program.",
-            JaxorchWarning,
-            stacklevel=2,
-        )
-
-    @property
-    def searches(self) -> bool:
-        """Whether kernels are timed and time is left to look for better ones."""
-        return self.live and time.monotonic() < self._end
-
-    def launch(self) -> Callable[..., list[Any]]:
-        """What launches a kernel in traced code."""
-        if self.options.backend == "interpret":
-            return interpreted_call
-        return partial(call, arch=None if self.target.live else self.device.arch)
 
 
 @dataclass(frozen=True)
@@ -380,7 +308,7 @@ class Way:
         kernel, estimate = option.kernel, session.estimates[option.structure]
         if session.options.backend == "interpret":
             config, header = configurations(self.graph, kernel)[0], header_of(self.trace, self.graph, kernel)
-            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
+            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, arch=None), estimate)
         found = session.tuned[option.structure]
         return KernelStep(kernel, found.source, estimate, found.measured, found.compiled)
 

@@ -25,9 +25,9 @@ from jaxorch.frontend.trace import Trace, needed
 from jaxorch.ir.graph import Contract, Graph, Input, Map, has_own_memory, is_empty
 from jaxorch.ir.value import Value
 from jaxorch.kernels.kernel import aliases
-from jaxorch.orchestration.choice import Over, Session
 from jaxorch.orchestration.header import header_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, arguments
+from jaxorch.orchestration.session import Over, Session
 from jaxorch.runtime.launch import check
 
 __all__ = ["Ends", "donated", "ends_of", "overwriting", "shared"]
@@ -91,15 +91,12 @@ def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[in
 def _step(plan: Plan, step: KernelStep, over: Over, session: Session) -> KernelStep:
     key = step.source.digest, over
     if key not in session.overwriting:
-        interpret = session.options.backend == "interpret"
+        arch = None if session.options.backend == "interpret" else session.device.arch
         header = header_of(plan.trace, plan.graph, step.kernel)
         config = step.source.config
-        arch = session.device.arch
-        source = generate(
-            plan.graph, step.kernel, config, header=header, interpret=interpret, arch=arch, over=dict(over)
-        )
+        source = generate(plan.graph, step.kernel, config, arch=arch, header=header, over=dict(over))
         compiled = None
-        if not interpret:
+        if arch is not None:
             limits = {"arch": arch, "shared_limit": session.device.shared_per_block}
             compiled = check(source, *arguments(plan.graph, step.kernel), **limits, store=session.store)
         session.overwriting[key] = source, compiled

@@ -22,12 +22,13 @@ from jaxorch.ir.text import array_text
 from jaxorch.ir.value import Value
 from jaxorch.orchestration import blp
 from jaxorch.orchestration.candidates import Built
-from jaxorch.orchestration.choice import Rival, Session, Steps, Way
+from jaxorch.orchestration.choice import Rival, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.overwrite import Ends, donated, overwriting
 from jaxorch.orchestration.plan import KernelStep, Plan, Version, run, written_operands
 from jaxorch.orchestration.positions import largest_places
 from jaxorch.orchestration.recall import Made, recall, remember
+from jaxorch.orchestration.session import Session
 from jaxorch.orchestration.tune import place
 from jaxorch.runtime import workers
 

@@ -153,19 +153,3 @@ def test_a_plan_is_traceable(monkeypatch):
 
     (got,) = jax.jit(lambda x: run(plan, [x], launch))(x)
     np.testing.assert_allclose(got, jax.nn.softmax(x), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("effort", "seconds", "searches"),
-    [("default", 59, True), ("default", 61, False), ("max", 239, True), ("max", 241, False)],
-)
-def test_the_search_for_better_plans_ends(effort, seconds, searches, monkeypatch):
-    monkeypatch.setattr(choice, "local_arch", lambda: 90)
-    session = choice.Session(Options(effort=effort), Target("cuda", "h200", live=True), lambda trace: ())
-    now = choice.time.monotonic()
-    monkeypatch.setattr(choice.time, "monotonic", lambda: now + seconds)
-    assert session.searches is searches
-
-
-def test_without_a_device_nothing_is_searched():
-    assert not choice.Session(Options(), Target("cpu", "h200", live=False), lambda trace: ()).searches

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxorch
-from jaxorch import Options, pipeline, primitive
+from jaxorch import Options, pipeline
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, operands_of
 from jaxorch.ir.index import Dim
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.orchestration import choice, planner
+from jaxorch.orchestration.session import Session
 from jaxorch.passes.derive import materialize as module
 from jaxorch.passes.derive.materialize import MOST_COPIES, materialize
 from jaxorch.pipeline import graphs, optimized_graph, planned, versions
@@ -161,9 +162,8 @@ def test_random_readers(case):
         check(f, array(times, rows, columns), b)
 
 
-def test_end_to_end(monkeypatch):
+def test_end_to_end(monkeypatch, kernels_win):
     monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     made = []
 
     def only_copied(trace, options):
@@ -171,13 +171,11 @@ def test_end_to_end(monkeypatch):
         return (made[-1],)
 
     monkeypatch.setattr(pipeline, "graphs", only_copied)
-    primitive.clear()
     f = lambda a, b: (softmax(a + b.T), (a * b.T).sum(-1))  # noqa: E731
     a, b = array(3, 4, 10), array(10, 4, seed=1)
     found = jaxorch.optimize(f, options=Options(backend="interpret", fallback="error"))(a, b)
     assert copies(made[-1])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, jax.jit(f)(a, b))
-    primitive.clear()
 
 
 # The choice
@@ -218,7 +216,7 @@ def test_a_graph_that_comes_to_the_same_kernels_makes_no_plan_of_its_own():
     def ways(name):
         f, specs = COPIED[name][:2]
         target = Target("cuda", "h200", False)
-        session = choice.Session(Options(effort="fast", device="h200"), target, lambda t: versions(t, Options()))
+        session = Session(Options(effort="fast", device="h200"), target, lambda t: versions(t, Options()))
         trace = flatten(jax.make_jaxpr(f)(*specs))
         made = [choice.Way(version, session) for version in versions(trace, Options())]
         return [(way, way.steps()) for way in made]
