@@ -93,7 +93,7 @@ def test_forms_of_either_side(name, dtype):
     columns = kernel.frames[0].sizes[2]
     config = held(16, kernel.core.key, columns, 3)
     alike(f, *arrays, config=config, tolerance=1e-5 if dtype == F32 else 2e-2)
-    source = generate(made.graph, kernel, config)
+    source = generate(made.graph, kernel, config, arch=90)
     assert source.grid == math.ceil(kernel.frames[0].sizes[1] / (3 * 16))
     loop = source.text.index("for row_start")
     right = source.text.index("tl.load(in1")
