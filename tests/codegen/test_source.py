@@ -238,12 +238,3 @@ def test_offsets_beyond_32_bits_are_64_bit():
     small = optimized_graph(flatten(jax.make_jaxpr(f)(S((1 << 15, 1 << 15), np.int8))), Options())
     kernel = whole_kernel(small)
     assert "tl.int64" not in generate(small, kernel, configurations(small, kernel)[0], arch=90).text
-
-
-def test_large_kernels_address_no_more_than_they_have():
-    """The last element of an array of more than 2^31: offsets as the generated text computes them."""
-    f, x = (lambda x: x * 2), S((1 << 16, 1 << 15, 2), np.int8)
-    graph = optimized_graph(flatten(jax.make_jaxpr(f)(x)), Options())
-    kernel = whole_kernel(graph)
-    source = generate(graph, kernel, configurations(graph, kernel)[0], arch=90)
-    assert source.grid * source.config.block_columns * kernel.frames[source.config.frame].unroll >= 1 << 32
