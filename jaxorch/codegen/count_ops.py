@@ -1,6 +1,6 @@
 """The counting handler: what a kernel reads, writes and computes, without running it.
 
-Input: the calls of `body.emit`.  Output: `Counts`.  Invariant: bytes are those that memory moves: whole
+Input: the calls of `emit`.  Output: `Counts`.  Invariant: bytes are those that memory moves: whole
 sectors where neighbouring columns are apart, each element of a buffer once however often it is read.  Programs that
 loop over products do not run in step, so of a piece that two of them read each fetches the whole.
 """

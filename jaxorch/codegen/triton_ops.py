@@ -1,6 +1,6 @@
 """The Triton handler: writes a kernel's body as Triton source.
 
-Input: the calls of `body.emit`.  Output: the lines of one `@triton.jit` function.  Invariant: names are
+Input: the calls of `emit`.  Output: the lines of one `@triton.jit` function.  Invariant: names are
 given in order and sizes are literals, so equal kernels give equal bytes in every process.
 """
 

@@ -90,7 +90,7 @@ def test_offsets_of_huge_arrays(name):
     assert isinstance(kernel, Kernel), kernel
     (output,) = (graph.array(o.value) for o in kernel.outputs)
     for config in configurations(graph, kernel)[:3]:
-        source = generate(graph, kernel, config, interpret=True)
+        source = generate(graph, kernel, config, arch=None)
         arrays = [*(Huge(graph.array(v)) for v in kernel.inputs), Huge(output)]
         programs = {0, source.grid // 2, source.grid // 3, source.grid - 1}
         run_programs(source, arrays, sorted(programs))
