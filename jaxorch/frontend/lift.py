@@ -27,6 +27,10 @@ from jaxorch.ir.index import Dim
 from jaxorch.ir.monoid import COMBINES, neutral
 from jaxorch.ir.view import Value, View, identity
 
+_PLACED = {*INDEXED, *WRITES, "argmax", "argmin"}
+"""What reads or gives places on an axis, which are held in 32 bits."""
+_MOST_PLACES = np.iinfo(np.int32).max
+
 _np: Any = np  # its classes' type parameters would be unknown after isinstance
 
 __all__ = ["lift"]
@@ -127,6 +131,8 @@ class _Lifter:
             raise UnsupportedError("a zero-size array")
         if equation.jaxpr_eqn.effects:
             raise UnsupportedError(f"{equation.primitive} has effects")
+        if equation.primitive in _PLACED and max(arrays[0].shape, default=0) > _MOST_PLACES:
+            raise UnsupportedError("an axis of more places than 32 bits count")
 
     def movement(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
         values = [self.value(v) for v in equation.inputs]

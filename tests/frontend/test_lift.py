@@ -238,6 +238,25 @@ def test_array_constants_of_the_program_are_opaque():
     assert sum(isinstance(n, Opaque) for n in graph.nodes) == 1
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, i: x.at[i].get(mode="clip"),
+        lambda x, i: jax.lax.dynamic_slice(x, (i,), (4,)),
+        lambda x, i: x.at[i].set(1),
+        lambda x, i: jax.lax.argmax(x, 0, np.int64) + i,
+    ],
+)
+def test_places_that_32_bits_do_not_count_are_left(f):
+    def left(size):
+        with jax.enable_x64(True):
+            line = jax.ShapeDtypeStruct((size,), np.int8)
+            return reasons(lift(flatten(jax.make_jaxpr(f)(line, jax.ShapeDtypeStruct((), np.int64)))))
+
+    assert "an axis of more places than 32 bits count" in left(2**31).values()
+    assert not left(2**31 - 1)
+
+
 @jax.custom_jvp
 def with_jvp(x):
     return jnp.sin(x) * 2
