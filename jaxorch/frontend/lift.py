@@ -127,7 +127,8 @@ class _Lifter:
             reason = unsupported_reason(getattr(self.trace.avals[variable], "dtype", "a value that is no array"))
             if reason is not None:
                 raise UnsupportedError(reason)
-        if any(a.size == 0 for a in arrays):
+        # of a concatenation's operands those are passed over, as in a roll by no place
+        if any(a.size == 0 for a in (arrays[-1:] if equation.primitive == "concatenate" else arrays)):
             raise UnsupportedError("a zero-size array")
         if equation.jaxpr_eqn.effects:
             raise UnsupportedError(f"{equation.primitive} has effects")

@@ -14,11 +14,12 @@ from jaxorch.frontend.compute import ELEMENTWISE, REDUCTIONS
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.movement import VIEWS
 from jaxorch.frontend.trace import flatten, replay
-from jaxorch.ir.graph import Const, Input, Map, Opaque, Reduce
+from jaxorch.ir.graph import Const, Input, Map, Opaque, Reduce, operands_of
 from jaxorch.ir.scalars import SCALARS
 from jaxorch.ir.verify import verify
 from jaxorch.ir.view import is_identity
 from jaxorch.options import Options
+from jaxorch.pipeline import optimized_graph
 
 F32, I32 = np.float32, np.int32
 S = jax.ShapeDtypeStruct
@@ -255,6 +256,23 @@ def test_places_that_32_bits_do_not_count_are_left(f):
 
     assert "an axis of more places than 32 bits count" in left(2**31).values()
     assert not left(2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("f", "plain"),
+    [
+        (lambda x: jnp.roll(x, x.shape[0], 0) + 1, lambda x: x + 1),
+        (
+            lambda x: jnp.exp(jnp.concatenate([x[:0], x, jnp.zeros((0, 4)), -x])),
+            lambda x: jnp.exp(jnp.concatenate([x, -x])),
+        ),
+    ],
+)
+def test_operands_of_a_concatenation_without_elements_are_passed_over(f, plain):
+    graph, expected = (optimized_graph(flatten(jax.make_jaxpr(g)(X)), Options()) for g in (f, plain))
+    assert not reasons(graph)
+    assert [type(n) for n in made(graph)] == [type(n) for n in made(expected)]
+    assert [operands_of(n) for n in made(graph)] == [operands_of(n) for n in made(expected)]
 
 
 @jax.custom_jvp
