@@ -16,7 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxorch.codegen.source import Source, generate
 from jaxorch.errors import CompileError, JaxorchError
@@ -26,11 +25,10 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.agree import agreeing
 from jaxorch.orchestration.cost import beside_work, config_time
 from jaxorch.orchestration.devices import Device
-from jaxorch.orchestration.draws import random_arguments
-from jaxorch.orchestration.measure import Rotation, device_times
+from jaxorch.orchestration.measure import device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.programs import Compilers, Launchable, counters, in_place, launchable, launched
+from jaxorch.orchestration.programs import Compilers, Launchable, launchable, launched, rotation_of
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import Answers, check, check_soon, forget, is_kept
 from jaxorch.runtime.store import Store
@@ -309,12 +307,7 @@ def _fastest(
 ) -> tuple[Source, float]:
     """The fastest configuration and its time; what fails is put among the failures."""
     sources, failures = [s for s, _ in underway.usable()], underway.failures
-    drawn = random_arguments(inputs, device.l2_bytes, places)
-    donated, shared = in_place(sources[0]), counters(sources)
-    if shared:  # handed from call to call, as from launch to launch in a program
-        donated = [*donated, len(inputs)]
-        drawn = [[*arguments, _jax.lax.full((shared,), 0, np.int32)] for arguments in drawn]
-    rotation = Rotation(drawn, donated)
+    rotation, donated = rotation_of(sources, inputs, device.l2_bytes, places)
     running: list[tuple[Source, Callable[..., Any]]] = []
     for source, launch in zip(sources, underway.programs, strict=True):
         try:

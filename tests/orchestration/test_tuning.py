@@ -15,10 +15,11 @@ from jaxorch import pipeline
 from jaxorch.errors import JaxorchWarning
 from jaxorch.frontend.trace import flatten
 from jaxorch.options import Options
-from jaxorch.orchestration import choice, planner, progress, tune
+from jaxorch.orchestration import choice, clock, planner, programs, progress, tune
 from jaxorch.orchestration.guard import Verdict
 from jaxorch.orchestration.measure import Timing
 from jaxorch.orchestration.planner import plan_program
+from jaxorch.orchestration.session import Session
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import Answers
 from jaxorch.runtime.store import Store
@@ -46,14 +47,14 @@ class Machine:
     def __init__(self, monkeypatch):
         self.timed, self.compared, self.started, self.before_timing = [], 0, 0, lambda: None
         self.before_comparing = lambda: None
-        monkeypatch.setattr(choice, "local_arch", lambda: 90)
+        monkeypatch.setattr("jaxorch.orchestration.session.local_arch", lambda: 90)
         monkeypatch.setattr(tune, "check", lambda *args, **named: self.compiled())
         monkeypatch.setattr(tune, "check_soon", lambda sources, *a, **named: self.answers(len(sources)))
         monkeypatch.setattr(tune, "forget", lambda *args, **named: None)
         monkeypatch.setattr(tune, "launchable", lambda sources, inputs, outputs, compilers: [*map(done, sources)])
         monkeypatch.setattr(tune, "launched", lambda source, rotation: source.result())
         monkeypatch.setattr(tune, "agreeing", lambda versions, arguments, donated: [True] * len(versions))
-        monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
+        monkeypatch.setattr(programs, "random_arguments", lambda *args: [[jnp.zeros(1)]])
         monkeypatch.setattr(tune, "device_times", self.times)
         monkeypatch.setattr(planner, "compare", self.compare)
         monkeypatch.setattr(planner.workers, "start", self.start)
@@ -86,7 +87,7 @@ def machine(monkeypatch):
 def session_in(folder, **options):
     target = Target("cuda", "h200", live=True)
     chosen = Options(**options)
-    made = choice.Session(chosen, target, partial(pipeline.versions, options=chosen))
+    made = Session(chosen, target, partial(pipeline.versions, options=chosen))
     made.store = Store(folder)
     return made
 
@@ -134,7 +135,7 @@ def test_interrupted_tuning_leaves_a_program_and_what_was_timed(machine, tmp_pat
 def test_a_choice_by_estimates_is_corrected_however_little_time_is_left(
     seconds, most, machine, tmp_path, kernels_win, monkeypatch
 ):
-    monkeypatch.setitem(choice._SEARCH_S, "default", seconds)
+    monkeypatch.setitem(clock._SEARCH_S, "default", seconds)
     made, corrections = choice.Way.choose, []
     monkeypatch.setattr(choice.Way, "choose", lambda self: corrections.append(self) or made(self))
     monkeypatch.setattr(choice.Way, "corrected", lambda self, choices: True)
@@ -239,7 +240,7 @@ def test_two_that_tune_at_once_come_to_the_same(machine, tmp_path, kernels_win):
 def test_what_was_timed_serves_where_no_device_is(machine, tmp_path, kernels_win):
     found = planned(session_in(tmp_path))
     options = Options(device="h200")
-    elsewhere = choice.Session(options, Target("cuda", "h200", live=False), partial(pipeline.versions, options=options))
+    elsewhere = Session(options, Target("cuda", "h200", live=False), partial(pipeline.versions, options=options))
     elsewhere.store = Store(tmp_path)
     again = planned(elsewhere)
     assert [step.measured for step in again.kernels] == [step.measured for step in found.kernels]
