@@ -31,7 +31,8 @@ from benchmarks.suites import KNOWN
 from jaxorch.frontend.trace import flatten
 from jaxorch.orchestration.blp import solve
 from jaxorch.orchestration.candidates import Built
-from jaxorch.orchestration.choice import Session, Way
+from jaxorch.orchestration.choice import Way
+from jaxorch.orchestration.session import Session
 from jaxorch.pipeline import versions
 from jaxorch.target import Target
 

@@ -23,10 +23,10 @@ from jaxorch.frontend.trace import Trace, flatten
 from jaxorch.ir.graph import Graph
 from jaxorch.ir.verify import verify
 from jaxorch.options import Options
-from jaxorch.orchestration.choice import Session
 from jaxorch.orchestration.overwrite import ends_of
 from jaxorch.orchestration.plan import Plan, Version
 from jaxorch.orchestration.planner import as_traced, plan_program
+from jaxorch.orchestration.session import Session
 from jaxorch.passes.canonicalize import canonicalize
 from jaxorch.passes.cse import cse
 from jaxorch.passes.derive.arrange import arrange_operands

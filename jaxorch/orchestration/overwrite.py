@@ -25,9 +25,9 @@ from jaxorch.frontend.trace import Trace, needed
 from jaxorch.ir.graph import Contract, Graph, Input, Map, has_own_memory, is_empty
 from jaxorch.ir.value import Value
 from jaxorch.kernels.kernel import aliases
-from jaxorch.orchestration.choice import Over, Session
 from jaxorch.orchestration.header import header_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, arguments
+from jaxorch.orchestration.session import Over, Session
 from jaxorch.runtime.launch import check
 
 __all__ = ["Ends", "donated", "ends_of", "overwriting", "shared"]

@@ -25,8 +25,9 @@ from jaxorch.kernels.kernel import Kernel, build
 from jaxorch.kernels.structure import Structures, carry_over
 from jaxorch.orchestration.blp import Solution
 from jaxorch.orchestration.candidates import Built, Left
-from jaxorch.orchestration.choice import Rival, Session, Steps
+from jaxorch.orchestration.choice import Rival, Steps
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Version, arguments
+from jaxorch.orchestration.session import Session
 from jaxorch.orchestration.tune import place
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import check

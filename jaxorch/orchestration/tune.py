@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jaxorch.codegen.source import Source, generate
+from jaxorch.codegen.source import Source, different, generate
 from jaxorch.errors import CompileError, JaxorchError
 from jaxorch.ir.graph import Array, Graph
 from jaxorch.kernels.configs import Config, configurations
@@ -140,7 +140,7 @@ def begin(
         return None
     near = within_reach(graph, kernel, configs, device, effort)
     wanted = [c for c in configs if (c in near) != beyond]
-    sources = [first if c == configs[0] else written(c) for c in wanted]
+    sources = different([first if c == configs[0] else written(c) for c in wanted])
     inputs, outputs = arguments(graph, kernel)
     answers = check_soon(sources, inputs, outputs, **_limits(device), workers=workers)
     return Underway(key, sources, answers, lambda sources: launchable(sources, inputs, outputs, compilers))

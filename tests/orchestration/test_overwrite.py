@@ -19,6 +19,7 @@ from jaxorch.orchestration import choice, overwrite, planner
 from jaxorch.orchestration.guard import Verdict
 from jaxorch.orchestration.measure import program_times
 from jaxorch.orchestration.overwrite import ends_of
+from jaxorch.orchestration.session import Session
 from jaxorch.runtime import launch
 from jaxorch.runtime.interpret import StoreReport
 from jaxorch.target import Target
@@ -319,7 +320,7 @@ def test_each_operand_given_away_for_timing_has_a_result(monkeypatch):
 
     live = property(lambda self: True)
     monkeypatch.setattr(planner, "compare", timed)
-    monkeypatch.setattr(choice.Session, "live", live)
+    monkeypatch.setattr(Session, "live", live)
     monkeypatch.setattr(choice.Way, "corrected", lambda self, choices: False)
     target = Target("cpu", "h200", live=False, donated=(True, True, False))
     pipeline.planned(jax.make_jaxpr(f)(SQUARE, SQUARE, SQUARE), INTERPRET, target)
@@ -334,7 +335,7 @@ def test_an_interrupt_while_kernels_are_made_to_overwrite_ends_the_tuning_alone(
     monkeypatch.setattr(overwrite, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):  # nothing was being tuned
         pipeline.planned(*specs)
-    monkeypatch.setattr(choice.Session, "live", property(lambda self: not self.interrupted))
+    monkeypatch.setattr(Session, "live", property(lambda self: not self.interrupted))
     monkeypatch.setattr(choice.Way, "corrected", lambda self, choices: False)
     with pytest.warns(jaxorch.JaxorchWarning, match="interrupted"):
         plan = pipeline.planned(*specs)

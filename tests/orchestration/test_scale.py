@@ -8,8 +8,9 @@ from jaxorch.frontend.trace import flatten
 from jaxorch.options import Options
 from jaxorch.orchestration import blp, candidates
 from jaxorch.orchestration.candidates import Fused
-from jaxorch.orchestration.choice import Session, Way
+from jaxorch.orchestration.choice import Way
 from jaxorch.orchestration.plan import Version
+from jaxorch.orchestration.session import Session
 from jaxorch.pipeline import optimized_graph
 from jaxorch.target import Target
 

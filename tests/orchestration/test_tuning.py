@@ -3,6 +3,7 @@
 import io
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import Future
 from functools import partial
@@ -143,6 +144,29 @@ def test_a_choice_by_estimates_is_corrected_however_little_time_is_left(
     planned(session_in(tmp_path))
     again = [way for way in corrections if way is corrections[0]]
     assert len(again) == 1 + most
+
+
+@pytest.mark.parametrize("reached", [0, 1])
+def test_where_time_is_out_the_rest_of_the_first_plan_is_not_timed(
+    reached, machine, tmp_path, monkeypatch, kernels_win
+):
+    start, limits = time.monotonic(), [True]
+    is_out = lambda: bool(limits and machine.started and len(machine.timed) >= reached)  # noqa: E731
+    monkeypatch.setattr(time, "monotonic", lambda: start + 1e6 * is_out())
+    with pytest.warns(JaxorchWarning, match="has taken the time that it has") as caught:
+        found = planned(session_in(tmp_path))
+    assert len(caught) == 1
+    assert len(machine.timed) == reached
+    assert len({s.source.name for s in found.kernels if s.measured is not None}) == reached
+    assert len({s.source.name for s in found.kernels}) > reached
+    assert (found.verdict.planned, machine.compared) == (5.0, 1)  # what runs is compared as ever
+    # the next one goes on from there, and ends with a plan that is remembered
+    limits.clear()
+    again = planned(session_in(tmp_path))
+    assert len(machine.timed) == len(set(machine.timed)) > reached
+    assert all(step.measured is not None for step in again.kernels)
+    machine.before_timing = machine.before_comparing = interrupt
+    assert [s.source.digest for s in planned(session_in(tmp_path)).kernels] == [s.source.digest for s in again.kernels]
 
 
 def six_kernels(*arrays):

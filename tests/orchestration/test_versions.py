@@ -19,9 +19,9 @@ from jaxorch.ir.graph import Contract
 from jaxorch.options import Options
 from jaxorch.orchestration import choice, planner
 from jaxorch.orchestration.candidates import enumerate_candidates
-from jaxorch.orchestration.choice import Session
 from jaxorch.orchestration.plan import LeftStep, Version
 from jaxorch.orchestration.planner import as_traced
+from jaxorch.orchestration.session import Session
 from jaxorch.target import Target
 from tests.codegen.drive import agreeing, program
 

@@ -16,6 +16,7 @@ from jaxorch.ir.index import Dim
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.orchestration import choice, planner
+from jaxorch.orchestration.session import Session
 from jaxorch.passes.derive import materialize as module
 from jaxorch.passes.derive.materialize import MOST_COPIES, materialize
 from jaxorch.pipeline import graphs, optimized_graph, planned, versions
@@ -218,7 +219,7 @@ def test_a_graph_that_comes_to_the_same_kernels_makes_no_plan_of_its_own():
     def ways(name):
         f, specs = COPIED[name][:2]
         target = Target("cuda", "h200", False)
-        session = choice.Session(Options(effort="fast", device="h200"), target, lambda t: versions(t, Options()))
+        session = Session(Options(effort="fast", device="h200"), target, lambda t: versions(t, Options()))
         trace = flatten(jax.make_jaxpr(f)(*specs))
         made = [choice.Way(version, session) for version in versions(trace, Options())]
         return [(way, way.steps()) for way in made]

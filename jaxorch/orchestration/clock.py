@@ -1,0 +1,45 @@
+"""How long the kernels of a program are tuned.
+
+Input: the effort.  Output: when each part of the search ends, on the monotonic clock.  Invariant: what has to be tuned
+for there to be a program at all has more time than what is tried beside it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from jaxorch.options import Effort
+
+__all__ = ["Clock"]
+
+_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": 240.0}
+"""Seconds, by effort, after which no further plan or choice is tried beside those that are there, ..."""
+
+_CORRECTIONS = 2
+"""... but for as many choices of the first plan: one that is made of estimates alone holds those that are too low."""
+
+_LAST_S = {"fast": 0.0, "default": 180.0, "max": 420.0}
+"""Seconds, by effort, after which no kernel is timed: of what is not reached the first configuration runs."""
+
+
+class Clock:
+    """When a search that begins now ends."""
+
+    def __init__(self, effort: Effort) -> None:
+        now = time.monotonic()
+        self._search, self._last = now + _SEARCH_S[effort], now + _LAST_S[effort]
+
+    @property
+    def searches(self) -> bool:
+        """Whether time is left to look for better plans than there are."""
+        return time.monotonic() < self._search
+
+    def goes_on(self, choices: int) -> bool:
+        """Whether the first plan is to be chosen again, after so many choices."""
+        return self.searches or choices <= _CORRECTIONS
+
+    def end(self, choices: int, *, first: bool) -> float:
+        """When the kernels of a choice have to be timed, made after so many others of its plan; `first`: of the
+        first plan.
+        """
+        return self._last if first and choices <= _CORRECTIONS else self._search
