@@ -17,16 +17,27 @@ from jaxorch.kernels.frame import Frame, row_blocks
 from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["Config", "configurations", "joins", "power_of_two", "tile_count", "whole"]
+__all__ = ["Config", "configurations", "doubtful", "joins", "power_of_two", "tile_count", "whole"]
 
 
 _FULL = 256  # programs that keep a large GPU busy
+_PIECE = 16  # bytes that are copied to shared memory at once
 _POINTS = 8  # elements that a thread has of a tile: 16-byte loads of bfloat16
 _RESULTS = 32  # values of windows that a thread has in its registers while it reads what they share
+
+# Warps up to which a thread may have the 255 registers that such values, and what is read for them, take: for windows
+# of 7 x 7 elements at 8 neighbours 151. With 16 or 32 warps, which leave 128 or 64, it spilled 0.8 to 32 kB, with twice
+# the values 51 kB, and each took 9 to 34 s to compile.
+_HOLDING = 8
 
 # Elements of all parts of a tile that a thread may have to add up where the last of the tile's programs does it: its
 # loads are in flight together. More are left to a launch of their own, with more programs.
 _JOINED = 64
+
+
+# Sums that a thread has of a tile, and nodes of a kernel around a product, from which registers spill: an activation of
+# the operand and one of the result are as many.
+_SUMS, _NODES = 64, 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -95,6 +106,40 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
             blocks = _unrolled if kernel.unrolled else _pointwise
             found = _interleave([list(blocks(k, f)) for k, f in enumerate(kernel.frames)])
     return tuple(dict.fromkeys(found))
+
+
+def doubtful(graph: Graph, kernel: Kernel, config: Config) -> bool:
+    """Whether a configuration is hardly ever the fastest, and long in the compiler: to be tried where no other is left.
+
+    They are tiles whose sums, with all that is computed around them, do not fit a thread's registers: of 117 for 260
+    kernels of four networks none was the fastest. And loads of what a convolution of single elements multiplies, where
+    pieces of 16 bytes can be copied: they pass by the first-level cache, in which nothing is shared then, and all steps
+    are written out. Of 86 kernels they were the fastest for 7, by 3 % where both were timed; of 7 whose pieces are cut,
+    for all. These, and what `different` leaves out, took 0.7 of the processors' time for YOLOv4's kernels, which an
+    H200 runs in 812 µs without them and in 811 with them.
+    """
+    product = graph.nodes[kernel.core.last] if kernel.core else None
+    if kernel.schedule != "gemm" or kernel.unrolled or not isinstance(product, Contract):
+        return False
+    sums = config.block_rows * config.block_columns * config.heads
+    if config.splits == 1 and len(kernel.nodes) > _NODES and sums >= _SUMS * 32 * config.num_warps:
+        return True
+    return config.num_stages == 1 and product.convolves and _places(product) == 1 and _copied_whole(graph, kernel)
+
+
+def _copied_whole(graph: Graph, kernel: Kernel) -> bool:
+    """Whether what a product multiplies lies in rows of whole pieces."""
+    assert kernel.core is not None
+    product, frame = graph.nodes[kernel.core.last], kernel.frames[0]
+    assert isinstance(product, Contract)
+    itemsize = graph.array(product.operands[0].pieces[0].value).dtype.itemsize
+    runs = (kernel.core.key if along else n for along, n in zip(frame.keys_along, frame.sizes[1:3], strict=True))
+    return all(n * itemsize % _PIECE == 0 for n in runs)
+
+
+def _places(product: Contract) -> int:
+    """Of a convolution's window."""
+    return math.prod(product.domain[a] for a in product.axes[:-1])
 
 
 def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
@@ -270,7 +315,7 @@ def _persistent(number: int, frame: Frame, longest: int) -> list[Config]:
         per_thread = tile / (32 * warps)
         if not (block_rows == 1 or (tile <= most and block_rows <= power_of_two(rows))) or warps < 2 < tile / 512:
             continue
-        if frame.held and block_rows > 1 and per_thread * _held(frame) > 2 * _RESULTS:
+        if frame.held and block_rows > 1 and (per_thread * _held(frame) > _RESULTS or warps > _HOLDING):
             continue
         alone = block_rows == warps == 1
         if wanted / 2 <= per_thread <= 4 * wanted or alone or (tile >= 32768 and warps == 32):

@@ -20,7 +20,7 @@ import jax
 from jaxorch.codegen.source import Source, different, generate
 from jaxorch.errors import CompileError, JaxorchError
 from jaxorch.ir.graph import Array, Graph
-from jaxorch.kernels.configs import Config, configurations
+from jaxorch.kernels.configs import Config, configurations, doubtful
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.agree import agreeing
 from jaxorch.orchestration.cost import beside_work, config_time
@@ -163,11 +163,15 @@ def begin_first(
 def within_reach(
     graph: Graph, kernel: Kernel, configs: Sequence[Config], device: Device, effort: str
 ) -> tuple[Config, ...]:
-    """Those whose estimates leave it open whether they are the fastest, in their order."""
+    """Those whose estimates leave it open whether they are the fastest, in their order, but for doubtful ones if there
+    are others; those are tried with effort "max", too.
+    """
     estimates = [config_time(graph, kernel, config, device) for config in configs]
     least = min(estimates)
     most = least + (REACH[effort] - 1) * max(least - beside_work(kernel, device), 0.0) + _SLACK_US
-    return tuple(c for c, estimate in zip(configs, estimates, strict=True) if estimate <= most)
+    near = tuple(c for c, estimate in zip(configs, estimates, strict=True) if estimate <= most)
+    likely = tuple(c for c in near if effort == "max" or not doubtful(graph, kernel, c))
+    return likely or near
 
 
 def tune(
