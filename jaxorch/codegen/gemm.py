@@ -30,6 +30,7 @@ from jaxorch.kernels.stretches import Stretch, stretches
 __all__ = ["GemmBody"]
 
 _GROUP = 8  # blocks of rows that go along the columns together
+_AT_ONCE = 640  # bytes of a thread's registers for operands that are loaded before any of them is multiplied
 _WHOLE_ROW = 16384  # elements of a tile that holds rows whole while their statistics are taken
 
 
@@ -101,9 +102,13 @@ class GemmBody[V](ProductBody[V]):
         row = replace(self.operand_planes()[0], block_rows=self.rows_at_once)
         carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, accumulate) for _ in self.core.beside]
-        for stretch in self.stretches() or (None,):
-            self.stretch = stretch
-            self.add_products(tile, acc, carried)
+        found = self.stretches()
+        if self.are_at_once(found):
+            self.add_at_once(found, tile, acc)
+        else:
+            for stretch in found or (None,):
+                self.stretch = stretch
+                self.add_products(tile, acc, carried)
         self.stretch = None
         with self.scope(replace(row, loops=frozenset())):
             for riding, state in zip(self.core.sums, carried, strict=True):
@@ -145,6 +150,37 @@ class GemmBody[V](ProductBody[V]):
             with self.scope(tile):
                 made = self.ops.dot(x, y, acc, product)
                 self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers else made)
+
+    def are_at_once(self, found: Sequence[Stretch]) -> bool:
+        """Whether all stretches are few enough for their operands to be loaded before the first is multiplied.
+
+        A loop of a step or two would wait for its loads, and so would the next one.
+        """
+        config, itemsize = self.config, self.dtype(self.core.last).itemsize
+        summed = sum(max(power_of_two(s.count), self.least) for s in found)
+        nbytes = (config.block_rows + config.block_columns) * summed * itemsize
+        return bool(found) and nbytes <= _AT_ONCE * 32 * config.num_warps
+
+    def add_at_once(self, found: Sequence[Stretch], tile: Tile, acc: V) -> None:
+        """The products of stretches that are a step each."""
+        key, left, loaded = len(self.frame.domain), self.core.left, list[tuple[V, V]]()
+        turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
+        self.in_one_step = True
+        for stretch in found:
+            self.stretch = stretch
+            a, b = self.operand_planes()
+            for plane in (a, b):
+                self.plane_values.pop(plane, None)
+            with self.scope(a):
+                x = self.tile_of(self.core.last, left, self.core.at, key, a)
+            with self.scope(b):
+                loaded.append((x, self.tile_of(self.core.last, 1 - left, self.core.at, key, b)))
+        self.in_one_step = False
+        for stretch, (x, y) in zip(found, loaded, strict=True):
+            summed = max(power_of_two(stretch.count), self.least)
+            product = self.product(self.core.last, summed, transposed=transposed, turned=turned)
+            with self.scope(tile):
+                self.ops.assign(acc, self.ops.dot(x, y, acc, product))
 
     @property
     def left_in_registers(self) -> bool:

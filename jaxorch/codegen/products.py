@@ -105,6 +105,7 @@ class ProductBody[V](Body[V]):
         self.points, self.heads = config.points, config.heads
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.stretch: Stretch | None = None  # the keys that the loop being written runs over, if not over all
+        self.in_one_step = False  # whether the stretch is one step, without a loop
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
         found = kernel.core.segment
@@ -124,7 +125,9 @@ class ProductBody[V](Body[V]):
             case "column":
                 return self.frame.sizes[COLUMN], self.config.block_columns
             case "key" if self.stretch is not None:
-                return self.stretch.count, self.stretch.block(self.config.block_keys, self.least)
+                count = self.stretch.count
+                longest = power_of_two(count) if self.in_one_step else self.config.block_keys
+                return count, self.stretch.block(longest, self.least)
             case "key":
                 return self.core.key, self.config.block_keys
             case "inner":
@@ -144,7 +147,8 @@ class ProductBody[V](Body[V]):
     def plane(self, rows: Span, columns: Span, repeats: int = 1) -> Tile:
         """The scope of tiles that vary along two spans."""
         (size_r, block_r), (size_c, block_c) = self.extent(rows), self.extent(columns)
-        keys = () if self.points > 1 else ("key",)  # where a program does several points, each sum is one step
+        # where a program does several points, each sum is one step
+        keys = () if self.points > 1 or self.in_one_step else ("key",)
         loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span in keys)
         walk = "grid" if columns in ("key", "column") else "tile"
         splits = self.splits if self.parted else 1

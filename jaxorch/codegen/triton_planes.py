@@ -49,6 +49,7 @@ class TritonPlanes(TritonOps):
         self.arch = arch
         self.grid = "grid"  # the name of the scope's coordinate there
         self.blocked: dict[str, int] = {}  # by span, the block of the first loop over it
+        self.extents: dict[str, int] = {}  # by span without a loop, the first extent that it has
         self.computes_windows = False  # whether each element of an operand is computed from many reads
         self.narrow: dict[str, Text] = {}  # values held in float32: what they are in the dtype they came in
         super().__init__(
@@ -171,6 +172,8 @@ class TritonPlanes(TritonOps):
             self.once(start, f"{name}_block * {block}")
         usual = self.frame.block_rows if name == "row" else self.blocked.setdefault(name, block) if looped else block
         fewer = "" if block == usual else str(block)
+        if not looped and self.extents.setdefault(name, size) != size:  # of several stretches, each in one step
+            fewer = f"_of{size}"
         coordinate, place = f"{name}{fewer}_{way}", self.loop_block if looped else self.blocks[0]
         if coordinate not in place.names:
             place.names[coordinate] = coordinate

@@ -29,6 +29,7 @@ from tests.codegen.test_choices import heads_of
 from tests.codegen.test_heads import keys_and_values, queries
 from tests.codegen.test_product_rows import layer_norm, rms_norm, softmax
 from tests.codegen.test_stores import grown
+from tests.codegen.test_stretches import shuffled
 
 BF16 = jnp.bfloat16
 
@@ -330,6 +331,30 @@ def test_rows_in_groups_are_copied_ahead():
 
 def joined(x, y, w):
     return jax.nn.silu(conv(jnp.concatenate([x, jax.nn.silu(y)], -1), w))
+
+
+def test_a_patch_merging_is_one_loop_that_copies_ahead():
+    """Wherever the four slices meet: 16 bytes a lane, and the matrix unit reads both operands where they arrive."""
+    f, specs, _ = CASES["swin_patch_merging"]()
+    graph, kernel = whole(f, *specs)
+    for config in configurations(graph, kernel)[:4]:
+        source = generate(graph, kernel, config, arch=90)
+        assert source.text.count("for key_start") == 1
+        found = check(source, *arguments(graph, kernel), arch=90, shared_limit=device("h200").shared_per_block)
+        assert not found.spill_bytes
+        copied = re.findall(r"cp\.async\.c\S+ \[[^]]*\], \[[^]]*\], (\w+)", found.ptx)
+        assert {int(size, 0) for size in copied} == {16}
+        assert not re.search(r"wgmma.mma_async[^;]*}, {", found.ptx)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.float32])
+def test_shuffled_features_are_loaded_from_one_array_at_a_time(dtype):
+    """Six arrays of which every second element is of the last, every fourth of that before it, and so on."""
+    specs = [S(116, 116, dtype=dtype), *(S(3136, 116, dtype=dtype) for _ in range(6))]
+    _, source, found = compiled(lambda w, *x: jax.nn.relu(shuffled(x, 2) @ w), *specs)
+    assert source.text.count("tl.dot") == 6
+    assert "tl.where" not in source.text
+    assert not found.spill_bytes
 
 
 @pytest.mark.parametrize("dtype", [BF16, np.float32])

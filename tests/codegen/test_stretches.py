@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxorch.codegen.source import generate
-from jaxorch.kernels.configs import Config
+from jaxorch.kernels.configs import Config, power_of_two
 from tests.codegen.drive import interpreted, numpied, scheduled
 
 F32 = np.dtype(np.float32)
 WHOLE = Config(0, 16, 16, 4, 2, 16)
 WIDE = Config(0, 32, 16, 4, 1, 64)
 PARTED = Config(0, 16, 16, 4, 2, 16, 2)
+LARGE = Config(0, 32, 16, 8, 1, 32)  # whose threads hold all operands
+SHORT = Config(0, 16, 16, 1, 1, 16)  # whose threads do not
 
 gemm_of = functools.partial(scheduled, "gemm")
 
@@ -53,13 +55,40 @@ def test_each_part_has_a_loop_of_its_own_unless_that_pads_too_much(sizes, rows, 
     rng = np.random.default_rng(seed)
     x, w = tuple(normal(rng, rows, n) for n in sizes), normal(rng, sum(sizes), 18)
     want = numpy_product([e.astype(np.float64) for e in x], w.astype(np.float64))
-    loops = check(lambda w, *x: joined_product(x, w), want, w, *x, configs=(WHOLE, WIDE, PARTED))
+    loops = check(lambda w, *x: joined_product(x, w), want, w, *x, configs=(WHOLE, SHORT, WIDE, PARTED))
     steps = sum(math.ceil(n / 16) for n in sizes)
+    apart = 2 * steps <= 3 * math.ceil(sum(sizes) / 16)
+    few = sum(max(power_of_two(n), 16) for n in sizes) <= 160  # what the threads of SHORT have registers for
     assert loops == [
-        len(sizes) if 2 * steps <= 3 * math.ceil(sum(sizes) / 16) else 1,
-        loops[1],  # by how the parts fill powers of two
+        0 if apart else 1,
+        (0 if few else len(sizes)) if apart else 1,
+        loops[2],  # by how the parts fill powers of two
         1,
     ]
+
+
+def shuffled(x, groups):
+    """Features of `groups` arrays in turn, of which the latter part is kept and shuffled into the next array."""
+    kept = x[0]
+    for at in range(1, len(x), groups - 1):
+        joined = jnp.stack([kept, *x[at : at + groups - 1]], -1).reshape(kept.shape[0], -1)
+        kept = joined[:, -kept.shape[1] :]
+    return kept
+
+
+@settings(max_examples=8)
+@given(st.sampled_from([2, 3]), st.integers(1, 3), st.integers(90, 140), st.integers(1, 40), st.integers(0, 100))
+def test_shuffled_arrays_are_read_one_by_one(groups, rounds, features, rows, seed):
+    rng = np.random.default_rng(seed)
+    x = [normal(rng, rows, features) for _ in range(1 + rounds * (groups - 1))]
+    w = normal(rng, features, 18)
+    f = lambda w, *x: shuffled(x, groups) @ w  # noqa: E731
+    with jax.enable_x64(True):
+        want = np.asarray(f(w.astype(np.float64), *(e.astype(np.float64) for e in x)))
+    loops = check(f, want, w, *x, configs=(SHORT, LARGE))
+    made, kernel = gemm_of(f, w, *x)
+    for config, count in zip((SHORT, LARGE), loops, strict=True):
+        assert ("tl.where" in generate(made.graph, kernel, config).text) == (count == 1)
 
 
 def convolved(x, w):
@@ -84,8 +113,25 @@ def test_windows_over_places_that_a_part_chooses():
     x, w = normal(rng, 1, 8, 8, 3), normal(rng, 3, 3, 12, 8)
     made, kernel = gemm_of(focused, x, w)
     want = np.asarray(focused(x, w))
-    assert check(focused, want, x, w, configs=(Config(0, 16, 16, 4, 1, 32), PARTED)) == [4, 1]
-    assert "tl.where" not in generate(made.graph, kernel, Config(0, 16, 16, 4, 1, 32)).text
+    configs = (Config(0, 16, 16, 4, 1, 32), Config(0, 32, 32, 1, 1, 32), PARTED)
+    assert check(focused, want, x, w, configs=configs) == [0, 4, 1]
+    for config in configs[:2]:
+        assert "tl.where" not in generate(made.graph, kernel, config).text
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 40))
+def test_a_product_of_places_that_a_part_chooses_is_one_loop(batch, height, width, features):
+    """A patch merging: its loads are of one array, and begin steps ahead."""
+
+    def merged(x, w):
+        return jnp.concatenate([x[:, k % 2 :: 2, k // 2 :: 2] for k in range(4)], -1).reshape(-1, 4 * features) @ w
+
+    rng = np.random.default_rng(features)
+    x, w = normal(rng, batch, 2 * height, 2 * width, features), normal(rng, 4 * features, 18)
+    want = np.concatenate([x[:, k % 2 :: 2, k // 2 :: 2] for k in range(4)], -1).reshape(-1, 4 * features)
+    want = want.astype(np.float64) @ w
+    assert check(merged, want, x, w, configs=(WHOLE, WIDE, PARTED)) == [1, 1, 1]
 
 
 def test_padding_makes_no_stretch():

@@ -28,6 +28,7 @@ from tests.codegen.test_product_rows import NORMS
 from tests.codegen.test_products import layer_norm, rms_norm
 from tests.codegen.test_ragged import by_rows
 from tests.codegen.test_stores import caches, grown
+from tests.codegen.test_stretches import shuffled
 from tests.codegen.test_writes import operands, step
 
 pytestmark = pytest.mark.gpu
@@ -304,3 +305,13 @@ def test_rows_in_groups(rows, dtype):
     want = h.astype(np.float64) * by_rows(x[order], w, sizes)
     f = lambda x, o, w, h, s: h * jax.lax.ragged_dot(x[o], w, s)  # noqa: E731
     check(f, want, x, order, w, h, sizes, schedule="gemm", tolerance=0.15 if dtype == BF16 else 0.03)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("rounds", [2, 5])
+def test_products_of_shuffled_arrays(rounds, dtype):
+    x = [normal(3136, 116, dtype=dtype, seed=k) for k in range(1 + rounds)]
+    w = (normal(116, 116, dtype=F32) / 116**0.5).astype(dtype)
+    with jax.enable_x64(True):
+        want = np.asarray(shuffled([e.astype(np.float64) for e in x], 2)) @ w.astype(np.float64)
+    check(lambda w, *x: shuffled(x, 2) @ w, want, w, *x, schedule="gemm", tolerance=0.03 if dtype == BF16 else 4e-3)
