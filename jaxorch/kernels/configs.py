@@ -17,11 +17,19 @@ from jaxorch.kernels.frame import Frame, row_blocks
 from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["Config", "configurations", "doubtful", "joins", "power_of_two", "tile_count", "whole"]
+__all__ = [
+    "MOST_COMPUTED",
+    "Config",
+    "computed",
+    "configurations",
+    "joins",
+    "power_of_two",
+    "tile_count",
+    "whole",
+]
 
 
 _FULL = 256  # programs that keep a large GPU busy
-_PIECE = 16  # bytes that are copied to shared memory at once
 _POINTS = 8  # elements that a thread has of a tile: 16-byte loads of bfloat16
 _RESULTS = 32  # values of windows that a thread has in its registers while it reads what they share
 
@@ -35,9 +43,8 @@ _HOLDING = 8
 _JOINED = 64
 
 
-# Sums that a thread has of a tile, and nodes of a kernel around a product, from which registers spill: an activation of
-# the operand and one of the result are as many.
-_SUMS, _NODES = 64, 20
+MOST_COMPUTED = 16
+"""Elements of a product's operand, each a window, that a thread has registers to compute at once."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -108,40 +115,6 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def doubtful(graph: Graph, kernel: Kernel, config: Config) -> bool:
-    """Whether a configuration is hardly ever the fastest, and long in the compiler: to be tried where no other is left.
-
-    They are tiles whose sums, with all that is computed around them, do not fit a thread's registers: of 117 for 260
-    kernels of four networks none was the fastest. And loads of what a convolution of single elements multiplies, where
-    pieces of 16 bytes can be copied: they pass by the first-level cache, in which nothing is shared then, and all steps
-    are written out. Of 86 kernels they were the fastest for 7, by 3 % where both were timed; of 7 whose pieces are cut,
-    for all. These, and what `different` leaves out, took 0.7 of the processors' time for YOLOv4's kernels, which an
-    H200 runs in 812 µs without them and in 811 with them.
-    """
-    product = graph.nodes[kernel.core.last] if kernel.core else None
-    if kernel.schedule != "gemm" or kernel.unrolled or not isinstance(product, Contract):
-        return False
-    sums = config.block_rows * config.block_columns * config.heads
-    if config.splits == 1 and len(kernel.nodes) > _NODES and sums >= _SUMS * 32 * config.num_warps:
-        return True
-    return config.num_stages == 1 and product.convolves and _places(product) == 1 and _copied_whole(graph, kernel)
-
-
-def _copied_whole(graph: Graph, kernel: Kernel) -> bool:
-    """Whether what a product multiplies lies in rows of whole pieces."""
-    assert kernel.core is not None
-    product, frame = graph.nodes[kernel.core.last], kernel.frames[0]
-    assert isinstance(product, Contract)
-    itemsize = graph.array(product.operands[0].pieces[0].value).dtype.itemsize
-    runs = (kernel.core.key if along else n for along, n in zip(frame.keys_along, frame.sizes[1:3], strict=True))
-    return all(n * itemsize % _PIECE == 0 for n in runs)
-
-
-def _places(product: Contract) -> int:
-    """Of a convolution's window."""
-    return math.prod(product.domain[a] for a in product.axes[:-1])
-
-
 def _unsplit_in_place(graph: Graph, kernel: Kernel, frame: int, blocks: Sequence[Blocks]) -> list[Config]:
     """Configurations of these blocks; sums are not split over two launches where results are written in place.
 
@@ -201,12 +174,17 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
 def _with_windows(found: Sequence[Config]) -> list[Config]:
     """Configurations of products that read windows: too many reads for each to have buffers of its own.
 
-    First come those that compute no more than 16 elements a thread.
+    First come those of which a thread computes no more than it has registers for.
     """
     return sorted(
         (replace(c, num_stages=1) for c in found),
-        key=lambda c: c.block_rows * c.heads * c.block_keys > 16 * 32 * c.num_warps,
+        key=lambda c: computed(c) > MOST_COMPUTED,
     )
+
+
+def computed(config: Config) -> float:
+    """Elements of a product's operand that a thread computes for a step."""
+    return config.block_rows * config.heads * config.block_keys / (32 * config.num_warps)
 
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:

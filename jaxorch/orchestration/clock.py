@@ -36,7 +36,7 @@ class Clock:
 
     def goes_on(self, choices: int) -> bool:
         """Whether the first plan is to be chosen again, after so many choices."""
-        return self.searches or choices <= _CORRECTIONS
+        return self.searches or (choices <= _CORRECTIONS and time.monotonic() < self._last)
 
     def end(self, choices: int, *, first: bool) -> float:
         """When the kernels of a choice have to be timed, made after so many others of its plan; `first`: of the

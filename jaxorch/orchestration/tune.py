@@ -20,7 +20,8 @@ import jax
 from jaxorch.codegen.source import Source, different, generate
 from jaxorch.errors import CompileError, JaxorchError
 from jaxorch.ir.graph import Array, Graph
-from jaxorch.kernels.configs import Config, configurations, doubtful
+from jaxorch.kernels.configs import Config, configurations
+from jaxorch.kernels.doubtful import doubtful
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.agree import agreeing
 from jaxorch.orchestration.cost import beside_work, config_time
