@@ -12,18 +12,7 @@ from jax import lax
 
 import jaxorch
 from jaxorch import Options, pipeline, primitive
-from jaxorch.orchestration import choice
 from tests.codegen.drive import limits, random_array
-
-
-@pytest.fixture
-def costly_xla(monkeypatch):
-    """XLA's estimate is so high that everything that can be a kernel becomes one."""
-    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
-    primitive.clear()
-    yield
-    primitive.clear()
-
 
 INTERPRET = Options(backend="interpret", fallback="error")
 X = np.random.default_rng(0).integers(-64, 65, (6, 40)).astype(np.float32) / 64
@@ -80,7 +69,7 @@ END_TO_END: dict[str, tuple[Callable[..., Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", END_TO_END)
-@pytest.mark.usefixtures("costly_xla")
+@pytest.mark.usefixtures("kernels_win")
 def test_end_to_end(name):
     f, i = END_TO_END[name]
     optimised = jaxorch.optimize(f, options=INTERPRET)
@@ -104,7 +93,7 @@ def test_end_to_end(name):
     ],
     ids=["softmax of rows", "minus max", "sum of filled", "max then rows", "slice of minus max", "argmax"],
 )
-@pytest.mark.usefixtures("costly_xla")
+@pytest.mark.usefixtures("kernels_win")
 def test_reductions_end_to_end(f, row):
     with limits(row=row) if row else contextlib.nullcontext():
         primitive.clear()
@@ -123,7 +112,7 @@ def decode_step(x, cache, table, position):
     return jnp.where(live[:, None], cache[0], 0.0).sum(0) + table[position], cache
 
 
-@pytest.mark.usefixtures("costly_xla")
+@pytest.mark.usefixtures("kernels_win")
 def test_a_new_position_does_not_retrace(monkeypatch):
     traces, builds = [], []
     build = pipeline.build

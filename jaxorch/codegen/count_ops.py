@@ -1,6 +1,6 @@
 """The counting handler: what a kernel reads, writes and computes, without running it.
 
-Input: the calls of `body.emit`.  Output: `Counts`.  Invariant: bytes are those that memory moves: whole
+Input: the calls of `emit`.  Output: `Counts`.  Invariant: bytes are those that memory moves: whole
 sectors where neighbouring columns are apart, each element of a buffer once however often it is read.  Programs that
 loop over products do not run in step, so of a piece that two of them read each fetches the whole.
 """
@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.emit import emit, launches
+from jaxorch.codegen.emit import emit
+from jaxorch.codegen.launches import launches
 from jaxorch.codegen.ops import Buffer, Product, Tile, first_block, moves
+from jaxorch.codegen.sectors import Delivered, Samples, fresh, samples, worst
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import is_narrow_float
 from jaxorch.ir.graph import Graph
@@ -25,7 +26,6 @@ from jaxorch.ir.index import Expr, Guard, Lookup, Segment
 from jaxorch.kernels.configs import Config, whole
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
 from jaxorch.kernels.kernel import Kernel
-from jaxorch.passes.derive import SECTOR
 
 __all__ = ["Counts", "count"]
 
@@ -33,10 +33,6 @@ type Dims = frozenset[int]
 
 _ATOMIC = 8  # operations that one atomic update weighs
 _LANE = -1  # the columns of a loop-carried tile, as an axis beside those of a scope: as many as a block has
-
-PIECE = 64  # bytes: the least that memory delivers to the second-level cache
-
-_DENSE = 8  # places for each integer up to which different ones are marked and not sorted
 
 # operations in the time that a byte takes from the first-level cache, or to or from shared memory, which is the same
 # memory (128 a clock and processor)
@@ -111,8 +107,7 @@ class CountOps:
         """
         self.of_windows, self.of_scores = of_windows, of_scores
         self.tile, self.unroll, self.loaded, self.in_step = tile, unroll, loaded, in_step
-        # by buffer and sample: the sectors that loads have fetched, and the pieces that these are in, both ascending
-        self.delivered: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self.delivered = Delivered()
         self.counts = Counts()
         self.scopes = 0  # loops entered
         self.looping: bool = False  # whether a loop over products is being written
@@ -162,24 +157,9 @@ class CountOps:
             most = min(most, width + largest - least + 1 - columns)
         return max(most, 1.0) / columns
 
-    def waste(self, offset: Expr, guard: Guard, itemsize: int) -> float:
-        """Bytes moved for each byte wanted: sectors touched by sample tiles over the elements they hold."""
-        return _worst(self.samples(offset, guard, itemsize))
-
-    def samples(self, offset: Expr, guard: Guard, itemsize: int) -> _Samples:
+    def touched(self, offset: Expr, guard: Guard, itemsize: int) -> Samples:
         """The sectors that each of two sample tiles touches, and their bytes for each byte that it wants."""
-        return _samples(offset, guard, itemsize, tuple(self.tile.sizes), tuple(self.tile.blocks))
-
-    def undelivered(self, buffer: Buffer, samples: Sequence[tuple[Any, float]]) -> float:
-        """Bytes of the pieces that no load before has fetched for each byte wanted that none has."""
-        worst = 0.0
-        for part, (sectors, waste) in enumerate(samples):
-            known, fetched = self.delivered.get((buffer.name, part), (sectors[:0], sectors[:0]))
-            more = _without(sectors, known)
-            pieces = _without(_different(more // (PIECE // SECTOR)), fetched)
-            self.delivered[buffer.name, part] = _merged(known, more), _merged(fetched, pieces)
-            worst = max(worst, waste * pieces.size * PIECE / max(more.size * SECTOR, PIECE))
-        return worst if any(sectors.size for sectors, _ in samples) else 1.0
+        return samples(offset, guard, itemsize, tuple(self.tile.sizes), tuple(self.tile.blocks))
 
     def bind(self, lookup: Lookup, value: Dims, dtype: np.dtype[Any]) -> None:
         pass
@@ -187,11 +167,11 @@ class CountOps:
     def load(self, buffer: Buffer, offset: Expr, guard: Guard) -> Dims:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
         each = self.tile.segments if any(isinstance(k, Segment) for k in ix.lookups_in(offset)) else 1
-        samples = self.samples(offset, guard, buffer.array.dtype.itemsize)
-        waste = _worst(samples)
-        delivered = waste if self.in_step else self.undelivered(buffer, samples)
-        fresh, moving = self.fresh(offset), moves(offset, self.tile)
-        self.read(buffer, ix.dims_of(offset), dims, guard, waste, delivered, fresh=fresh, moving=moving, each=each)
+        touched = self.touched(offset, guard, buffer.array.dtype.itemsize)
+        waste = worst(touched)
+        delivered = waste if self.in_step else self.delivered.more(buffer.name, touched)
+        own, new, moving = ix.dims_of(offset), self.fresh(offset), moves(offset, self.tile)
+        self.read(buffer, own, dims, guard, waste, delivered, fresh=new, moving=moving, each=each)
         return dims
 
     def load_chosen(self, choices: Sequence[tuple[Guard, Buffer, Expr]], offset: Expr, guard: Guard) -> Dims:
@@ -212,7 +192,7 @@ class CountOps:
         blocks = list(self.tile.blocks)
         for axis in self.tile.loops:
             blocks[axis] = self.tile.sizes[axis]
-        return _fresh(offset, tuple(min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)))
+        return fresh(offset, tuple(min(block, size) for block, size in zip(blocks, self.tile.sizes, strict=True)))
 
     def load_unrolled(self, buffer: Buffer, offset: Expr, guard: Guard, copies: int) -> list[Dims]:
         dims = ix.dims_of(offset) | ix.guard_dims(guard)
@@ -253,7 +233,7 @@ class CountOps:
     def store(self, buffer: Buffer, offset: Expr, value: Dims, guard: Guard = ()) -> None:
         itemsize = buffer.array.dtype.itemsize
         wanted = self.points(self.everywhere) * self.share(guard) * itemsize
-        self.counts.written += wanted * self.waste(offset, guard, itemsize)
+        self.counts.written += wanted * worst(self.touched(offset, guard, itemsize))
 
     def accumulate(self, op: str, buffer: Buffer, offset: Expr, value: Dims, guard: Guard) -> None:
         self.store(buffer, offset, value, guard)
@@ -405,79 +385,6 @@ class _Branch:
 
     def result(self) -> Dims:
         return self.dims
-
-
-def _worst(samples: _Samples) -> float:
-    return max([1.0, *(waste for _, waste in samples)])
-
-
-type _Samples = tuple[tuple[np.ndarray[Any, Any], float], ...]
-
-
-@lru_cache(maxsize=1 << 13)  # kernels that hold a node read the same for it
-def _samples(offset: Expr, guard: Guard, itemsize: int, sizes: tuple[int, ...], tiles: tuple[int, ...]) -> _Samples:
-    """Of two sample tiles: the sectors touched, ascending, and their bytes for each byte of the elements wanted."""
-    found: list[tuple[np.ndarray[Any, Any], float]] = []
-    for part in (0, 0.5):
-        shapes = [*zip(sizes, tiles, (1, 64, 256, 64), strict=False)]
-        places = (4 / 3 * part, part, part, part)  # of the grid no half, which is the start along most of its axes
-        starts = [int(p * size) // block * block for p, (size, block, _) in zip(places, shapes, strict=False)]
-        counts = [min(block, most, size - start) for start, (size, block, most) in zip(starts, shapes, strict=True)]
-        lanes = _points(counts)
-        coords = [start + lane for start, lane in zip(starts, lanes, strict=True)]
-        at = np.asarray(ix.evaluate(offset, coords, _look))
-        if guard:
-            at, inside = np.broadcast_arrays(at, np.asarray(ix.holds(guard, coords, _look)).astype(bool))
-            at = at[inside]
-        sectors = _different(at * itemsize // SECTOR)
-        found.append((sectors, sectors.size * SECTOR / max(_different(at).size * itemsize, SECTOR)))
-    return tuple(found)
-
-
-@lru_cache(maxsize=1 << 12)
-def _fresh(offset: Expr, blocks: tuple[int, ...]) -> float:
-    """The different elements that the points of a block read, for each of its points."""
-    at = np.asarray(ix.evaluate(offset, _points(blocks), _look))
-    return _different(at).size / math.prod(blocks)
-
-
-def _points(counts: Sequence[int]) -> list[Any]:
-    """Coordinates from 0 along each axis, that broadcast together."""
-    return list(np.ogrid[tuple(slice(n) for n in counts)])
-
-
-def _without(values: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Those of ascending integers that are not among other ascending ones."""
-    if not known.size:
-        return values
-    at = np.minimum(np.searchsorted(known, values), known.size - 1)
-    return values[known[at] != values]
-
-
-def _merged(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Both, ascending as each of them is."""
-    return np.sort(np.concatenate([first, second]), kind="stable") if first.size else second
-
-
-def _different(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The different integers among `values`, ascending."""
-    if not values.size:
-        return values.reshape(-1)
-    low, high = int(values.min()), int(values.max())
-    if high - low < _DENSE * values.size:
-        seen = np.zeros(high - low + 1, bool)
-        seen[values - low] = True
-        return np.flatnonzero(seen) + low
-    ordered = np.sort(values, axis=None)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-
-
-def _look(lookup: Lookup, index: tuple[Any, ...]) -> Any:
-    """Some value for a run-time index: scattered, but the same whenever asked."""
-    mixed: Any = 12345
-    for i in index:
-        mixed = mixed * 31 + np.asarray(i) * 40503
-    return lookup.low + mixed % (lookup.high - lookup.low + 1)
 
 
 def count(graph: Graph, kernel: Kernel, config: Config | None = None) -> Counts:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxorch.codegen import reductions
+from jaxorch.codegen.launches import early_outputs
 from jaxorch.codegen.ops import Tile
-from jaxorch.codegen.products import ProductBody, early_outputs
+from jaxorch.codegen.products import ProductBody
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxorch.codegen.emit import emit, launches
+from jaxorch.codegen.emit import emit
+from jaxorch.codegen.launches import launch_buffers, launches
 from jaxorch.codegen.ops import Buffer, Product, Tile
-from jaxorch.codegen.products import launch_buffers
 from jaxorch.codegen.values import buffers
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype

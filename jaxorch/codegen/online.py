@@ -18,22 +18,23 @@ from typing import Any
 import numpy as np
 
 from jaxorch.codegen.ops import Tile, ahead
-from jaxorch.codegen.products import FLOAT32, ProductBody
+from jaxorch.codegen.products import ProductBody
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Map, Scatter
-from jaxorch.ir.index import Bound, Dim, Expr, Guard
-from jaxorch.ir.simplify import linear_terms, simplify, simplify_guard
+from jaxorch.ir.index import Expr, Guard
+from jaxorch.ir.simplify import simplify
 from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import pieces_at
 from jaxorch.kernels.frame import COLUMN, GRID, ROW
+from jaxorch.kernels.masks import grows, in_every_row, masked_values, unmasked
 from jaxorch.kernels.order import KEPT_BYTES
 from jaxorch.kernels.sides import Written
 from jaxorch.kernels.softmax import Softmax, scale_of
 
 __all__ = ["OnlineBody"]
 
-_BOOL = np.dtype(np.bool_)
+_BOOL, _FLOAT32 = np.dtype(np.bool_), np.dtype(np.float32)
 _LOWEST = float(np.finfo(np.float32).min)  # not -inf: the distance of a first score would be inf - inf
 _FAR = 2e38
 _RANGE = 2.0**96  # of scores in units of their scale, where exponentials are of those
@@ -53,7 +54,7 @@ class OnlineBody[V](ProductBody[V]):
         self.scale = scale_of(self.graph, self.members, view, coords, self.plane("row", "key").sizes)
         if not self.fast or self.softmax.peaks_outside:
             self.scale = None
-        self.masks = self.constants(view)
+        self.masks = masked_values(self.graph, self.members, view)
 
     @property
     def inner(self) -> int:
@@ -73,7 +74,7 @@ class OnlineBody[V](ProductBody[V]):
         scores = self.plane("row", "key")
         if self.points > 1 or self.launch == "combine" or blocks < 2 or points < 2:
             return 0
-        if self.stores_keys or not _grows(self.live(scores)[0], scores.sizes):
+        if self.stores_keys or not grows(self.live(scores)[0], scores.sizes):
             return 0
         each = self.core.key * (self.inner + self.frame.sizes[COLUMN]) * self.dtype(self.core.last).itemsize
         most = max(KEPT_BYTES // each, 1)
@@ -119,8 +120,8 @@ class OnlineBody[V](ProductBody[V]):
             self.bind(ix.guard_lookups(live))  # before the queries, whose loads would be waited for first
         with self.scope(queries):
             q = self.tile_of(first.first, first.query, first.at, inner, queries)
-        peak, total = self.ops.carry(self.row, self.lowest, FLOAT32), self.ops.carry(self.row, 0.0, FLOAT32)
-        acc = self.ops.carry(tile, 0.0, FLOAT32)
+        peak, total = self.ops.carry(self.row, self.lowest, _FLOAT32), self.ops.carry(self.row, 0.0, _FLOAT32)
+        acc = self.ops.carry(tile, 0.0, _FLOAT32)
         self.write_keys(scores, live)
         with self.over_keys(scores, live, self.doubt(peak, floor) if self.may_count(scores, live, floor) else None):
             with self.scope(keys):
@@ -139,7 +140,7 @@ class OnlineBody[V](ProductBody[V]):
         if self.scale is None:
             return peak, total, acc
         with self.scope(self.row):
-            return self.call("mul", peak, self.ops.const(self.scale, FLOAT32)), total, acc
+            return self.call("mul", peak, self.ops.const(self.scale, _FLOAT32)), total, acc
 
     def write_keys(self, scores: Tile, live: Guard) -> None:
         """Writes the keys and values that come new into their arrays, each by the program that will read it."""
@@ -182,11 +183,11 @@ class OnlineBody[V](ProductBody[V]):
     def exponential(self, tile: Tile, peak: V, total: V) -> tuple[V, V]:
         """What earlier sums are to be scaled by, and this block's exponentials; updates peak and total."""
         u = self.scores(tile)
-        top = self.call("max", peak, self.ops.fold("peak", u, FLOAT32))
+        top = self.call("max", peak, self.ops.fold("peak", u, _FLOAT32))
         if self.scale is None:
             decay, e = self.exp(self.call("sub", peak, top)), self.exp(self.call("sub", u, top))
         else:  # exp(scale*(x - m)) = exp2(c*(x - m)) for c = scale*log2(e)
-            c = self.ops.const(self.scale * _LOG2E, FLOAT32)
+            c = self.ops.const(self.scale * _LOG2E, _FLOAT32)
             decay = self.exp2(self.call("mul", self.call("sub", peak, top), c))
             if any(m != -np.inf for m in self.masks) and not self.hides:
                 e = self.exp2(self.call("mul", self.call("sub", u, top), c))
@@ -194,7 +195,7 @@ class OnlineBody[V](ProductBody[V]):
                 # c*x - c*m is one multiply-add, exact but for the rounding of c*m: that of a masked value is no small
                 # number, unless it is a power of two, and its row would not find its own maximum at a distance of 0
                 e = self.exp2(self.call("sub", self.call("mul", u, c), self.call("mul", top, c)))
-        summed = self.ops.fold("sum", e, FLOAT32)
+        summed = self.ops.fold("sum", e, _FLOAT32)
         self.ops.assign(total, self.call("add", self.call("mul", total, decay), summed))
         self.ops.assign(peak, top)
         return decay, e
@@ -202,24 +203,9 @@ class OnlineBody[V](ProductBody[V]):
     def scores(self, tile: Tile) -> V:
         """The scores, divided by `scale` if there is one; -inf past the last key."""
         view, coords = self.shift(tile)
-        low = self.ops.const(-np.inf, FLOAT32)
+        low = self.ops.const(-np.inf, _FLOAT32)
         u = self.view(view, coords, ()) if self.scale is None else self.unscaled(view, coords, ())
         return self.ops.valid(u, low)
-
-    def constants(self, view: View) -> list[float]:
-        """The constants that a score may be instead of a product."""
-        found: list[float] = []
-        for piece in view.pieces:
-            match self.graph.nodes[piece.value.node]:
-                case Const(number):
-                    found.append(float(number))
-                case Map("select_n", (_, *cases)):
-                    found += (number for case in cases for number in self.constants(case))
-                case Map("convert_element_type", (operand,)) if piece.value.node in self.members:
-                    found += self.constants(operand)
-                case _:
-                    continue
-        return found
 
     def in_units(self, masked: float) -> float:
         """A masked value in units of `scale`, above the number that peaks start from unless it is -inf."""
@@ -254,11 +240,11 @@ class OnlineBody[V](ProductBody[V]):
         node = self.graph.nodes[value.node]
         match node:
             case Const(number):
-                return self.ops.const(self.in_units(float(number)), FLOAT32)
+                return self.ops.const(self.in_units(float(number)), _FLOAT32)
             case Map("select_n", (predicate, *cases)):
                 chosen = [self.unscaled(case, coords, guard) for case in cases]
-                args, dtypes = [self.view(predicate, coords, guard), *chosen], [_BOOL, FLOAT32, FLOAT32]
-                return self.ops.scalar("select_n", {}, args, dtypes, FLOAT32)
+                args, dtypes = [self.view(predicate, coords, guard), *chosen], [_BOOL, _FLOAT32, _FLOAT32]
+                return self.ops.scalar("select_n", {}, args, dtypes, _FLOAT32)
             case Map("mul" | "div", (view, _)):
                 return self.view(view, coords, guard)
             case _:
@@ -281,25 +267,9 @@ class OnlineBody[V](ProductBody[V]):
     # Blocks that a mask leaves out
 
     def live(self, tile: Tile) -> tuple[Guard, float]:
-        """Where scores are not one masked value, as a guard on positions, and that value; () if they are everywhere."""
+        """Where scores are not one masked value, and that value, as `masks.unmasked` has them."""
         view, coords = self.shift(tile)
-        while True:
-            pieces = pieces_at(view, coords, tile.sizes)
-            if len(pieces) != 1:
-                break
-            node = self.graph.nodes[pieces[0][1].node]
-            if not (isinstance(node, Map) and node.op == "convert_element_type" and pieces[0][1].node in self.members):
-                return (), 0.0
-            (view,), coords = node.operands, pieces[0][2]
-        (guard, value, _), (_, other, _) = pieces[0], pieces[-1]
-        if any(COLUMN in ix.dims_of(k) for b in guard for k in ix.lookups_in(b.expr)):
-            return (), 0.0
-        masked, kept = (self.graph.nodes[v.node] for v in (other, value))
-        if len(pieces) == 2 and isinstance(masked, Const) and not isinstance(kept, Const):
-            return guard, float(masked.value)
-        if len(pieces) == 2 and isinstance(kept, Const) and not isinstance(masked, Const) and len(guard) == 1:
-            return _complement(guard[0], tile.sizes), float(kept.value)
-        return (), 0.0
+        return unmasked(self.graph, self.members, view, coords, tile.sizes)
 
     def may_count(self, tile: Tile, live: Guard, floor: float) -> bool:
         """Whether what a mask leaves out may count in some row.
@@ -308,7 +278,7 @@ class OnlineBody[V](ProductBody[V]):
         """
         if not live or floor == -np.inf:
             return False
-        return not self.hides or len(self.masks) > 1 or not _in_every_row(live, tile.sizes)
+        return not self.hides or len(self.masks) > 1 or not in_every_row(live, tile.sizes)
 
     def doubt(self, peak: V, floor: float) -> Callable[[], V]:
         """Rows in which the masked value may count: their peak is not far above it."""
@@ -317,8 +287,8 @@ class OnlineBody[V](ProductBody[V]):
             with self.scope(self.row):
                 unit = self.scale or 1.0
                 low = np.float32(self.in_units(floor)) + np.float32(_NEGLIGIBLE / unit)
-                bound = self.ops.const(float(low), FLOAT32)
-                above = self.ops.scalar("gt", {}, [peak, bound], [FLOAT32, FLOAT32], _BOOL)
+                bound = self.ops.const(float(low), _FLOAT32)
+                above = self.ops.scalar("gt", {}, [peak, bound], [_FLOAT32, _FLOAT32], _BOOL)
                 return self.ops.scalar("not", {}, [above], [_BOOL], _BOOL)
 
         return rows
@@ -328,9 +298,9 @@ class OnlineBody[V](ProductBody[V]):
     def finish(self, tile: Tile, peak: V, total: V, acc: V) -> None:
         """Binds the row's statistics and the second product, with the factors that were deferred."""
         with self.scope(tile):
-            nothing, nan = self.ops.const(0.0, FLOAT32), self.ops.const(np.nan, FLOAT32)
-            empty = self.ops.scalar("eq", {}, [total, nothing], [FLOAT32, FLOAT32], _BOOL)
-            low = self.ops.const(-np.inf, FLOAT32)
+            nothing, nan = self.ops.const(0.0, _FLOAT32), self.ops.const(np.nan, _FLOAT32)
+            empty = self.ops.scalar("eq", {}, [total, nothing], [_FLOAT32, _FLOAT32], _BOOL)
+            low = self.ops.const(-np.inf, _FLOAT32)
             self.bound[self.softmax.peak] = self.pick(empty, low, peak)
             self.bound[self.softmax.total] = self.pick(empty, nan, total)
             result = self.pick(empty, nan, acc)
@@ -365,49 +335,17 @@ class OnlineBody[V](ProductBody[V]):
     # Shorthand for float32 calls
 
     def call(self, op: str, *args: V) -> V:
-        return self.ops.scalar(op, {}, args, [FLOAT32] * len(args), FLOAT32, relaxed=self.fast)
+        return self.ops.scalar(op, {}, args, [_FLOAT32] * len(args), _FLOAT32, relaxed=self.fast)
 
     def exp(self, value: V) -> V:
         if not self.fast:
             return self.call("exp", value)
         # exp(x) = exp2(log2(e)*x); scaled after the subtraction, since a masked score times log2(e) may overflow
-        return self.exp2(self.call("mul", value, self.ops.const(_LOG2E, FLOAT32)))
+        return self.exp2(self.call("mul", value, self.ops.const(_LOG2E, _FLOAT32)))
 
     def exp2(self, value: V) -> V:
-        return self.ops.scalar("exp2", {}, [value], [FLOAT32], FLOAT32, relaxed=True)
+        return self.ops.scalar("exp2", {}, [value], [_FLOAT32], _FLOAT32, relaxed=True)
 
     def pick(self, predicate: V, then: V, otherwise: V) -> V:
-        args, dtypes = [predicate, otherwise, then], [_BOOL, FLOAT32, FLOAT32]
-        return self.ops.scalar("select_n", {}, args, dtypes, FLOAT32)
-
-
-def _grows(live: Guard, sizes: tuple[int, ...]) -> bool:
-    """Whether a guard lets a row have the more columns the later it is: it ends behind the row, and begins anywhere."""
-    ends = False
-    for bound in live:
-        terms = dict(linear_terms(bound.expr, sizes)[0])
-        step = terms.pop(Dim(COLUMN), 0)
-        rows = [factor for atom, factor in terms.items() if ROW in ix.dims_of(atom)]
-        if not step or not rows:
-            continue
-        low, high = ix.range_of(bound.expr, sizes)
-        begins, closes = (bound.low > low, bound.high <= high)[:: 1 if step > 0 else -1]
-        if begins or any(factor * step > 0 for factor in rows):
-            return False
-        ends |= closes
-    return ends
-
-
-def _in_every_row(live: Guard, sizes: tuple[int, ...]) -> bool:
-    """Whether a guard surely holds somewhere in each row: at the first, the last, or the column of the row's number."""
-    columns = [ix.Const(0), ix.Const(sizes[COLUMN] - 1), *([Dim(ROW)] if sizes[ROW] <= sizes[COLUMN] else [])]
-    coords = [[column if a == COLUMN else Dim(a) for a in range(len(sizes))] for column in columns]
-    return any(simplify_guard(ix.substitute_guard(live, c), sizes) == () for c in coords)
-
-
-def _complement(bound: Bound, sizes: tuple[int, ...]) -> Guard:
-    """Where the bound does not hold, if that is one bound too."""
-    low, high = ix.range_of(bound.expr, sizes)
-    if bound.high > high:
-        return (Bound(bound.expr, low, bound.low),)
-    return (Bound(bound.expr, bound.high, high + 1),) if bound.low <= low else ()
+        args, dtypes = [predicate, otherwise, then], [_BOOL, _FLOAT32, _FLOAT32]
+        return self.ops.scalar("select_n", {}, args, dtypes, _FLOAT32)

@@ -1,7 +1,7 @@
 """The handler protocol: what a kernel's body is written in.
 
-`body.emit` walks a kernel once and calls these; NumPy, the cost counter, the text dump and Triton are
-handlers.  Invariant: a handler decides nothing about the kernel, it only gives each call its meaning.
+`emit` walks a kernel once and calls these; NumPy, the cost counter, what says which operands may be overwritten, and
+Triton are handlers.  Invariant: a handler decides nothing about the kernel, it only gives each call its meaning.
 """
 
 from __future__ import annotations

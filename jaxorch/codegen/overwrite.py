@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from jaxorch.codegen.count_ops import CountOps, Dims
-from jaxorch.codegen.emit import emit, launches
+from jaxorch.codegen.emit import emit
+from jaxorch.codegen.launches import combine_config, early_outputs, launches
 from jaxorch.codegen.ops import Buffer, Tile
-from jaxorch.codegen.products import combine_config, early_outputs
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Graph, Scatter
 from jaxorch.ir.index import Expr, Guard

@@ -15,80 +15,26 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxorch.codegen.body import Body
-from jaxorch.codegen.ops import Buffer, Product, ProductOps, Tile
-from jaxorch.codegen.values import Coords, buffers
+from jaxorch.codegen.launches import Launch, combine_config, early_outputs, launch_buffers
+from jaxorch.codegen.ops import Product, ProductOps, Tile
+from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Array, Contract, Graph, Map, Reduce, Scatter
 from jaxorch.ir.graph import Const as IrConst
+from jaxorch.ir.graph import Contract, Graph, Map, Reduce, Scatter
 from jaxorch.ir.index import Bound, Const, Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
 from jaxorch.ir.view import Value, View, map_piece, simplify_view
 from jaxorch.kernels.access import operand_coords, pieces_at, without_zero
 from jaxorch.kernels.choices import one_load
-from jaxorch.kernels.configs import Config, power_of_two, tile_count
+from jaxorch.kernels.configs import Config, power_of_two
 from jaxorch.kernels.frame import COLUMN, GRID, HEAD, ROW
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core, Placed, Stored
 from jaxorch.kernels.stretches import Stretch
 
-__all__ = [
-    "FLOAT32",
-    "Launch",
-    "ProductBody",
-    "Span",
-    "combine_config",
-    "early_outputs",
-    "launch_buffers",
-    "scratch_arrays",
-]
+__all__ = ["ProductBody"]
 
-type Launch = Literal["whole", "partial", "combine", "joined"]
 type Span = Literal["row", "column", "key", "inner", "one"]
-
-FLOAT32 = np.dtype(np.float32)
-
-
-def scratch_arrays(graph: Graph, kernel: Kernel, config: Config) -> tuple[Array, ...]:
-    """The parts that the programs of a split kernel leave: sums and, of a softmax, peaks and totals."""
-    assert kernel.core is not None
-    grid, rows, columns, *heads = kernel.frames[config.frame].sizes
-    node = graph.nodes[kernel.core.last]
-    assert isinstance(node, Contract)
-    sums = Array((config.splits * grid, rows, *heads, columns), np.dtype(str(dict(node.params)["accumulate"])))
-    row = Array((config.splits * grid, rows), FLOAT32)
-    return (sums,) if kernel.core.softmax is None else (sums, row, row)
-
-
-def launch_buffers(
-    graph: Graph, kernel: Kernel, config: Config, launch: Launch
-) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
-    """The arguments of one launch: what it reads, then what it writes."""
-    ins, outs = buffers(graph, kernel)
-    if launch == "whole":
-        return ins, outs
-    scratch = tuple(Buffer(f"part{k}", a) for k, a in enumerate(scratch_arrays(graph, kernel, config)))
-    if launch == "joined":
-        return (*ins, Buffer("tickets", Array((tile_count(kernel, config),), np.dtype(np.int32)))), (*scratch, *outs)
-    early = early_outputs(kernel)
-    if launch == "partial":
-        return ins, (*scratch, *(outs[k] for k in early))
-    return (*ins, *scratch), tuple(out for k, out in enumerate(outs) if k not in early)
-
-
-def early_outputs(kernel: Kernel) -> tuple[int, ...]:
-    """The outputs, by number, that are stored from operands, or written to be read: of two launches by the first."""
-    assert kernel.core is not None
-    stored = {s.value for s in (*kernel.core.stored, *kernel.core.written)}
-    return tuple(k for k, output in enumerate(kernel.outputs) if output.value in stored)
-
-
-def combine_config(kernel: Kernel, config: Config) -> Config:
-    """How the second of two launches is cut up: small tiles, since it does little but read."""
-    _, rows, columns, *_ = kernel.frames[config.frame].sizes
-    whole = kernel.schedule == "online" or (kernel.core is not None and bool(kernel.core.after))
-    wide = columns if whole else min(columns, 128)
-    block_rows = max(min(power_of_two(rows), 256 // (power_of_two(wide) * config.heads)), 2)
-    return replace(config, block_rows=block_rows, block_columns=power_of_two(wide), num_warps=4, num_stages=1)
 
 
 class ProductBody[V](Body[V]):

@@ -14,15 +14,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxorch.codegen.body import Body
-from jaxorch.codegen.emit import emit, grid_size, launches
-from jaxorch.codegen.ops import Buffer, Tile
-from jaxorch.codegen.products import (
+from jaxorch.codegen.emit import emit
+from jaxorch.codegen.launches import (
     Launch,
     combine_config,
     early_outputs,
+    grid_size,
     launch_buffers,
+    launches,
     scratch_arrays,
 )
+from jaxorch.codegen.ops import Buffer, Tile
 from jaxorch.codegen.triton_interleaved import WIDEST_ACCESS, Interleaving
 from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
@@ -32,10 +34,7 @@ from jaxorch.kernels.configs import Config, tile_count
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["LEAST_ARCH", "Source", "different", "generate"]
-
-LEAST_ARCH = 80
-"""The least compute capability that kernels are written for."""
+__all__ = ["Source", "different", "generate"]
 
 _NOTHING: Mapping[int, int] = {}
 
@@ -74,28 +73,27 @@ def generate(
     kernel: Kernel,
     config: Config,
     *,
+    arch: int | None,
     header: Sequence[str] = (),
-    interpret: bool = False,
-    arch: int = LEAST_ARCH,
     over: Mapping[int, int] = _NOTHING,
 ) -> Source:
     """The Triton source of a kernel; `header` lines (what it computes, for the reader) become comments.
 
-    `arch`: the least compute capability that it shall run on, as 80 for 8.0; later ones have shorter instructions.
+    `arch`: the least compute capability that it shall run on, as 80 for 8.0 (later ones have shorter instructions), or
+    None for the interpreter.
     `over`: inputs that outputs overwrite, beside those that are written in place in any case.
     """
-    machine = None if interpret else arch
     match launches(kernel, config):
         case ("joined",):
-            source = _launch(graph, kernel, config, "joined", header, machine, over)
+            source = _launch(graph, kernel, config, "joined", header, arch, over)
             tickets = tile_count(kernel, config)
             return replace(source, scratch=scratch_arrays(graph, kernel, config), tickets=tickets)
         case ("whole",):
-            return _launch(graph, kernel, config, "whole", header, machine, over)
+            return _launch(graph, kernel, config, "whole", header, arch, over)
         case _:
             pass
-    first = _launch(graph, kernel, config, "partial", header, machine, _NOTHING)
-    second = _launch(graph, kernel, config, "combine", header, machine, over)
+    first = _launch(graph, kernel, config, "partial", header, arch, _NOTHING)
+    second = _launch(graph, kernel, config, "combine", header, arch, over)
     digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
     scratch = scratch_arrays(graph, kernel, config)
     return replace(first, digest=digest, scratch=scratch, early=early_outputs(kernel), combine=second)
@@ -131,11 +129,11 @@ def _launch(
     config: Config,
     launch: Launch,
     header: Sequence[str],
-    machine: int | None,
+    arch: int | None,
     over: Mapping[int, int],
 ) -> Source:
     ins, outs = launch_buffers(graph, kernel, config, launch) if kernel.core else buffers(graph, kernel)
-    ops = _written(graph, kernel, config, launch, (*ins, *outs), machine)
+    ops = _written(graph, kernel, config, launch, (*ins, *outs), arch)
     helpers = "".join(f"\n\n@triton.jit\ndef {h}(a, b):\n    {HELPERS[h]}\n" for h in sorted(ops.helpers))
     shared = {**aliases(graph, kernel), **over}
     results = outs[len(outs) - len(kernel.outputs) :]  # behind the parts of a launch that leaves some
@@ -157,9 +155,9 @@ def _launch(
 
 
 def _written(
-    graph: Graph, kernel: Kernel, config: Config, launch: Launch, arguments: Sequence[Buffer], machine: int | None
+    graph: Graph, kernel: Kernel, config: Config, launch: Launch, arguments: Sequence[Buffer], arch: int | None
 ) -> TritonOps:
-    """The handler after it has written one launch; `machine`: the compute capability, None of the interpreter."""
+    """The handler after it has written one launch."""
     frame = kernel.frames[config.frame]
     own = combine_config(kernel, config) if launch == "combine" else config
     columns = kernel.column_blocks(config.frame, own.block_columns)
@@ -175,10 +173,10 @@ def _written(
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}
     if kernel.core is None:
         side = _interleaving(frame, own, max(b.array.dtype.itemsize for b in arguments))
-        plain = TritonOps(tile, side=side, interpret=machine is None, of_windows=bool(kernel.unrolled), **common)
+        plain = TritonOps(tile, side=side, interpret=arch is None, of_windows=bool(kernel.unrolled), **common)
         Body(graph, kernel, config, plain).run()
         return plain
-    ops = TritonProducts(tile, arch=machine, **common)
+    ops = TritonProducts(tile, arch=arch, **common)
     emit(graph, kernel, config, ops, launch)
     return ops
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxorch.codegen.ops import Buffer, Product, Tile
 from jaxorch.codegen.triton_casts import TRITON_NAME, triton_literal, triton_store_cast
-from jaxorch.codegen.triton_planes import STEP, TritonPlanes
+from jaxorch.codegen.triton_loops import TritonLoops
+from jaxorch.codegen.triton_planes import STEP
 from jaxorch.codegen.triton_writer import Axes, Text
 from jaxorch.ir import index as ix
 from jaxorch.ir.dtypes import compute_dtype, is_narrow_float
@@ -36,7 +37,7 @@ _AS_COLUMN = "[:, None]"
 _PRECISION = {"DEFAULT": "tf32", "HIGH": "tf32x3", "HIGHEST": "ieee"}
 
 
-class TritonProducts(TritonPlanes):
+class TritonProducts(TritonLoops):
     """TritonOps with the matrix unit."""
 
     # Masks and shapes

@@ -218,8 +218,8 @@ class Writer:
             case Mod(e, k):
                 expr = self.divided(e, k, "%", axes, start)
             case Select(guard, then, otherwise):
-                sides = [self.text(side, axes, start=start) for side in (then, otherwise)]
-                expr = f"tl.where({self.condition(guard, axes, start=start)}, {sides[0]}, {sides[1]})"
+                sides = ", ".join(self.selected(side, axes, start) for side in (then, otherwise))
+                expr = f"tl.where({self.condition(guard, axes, start=start)}, {sides})"
             case _:  # a Lookup is bound before it is used, under its own name
                 raise AssertionError(atom)
         dims = self.dims(atom)
@@ -227,6 +227,12 @@ class Writer:
         text = self.name(expr, dims, "i")
         home.names[atom, names, axes.sizes] = text.name
         return text.name
+
+    def selected(self, expr: Expr, axes: Axes, start: bool) -> str:
+        """A side of a selection: of two numbers Triton would make 32 bits, whatever they are multiplied by."""
+        if isinstance(expr, Const) and self.lane_type:
+            return f"tl.full([], {expr.value}, tl.int64)"
+        return self.text(expr, axes, start=start)
 
     def divided(self, expr: Expr, divisor: int, operator: str, axes: Axes, start: bool) -> str:
         # Triton's // and % truncate; shifting the operand to be non-negative makes them floor.

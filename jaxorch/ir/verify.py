@@ -185,15 +185,15 @@ def _bounds(view: View, shapes: Sequence[tuple[int, ...]], place: _Place) -> Non
     earlier: list[Guard] = []
     for p, (piece, shape) in enumerate(zip(view.pieces, shapes, strict=True)):
         here, last = place.of(p), p == len(view.pieces) - 1
-        guard = () if last else piece.guard
         for axis, (expr, size) in enumerate(zip(piece.index, shape, strict=True)):
             if _lies_in(ix.range_of(expr, view.domain), size):
                 continue
             if not _lies_in(_range_under(piece.guard, expr, view.domain), size):
-                _evaluate(Bound(expr, 0, size), guard, earlier, view.domain, here, f"index along axis {axis}")
+                # what other pieces stand for is loaded too, where the guard does not forbid it
+                _evaluate(Bound(expr, 0, size), piece.guard, (), view.domain, here, f"index along axis {axis}")
         for b in piece.guard if last else ():  # no other piece is left, so this one's guard must hold
             if ix.decide(b, view.domain) is not True:
-                _evaluate(b, guard, earlier, view.domain, here, "guard of the last piece")
+                _evaluate(b, (), earlier, view.domain, here, "guard of the last piece")
         earlier.append(piece.guard)
 
 

@@ -2,8 +2,8 @@
 
 A `View` maps every coordinate of its domain to a coordinate of some value (a pull-back).  Its pieces
 are tried in order and the last one applies wherever no earlier one does, so a view always covers its
-domain; a pad's fill is a last piece that reads a rank-0 value.  Invariant: wherever a piece is
-selected, its index lies inside the value it reads.
+domain; a pad's fill is a last piece that reads a rank-0 value.  Invariant: wherever a piece's guard
+holds, its index lies inside the value it reads: no more is asked before it is loaded.
 """
 
 from __future__ import annotations
@@ -228,8 +228,7 @@ def _in_even_steps(pieces: tuple[Piece, ...], axis: int, sizes: tuple[int, ...])
         back = ix.add(Dim(axis), ix.Const(-first))
         moved = (ix.add(e, ix.mul(back, s)) for e, s in zip(alike[first].index, steps, strict=True))
         index = tuple(simplify(e, sizes) for e in moved)
-        guard = () if k == len(longest) - 1 else _guard_in_steps(alike, steps, axis, sizes)
-        found.append(Piece(guard, piece.value, index))
+        found.append(Piece(_guard_in_steps(alike, steps, axis, sizes), piece.value, index))
     whole = tuple(found)
     if any(axis in _told_apart(piece) for piece in whole):
         return None
@@ -241,8 +240,7 @@ def _at_place(pieces: Sequence[Piece], axis: int, place: int, sizes: tuple[int, 
     coords = [ix.Const(place) if a == axis else Dim(a) for a in range(len(sizes))]
     found: list[Piece] = []
     for piece in pieces:
-        own = () if piece is pieces[-1] else piece.guard
-        guard = simplify_guard(ix.substitute_guard(own, coords), sizes)
+        guard = simplify_guard(ix.substitute_guard(piece.guard, coords), sizes)
         if guard is None:
             continue
         index = tuple(simplify(ix.substitute(e, coords), sizes) for e in piece.index)

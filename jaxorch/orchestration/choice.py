@@ -1,6 +1,6 @@
 """One graph's choice: its candidates, the cheapest program of them, and its kernels tuned until measured times hold.
 
-Input: a graph, and what the graphs of one program share.  Output: the steps of a plan.  Invariant: every
+Input: a graph, and what the graphs of one program share (`Session`).  Output: the steps of a plan.  Invariant: every
 kernel among the steps has compiled for the device, and one that failed is in no later choice.
 """
 
@@ -335,7 +335,7 @@ class Way:
         kernel, estimate = option.kernel, session.estimates[option.structure]
         if session.options.backend == "interpret":
             config, header = configurations(self.graph, kernel)[0], header_of(self.trace, self.graph, kernel)
-            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, interpret=True), estimate)
+            return KernelStep(kernel, generate(self.graph, kernel, config, header=header, arch=None), estimate)
         found = session.tuned[option.structure]
         return KernelStep(kernel, found.source, estimate, found.measured, found.compiled)
 

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from jaxorch.codegen.count_ops import Counts, count
-from jaxorch.codegen.emit import grid_size, launches
+from jaxorch.codegen.launches import grid_size, launches
 from jaxorch.ir import index as ix
 from jaxorch.ir.graph import Const, Contract, Graph, Map, Opaque, Reduce, Scatter, operands_of, outputs_of
 from jaxorch.ir.view import Value, is_reshape, lookups

@@ -91,15 +91,12 @@ def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[in
 def _step(plan: Plan, step: KernelStep, over: Over, session: Session) -> KernelStep:
     key = step.source.digest, over
     if key not in session.overwriting:
-        interpret = session.options.backend == "interpret"
+        arch = None if session.options.backend == "interpret" else session.device.arch
         header = header_of(plan.trace, plan.graph, step.kernel)
         config = step.source.config
-        arch = session.device.arch
-        source = generate(
-            plan.graph, step.kernel, config, header=header, interpret=interpret, arch=arch, over=dict(over)
-        )
+        source = generate(plan.graph, step.kernel, config, arch=arch, header=header, over=dict(over))
         compiled = None
-        if not interpret:
+        if arch is not None:
             limits = {"arch": arch, "shared_limit": session.device.shared_per_block}
             compiled = check(source, *arguments(plan.graph, step.kernel), **limits, store=session.store)
         session.overwriting[key] = source, compiled

@@ -1,7 +1,7 @@
-"""What the plans of one program share: options, the device, what is known of its kernels, and the time left for them.
+"""What the planning of one program shares: the device and the store, what is known of its kernels, the time left.
 
-Input: options and a target.  Output: one object for the graphs of the program and of the bodies in it.  Invariant:
-equal kernels are priced, tuned and compiled once.
+Input: the options and the target.  Output: a `Session`, which all of the program's graphs, and the bodies in it, fill.
+Invariant: what is recorded under a structure holds for every kernel, or part left to XLA, of that structure.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ _OPERATIONS: dict[str, Callable[[_Shape, Sequence[Expr]], Expr | None]] = {
 
 
 def _operands(graph: Graph, node: Map, coords: tuple[Expr, ...], sizes: _Shape) -> list[Point | None]:
-    return [source_at(graph, v, coords, sizes) for v in node.operands]
+    return [source_at(v, coords, sizes) for v in node.operands]
 
 
 def _made(graph: Graph, point: Point | None, sizes: _Shape, *ops: str) -> tuple[Point | None, ...]:
@@ -201,7 +201,7 @@ def _made(graph: Graph, point: Point | None, sizes: _Shape, *ops: str) -> tuple[
 
 def _constant(graph: Graph, point: Point | None) -> int | None:
     while (copied := map_at(graph, point, "copy")) is not None:
-        point = source_at(graph, copied[0].operands[0], copied[1], ())
+        point = source_at(copied[0].operands[0], copied[1], ())
     node = graph.nodes[point[0].node] if point is not None else None
     return int(node.value) if isinstance(node, Const) else None
 

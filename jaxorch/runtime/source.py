@@ -103,11 +103,6 @@ def jit_from_source(source: str, name: str) -> Any:
         return made
 
 
-def function_from_source(source: str, name: str) -> Callable[..., Any]:
-    """The Python function under `jit_from_source(source, name)`. Raises as that does."""
-    return jit_from_source(source, name).fn
-
-
 def _make_jit(source: str, name: str) -> Any:
     triton = require_triton()
     if triton.knobs.runtime.interpret:

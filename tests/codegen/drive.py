@@ -196,7 +196,7 @@ def counted(
     graph: Graph, kernel: Kernel, config: Config, inputs: Sequence[Data], over: Mapping[int, int] | None = None
 ) -> dict[Value, tuple[Data, Data]]:
     """As `interpreted`, each output with how often each element was stored; `over`: inputs that outputs overwrite."""
-    source = generate(graph, kernel, config, interpret=True, over=over or {})
+    source = generate(graph, kernel, config, arch=None, over=over or {})
     arrays = [graph.array(o.value) for o in kernel.outputs]
     outs = [_poison(a) for a in arrays]
     shared = dict((source.combine or source).aliases)

@@ -466,15 +466,15 @@ def test_a_branch_keeps_the_guards_around_it():
     """Blocks of 16 see one of x and y, chosen once; the padding around both masks their loads."""
     f = lambda x, y: jnp.pad(jnp.exp(jnp.concatenate([x, y], 0)), ((0, 0), (3, 5)))  # noqa: E731
     graph, kernel = check_configs(f, (2, 8), (2, 8), configs=[Config(0, 1, 16, 1), Config(0, 1, 8, 1)])
-    assert "if " in generate(graph, kernel, Config(0, 1, 16, 1)).text
+    assert "if " in generate(graph, kernel, Config(0, 1, 16, 1), arch=90).text
 
 
 def test_a_source_chosen_once_a_block():
     f = lambda x, y, z: jnp.concatenate([jnp.tanh(x), y * 2, -z], -1)  # noqa: E731
     graph, kernel = check_configs(f, (3, 16), (3, 16), (3, 32), configs=[Config(0, 2, 16, 1), Config(0, 4, 8, 1)])
-    text = generate(graph, kernel, Config(0, 2, 16, 1)).text
+    text = generate(graph, kernel, Config(0, 2, 16, 1), arch=90).text
     assert text.count("if ") == 2
-    assert "if " not in generate(graph, kernel, Config(0, 2, 64, 1)).text
+    assert "if " not in generate(graph, kernel, Config(0, 2, 64, 1), arch=90).text
 
 
 @pytest.mark.parametrize("limit", [{}, {"row": 3, "part": 2}])
@@ -601,6 +601,6 @@ def test_division_by_a_constant(dtype, divisor):
     held = compute_dtype(x.dtype)
     with np.errstate(all="ignore"):
         factor = abs(held.type(1) / x.dtype.type(divisor).astype(held))
-    text = generate(made.graph, kernel, configurations(made.graph, kernel)[0]).text
+    text = generate(made.graph, kernel, configurations(made.graph, kernel)[0], arch=90).text
     is_multiplied = " / " not in text and "div_rn" not in text
     assert is_multiplied == bool(np.finfo(held).tiny <= factor < np.inf)

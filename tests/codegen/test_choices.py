@@ -34,7 +34,7 @@ def check(f, want, *arrays):
     for config in STEPS:
         found = interpreted(made.graph, kernel, config, made.inputs(kernel))[value]
         np.testing.assert_allclose(found, want, rtol=0, atol=1e-5 * np.abs(want).max())
-    return [generate(made.graph, kernel, config).text for config in STEPS], made.graph, kernel
+    return [generate(made.graph, kernel, config, arch=90).text for config in STEPS], made.graph, kernel
 
 
 @settings(max_examples=300)

@@ -49,7 +49,7 @@ def whole(f, *specs):
 def compiled(f, *specs, points=1):
     """The whole program as one kernel in its first configuration of so many points, and what ptxas says."""
     graph, kernel = whole(f, *specs)
-    source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.points == points))
+    source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.points == points), arch=90)
     limit = device("h200").shared_per_block
     return kernel, source, check(source, *arguments(graph, kernel), arch=90, shared_limit=limit)
 
@@ -187,7 +187,7 @@ def test_heads_in_a_tile_are_copied_in_whole_runs():
     graph, kernel = whole(keys_and_values, S(8, 4096, 32, 48))
     config = replace(configurations(graph, kernel)[0], splits=1)
     assert config.heads == 4
-    found = check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=1 << 18)
+    found = check(generate(graph, kernel, config, arch=90), *arguments(graph, kernel), arch=90, shared_limit=1 << 18)
     assert "ld.global" not in found.ptx
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global.*", found.ptx)
     assert copies
@@ -203,7 +203,9 @@ def test_groups_of_windows_in_a_tile_stay_in_registers(features, dtype):
     tried = [c for c in configurations(graph, kernel) if c.heads > 1][:5]
     assert bool(tried) == (features * np.dtype(dtype).itemsize < 128)
     for config in tried:
-        found = check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=1 << 16)
+        found = check(
+            generate(graph, kernel, config, arch=90), *arguments(graph, kernel), arch=90, shared_limit=1 << 16
+        )
         assert found.spill_bytes == 0, config
         assert "mma.sync" in found.ptx
 
@@ -221,7 +223,7 @@ def test_lanes_run_along_heads(monkeypatch):
     graph, kernel = whole(grouped, S(8, 56, 56, 256), S(3, 3, 8, 256))
     config = configurations(graph, kernel)[0]
     assert config.heads == 8
-    check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=1 << 16)
+    check(generate(graph, kernel, config, arch=90), *arguments(graph, kernel), arch=90, shared_limit=1 << 16)
     text = made[0].asm["ttgir"]
     layouts = dict(re.findall(r"^(#blocked\d*) = #ttg\.blocked<{.*threadsPerWarp = \[([\d, ]+)\]", text, re.MULTILINE))
     used = re.findall(r"tt\.(?:load|store) .*(#blocked\d*)>", text)
@@ -385,7 +387,7 @@ def test_products_of_two_warps(dtype):
     few = [c for c in configurations(graph, kernel) if c.num_warps == 2]
     assert few
     for config in few:
-        source = generate(graph, kernel, config)
+        source = generate(graph, kernel, config, arch=90)
         found = check(source, *arguments(graph, kernel), arch=90, shared_limit=device("h200").shared_per_block)
         assert not found.spill_bytes
         assert "mma.sync" in found.ptx
@@ -395,7 +397,7 @@ def test_products_of_two_warps(dtype):
 def test_heads_of_two_arrays_are_copied_ahead_from_either():
     specs = [S(4096, 384, dtype=np.float32), S(4096, 384, dtype=np.float32), S(1, dtype=np.float32)]
     graph, kernel = whole(heads_of, *specs)
-    source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.frame == 0))
+    source = generate(graph, kernel, next(c for c in configurations(graph, kernel) if c.frame == 0), arch=90)
     found = check(source, *arguments(graph, kernel), arch=90, shared_limit=device("h200").shared_per_block)
     assert not found.spill_bytes
     copied = re.findall(r"cp\.async\.c\S+ \[[^]]*\], \[[^]]*\], (\w+)", found.ptx)

@@ -91,7 +91,7 @@ def test_narrow_operands_in_the_result_s_order(dtype):
     runs(made, kernel, frames := unrolled(kernel, 5), [small(k, 32) for k in frames])
     inputs, outputs = arguments(made.graph, kernel)
     config = configurations(made.graph, kernel)[0]
-    found = check(generate(made.graph, kernel, config), inputs, outputs, arch=90, shared_limit=232448)
+    found = check(generate(made.graph, kernel, config, arch=90), inputs, outputs, arch=90, shared_limit=232448)
     assert (config.frame in frames, found.spill_bytes) == (True, 0)
 
 
@@ -107,7 +107,7 @@ def test_operands_in_the_result_s_order_and_several_results():
     made, kernel = scheduled("pointwise", f, x, y, b)
     assert len(kernel.outputs) == 3
     frames = unrolled(kernel, 3)
-    source = generate(made.graph, kernel, small(0, 64), interpret=True)
+    source = generate(made.graph, kernel, small(0, 64), arch=None)
     assert len(re.findall("= tl.load", source.text)) == 9  # three runs of x, three parts of y, the elements of b
     runs(made, kernel, frames, [small(k, columns) for k in frames for columns in (4, 64)])
 
@@ -170,7 +170,7 @@ def test_compiled_code_moves_vectors_alone(name):
     assert kernel.frames[0].unroll == count
     inputs, outputs = arguments(made.graph, kernel)
     for config in [c for c in configurations(made.graph, kernel) if c.frame == 0][:3]:
-        found = check(generate(made.graph, kernel, config), inputs, outputs, arch=90, shared_limit=232448)
+        found = check(generate(made.graph, kernel, config, arch=90), inputs, outputs, arch=90, shared_limit=232448)
         assert found.spill_bytes == 0
         for what in ("ld", "st"):
             widths = re.findall(rf"\b{what}\.global[.\w]*?\.(v[248]\.)?b(\d+)", found.ptx)

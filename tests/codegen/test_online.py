@@ -179,7 +179,7 @@ def test_parts_of_few_queries_are_combined_without_those_that_pad_them(n, splits
     config = Config(0, 16 if n <= 16 else 32, 16, 4, 2, 16, splits)
     found = interpreted(made.graph, kernel, config, made.inputs(kernel))[made.graph.outputs[0]]
     np.testing.assert_allclose(found.astype(np.float64).reshape(want.shape), want, rtol=0, atol=2e-2)
-    _, combine = generate(made.graph, kernel, config).text.split("if ticket ==")
+    _, combine = generate(made.graph, kernel, config, arch=90).text.split("if ticket ==")
     assert f"lane{1 << (n - 1).bit_length()}_down" in combine
 
 
@@ -187,7 +187,7 @@ def test_a_side_of_the_mask_that_is_not_visited_is_no_turn_of_the_loop():
     f = lambda q, k, v, p: attention(q, k, v, lambda s: jnp.where(jnp.arange(80) <= p, s, -1e30))  # noqa: E731
     q, k, v = (normal(np.random.default_rng(0), 1, 2, n, 16) for n in (1, 80, 80))
     made, kernel = online_of(f, q, k, v, np.int32(7))
-    lines = [line.strip() for line in generate(made.graph, kernel, blocks(kernel)[0]).text.splitlines()]
+    lines = [line.strip() for line in generate(made.graph, kernel, blocks(kernel)[0], arch=90).text.splitlines()]
     steps = next(k for k, line in enumerate(lines) if line.startswith("for key_start in"))
     assert lines[steps - 1] == "while phase < 3:"
     assert "phase = tl.where(doubt > 0, phase + 1, 3)" in lines
@@ -402,10 +402,10 @@ def test_rows_with_most_keys_come_first(monkeypatch, kept):
     check(causal, reference(q, k, v, lambda s: np.where(seen, s, -1e30)), q, k, v)
     made, kernel = online_of(causal, q, k, v)
     together = {1 << 24: 6, 5000: 1, 0: 1}[kept]
-    assert f"row_block = 3 - program // {together} % 4" in generate(made.graph, kernel, blocks(kernel)[0]).text
+    assert f"row_block = 3 - program // {together} % 4" in generate(made.graph, kernel, blocks(kernel)[0], arch=90).text
     # as many keys for every row
     made, kernel = online_of(attention, q, k, v)
-    assert "row_block = program % 4" in generate(made.graph, kernel, blocks(kernel)[0]).text.replace(
+    assert "row_block = program % 4" in generate(made.graph, kernel, blocks(kernel)[0], arch=90).text.replace(
         "(program)", "program"
     )
 
@@ -436,7 +436,7 @@ def test_blocks_that_a_mask_leaves_out_are_asked_for_only_where_they_may_count(f
     rng = np.random.default_rng(0)
     q, k, v = (normal(rng, 1, 2, 50, 16) for _ in range(3))
     made, kernel = online_of(functools.partial(f, low=low), q, k, v)
-    assert ("while phase" in generate(made.graph, kernel, blocks(kernel)[0]).text) == asks
+    assert ("while phase" in generate(made.graph, kernel, blocks(kernel)[0], arch=90).text) == asks
 
 
 @pytest.mark.parametrize("low", MASKED)
@@ -467,7 +467,7 @@ def test_a_band_of_stacked_windows(dtype):
     want = np.einsum("hqk,hqkd->hqd", softmax(np.einsum("hqd,hqkd->hqk", q, wide[0][:, near])), wide[1][:, near])
     check(band, want, q, k, v, tolerance=1e-5 if dtype == F32 else 2e-2)
     made, kernel = online_of(band, q, k, v)
-    assert generate(made.graph, kernel, blocks(kernel)[0]).text.count("tl.load(") == 3  # no source is chosen
+    assert generate(made.graph, kernel, blocks(kernel)[0], arch=90).text.count("tl.load(") == 3  # no source is chosen
 
 
 REFUSED = {
@@ -506,7 +506,7 @@ def test_parts_are_combined_in_one_launch_or_two(monkeypatch, elements):
     rng = np.random.default_rng(0)
     q, k, v = normal(rng, 1, 2, 5, 16), normal(rng, 1, 2, 70, 16), normal(rng, 1, 2, 70, 24)
     made, kernel = online_of(attention, q, k, v)
-    source = generate(made.graph, kernel, blocks(kernel)[1])
+    source = generate(made.graph, kernel, blocks(kernel)[1], arch=90)
     assert (source.combine is None) == (elements > 0) == (source.tickets > 0)
     check(attention, reference(q, k, v), q, k, v, splits=(2, 4))
 
@@ -522,7 +522,7 @@ def test_several_points_of_the_grid_a_program(shared):
     made, kernel = online_of(f, q, k, v, bias)
     (value,) = made.graph.outputs
     for config in (Config(0, 32, 16, 4, 2, 32, points=4), Config(0, 16, 16, 4, 2, 32, points=8)):
-        source = generate(made.graph, kernel, config)
+        source = generate(made.graph, kernel, config, arch=90)
         before, _, inside = source.text.partition("for point in range")
         alike = shared == "everything" or (shared == "batch" and config.points == 4)  # the batch is counted fastest
         assert (before.count("tl.load"), inside.count("tl.load")) == ((1, 3) if alike else (0, 4))

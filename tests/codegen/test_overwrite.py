@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxorch.codegen.emit import launches
+from jaxorch.codegen.launches import launches
 from jaxorch.codegen.overwrite import overwritable
 from jaxorch.codegen.source import generate
 from jaxorch.kernels import configs
@@ -90,7 +90,7 @@ def test_what_is_read_after_a_store_may_not_be_overwritten_by_it():
 
     made = program(f, X, X)
     kernel = whole_kernel(made.graph)
-    source = generate(made.graph, kernel, configurations(made.graph, kernel)[0]).text
+    source = generate(made.graph, kernel, configurations(made.graph, kernel)[0], arch=90).text
     assert source.index("tl.store(out0") < source.rindex("tl.load(in0")
     assert allowed(f, X, X) == {(0, 1), (1, 1)}
 
@@ -175,7 +175,7 @@ def test_kernels_that_overwrite_give_the_same_and_store_once(name):
     for k, o in pairs:
         for value, (out, _) in counted(made.graph, kernel, config, inputs, over={k: o}).items():
             agree(out.reshape(want[value].shape), want[value], 2e-6)
-        source = generate(made.graph, kernel, config, over={k: o})
+        source = generate(made.graph, kernel, config, over={k: o}, arch=90)
         last = source.combine or source
         assert (k, o) in last.aliases
         assert f"out{o}," not in last.text.split("def jaxorch_")[1].split("):")[0] + ","

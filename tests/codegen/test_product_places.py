@@ -34,7 +34,7 @@ def check(f, want, *arrays, tolerance, blocks=BLOCKS):
         for value, expected in zip(graph.outputs, want, strict=True):
             got = found[value].astype(np.float64)
             np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1))
-    return kernel, generate(graph, kernel, configs[0]).text
+    return kernel, generate(graph, kernel, configs[0], arch=90).text
 
 
 def parts(y, cuts):

@@ -72,7 +72,7 @@ def test_blocks_of_rows_go_along_the_columns_together(monkeypatch, rows, batch):
     x, y = normal(rng, batch, rows, 40), normal(rng, batch, 40, 50)
     check(jnp.matmul, np.matmul(*wide(x, y)), x, y, tolerance=1e-2)
     made, kernel = gemm_of(jnp.matmul, x, y)
-    text = generate(made.graph, kernel, BLOCKS[0]).text
+    text = generate(made.graph, kernel, BLOCKS[0], arch=90).text
     assert ("group_rows = tl.minimum(10 - group_first, 8)" in text) == (rows == 150)
     assert "column_block = " + ("program" if batch == 1 else "tile") in text
 
@@ -290,7 +290,7 @@ def test_float32_operands_are_rounded_to_what_the_matrix_unit_takes(precision, r
     rng = np.random.default_rng(0)
     x, y = normal(rng, 21, 40, dtype=F32), normal(rng, 40, 18, dtype=F32)
     made, kernel = gemm_of(lambda x, y: lax.dot(x, y, precision=lax.Precision[precision]), x, y)
-    assert generate(made.graph, kernel, BLOCKS[0]).text.count("@p add.u32 t, t, 4096") == rounds
+    assert generate(made.graph, kernel, BLOCKS[0], arch=80).text.count("@p add.u32 t, t, 4096") == rounds
     on_hopper = generate(made.graph, kernel, BLOCKS[0], arch=90)
     assert on_hopper.text.count("cvt.rn.tf32.f32") == rounds
     found = check_source(on_hopper, *arguments(made.graph, kernel), arch=90, shared_limit=1 << 17)
@@ -305,7 +305,7 @@ def test_parts_are_combined_in_one_launch_or_two(monkeypatch, elements):
     x, y, b = normal(rng, 3, 21, 70), normal(rng, 3, 70, 37), normal(rng, 37)
     made, kernel = gemm_of(lambda x, y, b: jnp.tanh(x @ y + b), x, y, b)
     for config in (Config(0, 16, 16, 4, 2, 16, 2), Config(0, 32, 32, 4, 2, 16, 4)):
-        source = generate(made.graph, kernel, config)
+        source = generate(made.graph, kernel, config, arch=90)
         assert (source.combine is None) == (elements > 0) == (source.tickets > 0)
     f = lambda x, y, b: jnp.tanh(x @ y + b)  # noqa: E731
     check(f, np.tanh(np.matmul(*wide(x, y)) + b.astype(np.float64)), x, y, b, tolerance=2e-2)
@@ -322,7 +322,7 @@ def test_the_last_program_of_a_tile_adds_up_its_parts(rows, columns, splits, bat
 
 def test_many_elements_of_parts_are_left_to_a_second_launch():
     made, kernel = gemm_of(lambda x, y: x @ y, np.zeros((64, 4096), F32), np.zeros((4096, 128), F32))
-    joined, apart = (generate(made.graph, kernel, Config(0, 64, 64, 4, 2, 32, s)) for s in (2, 4))
+    joined, apart = (generate(made.graph, kernel, Config(0, 64, 64, 4, 2, 32, s), arch=90) for s in (2, 4))
     assert (joined.tickets, joined.combine) == (2, None)
     assert apart.tickets == 0
     assert apart.combine is not None

@@ -86,10 +86,20 @@ def stencils(draw):
     return f, [shape, weights], draw(st.sampled_from((F32, BF16)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(stencils(), st.integers(0, 7))
 def test_blocks_of_neighbours(drawn, number):
-    f, shapes, dtype = drawn
+    blocks_agree(*drawn, number)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(stencils(), st.integers(0, 7))
+def test_many_blocks_of_neighbours(drawn, number):
+    blocks_agree(*drawn, number)
+
+
+def blocks_agree(f, shapes, dtype, number):
     rng = np.random.default_rng(sum(map(sum, shapes)))
     made = program(f, *(random_array(rng, s, dtype) for s in shapes))
     for kernel in kernels_of(made.graph):
@@ -125,7 +135,7 @@ def test_what_neighbours_share_is_read_once(size):
     down, across, reads = HELD[size]
     first = kernel.frames[0]
     assert [first.domain[a] for a in first.held] == [n for n in (down, across) if n > 1]
-    text = generate(graph, kernel, configurations(graph, kernel)[0]).text
+    text = generate(graph, kernel, configurations(graph, kernel)[0], arch=90).text
     assert text.count("tl.load(") == reads + 25
     assert text.count("tl.store(") == down * across
 
@@ -173,7 +183,7 @@ def test_the_first_guess_does_not_spill(name):
     config = configurations(graph, kernel)[0]
     assert kernel.frames[config.frame].copies == 8
     limit = device("h200").shared_per_block
-    made = check(generate(graph, kernel, config), *arguments(graph, kernel), arch=90, shared_limit=limit)
+    made = check(generate(graph, kernel, config, arch=90), *arguments(graph, kernel), arch=90, shared_limit=limit)
     assert (made.spill_bytes, made.shared_bytes) == (0, 0)
 
 
@@ -188,6 +198,6 @@ def test_what_does_not_vary_over_the_image_is_read_once():
     kernel = next(k for k in kernels_of(made.graph) if k.unrolled and len(k.inputs) == 3)
     frames_agree(made, kernel, 1e-4)
     alone = next(c for c in configurations(made.graph, kernel) if not kernel.frames[c.frame].held)
-    biases = [line for line in generate(made.graph, kernel, alone).text.splitlines() if "tl.load(in1" in line]
+    biases = [line for line in generate(made.graph, kernel, alone, arch=90).text.splitlines() if "tl.load(in1" in line]
     assert len(biases) == 1
     assert "mask" not in biases[0] or "row" not in biases[0].split("mask")[1]

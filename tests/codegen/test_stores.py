@@ -13,7 +13,7 @@ from jax import lax
 
 import jaxorch
 from jaxorch.codegen.count_ops import count
-from jaxorch.codegen.products import scratch_arrays
+from jaxorch.codegen.launches import scratch_arrays
 from jaxorch.codegen.source import generate
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.kernels.kernel import Kernel
@@ -216,7 +216,7 @@ def test_two_launches():
         grown, *caches(np.random.default_rng(0), 1, 2, 2, 20, 1, 63, 16, 64), schedule="online", early=2
     )
     config = Config(0, 32, 64, 1, 2, 16, 2)
-    source = generate(made.graph, kernel, config, interpret=True)
+    source = generate(made.graph, kernel, config, arch=None)
     assert source.combine is not None
     assert len(source.early) == 2
     check(made, kernel, [config], 5e-2)

@@ -46,7 +46,7 @@ def check(f, want, *arrays, configs):
     (value,) = made.graph.outputs
     for found in results:
         np.testing.assert_allclose(found[value].reshape(want.shape), want, rtol=0, atol=1e-5 * np.abs(want).max())
-    return [generate(made.graph, kernel, c).text.count("for key_start") for c in configs]
+    return [generate(made.graph, kernel, c, arch=90).text.count("for key_start") for c in configs]
 
 
 @settings(max_examples=12)
@@ -88,7 +88,7 @@ def test_shuffled_arrays_are_read_one_by_one(groups, rounds, features, rows, see
     loops = check(f, want, w, *x, configs=(SHORT, LARGE))
     made, kernel = gemm_of(f, w, *x)
     for config, count in zip((SHORT, LARGE), loops, strict=True):
-        assert ("tl.where" in generate(made.graph, kernel, config).text) == (count == 1)
+        assert ("tl.where" in generate(made.graph, kernel, config, arch=90).text) == (count == 1)
 
 
 def convolved(x, w):
@@ -116,7 +116,7 @@ def test_windows_over_places_that_a_part_chooses():
     configs = (Config(0, 16, 16, 4, 1, 32), Config(0, 32, 32, 1, 1, 32), PARTED)
     assert check(focused, want, x, w, configs=configs) == [0, 4, 1]
     for config in configs[:2]:
-        assert "tl.where" not in generate(made.graph, kernel, config).text
+        assert "tl.where" not in generate(made.graph, kernel, config, arch=90).text
 
 
 @settings(max_examples=8)

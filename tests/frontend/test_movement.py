@@ -249,6 +249,7 @@ PATTERNS = {
         lambda x: jnp.roll(x, (-1, -1), (0, 1)).reshape(2, 3, 2, 3, 4).transpose(0, 2, 1, 3, 4).reshape(4, 9, 4),
         [(6, 6, 4)],
     ),
+    "rolled_beside_others": (lambda x, y: jnp.concatenate([jnp.roll(x, 1, 0), y], 1)[:2], [(3, 4), (3, 3)]),
     "interleave": (lambda x: jnp.stack([x[..., 1::2], x[..., ::2]], -1).reshape(x.shape), [(3, 8)]),
     "concatenate_of_three": (lambda x, y, z: lax.concatenate([x, y, z], 1), [(2, 3), (2, 0), (2, 4)]),
     "stack_of_three": (lambda x, y, z: jnp.stack([x, y, z], 1), [(2, 3)] * 3),
@@ -297,6 +298,16 @@ def test_windows_at_even_steps_are_one(data):
     if sum(n > 0 for n in inside) > 1 and (straddling or min(inside) == width):  # else nothing tells the steps
         assert len(view.pieces) <= 2
         assert len({p.value for p in view.pieces}) == len(view.pieces)
+
+
+def test_what_lies_behind_windows_at_even_steps_keeps_its_bounds():
+    def rows(x, y):
+        return jnp.stack([jnp.concatenate([x[k, :2], y[2 * k, :3]]) for k in range(3)])
+
+    for f, shapes in ((rows, [(4, 8), (6, 8)]), PATTERNS["rolled_beside_others"]):
+        (view,) = check(f, *(counting(shape) for shape in shapes))
+        assert len(view.pieces) == 2
+        assert all(piece.guard for piece in view.pieces)
 
 
 def test_windows_at_uneven_steps_are_not_one():

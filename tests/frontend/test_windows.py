@@ -212,7 +212,7 @@ def test_no_configuration_of_a_window_spills(name):
     kernel = whole_kernel(made.graph)
     assert kernel.unrolled
     for config in configurations(made.graph, kernel):
-        source = generate(made.graph, kernel, config)
+        source = generate(made.graph, kernel, config, arch=90)
         types = dict.fromkeys(("in0", "out0"), "*fp32")
         assert compile_for(source.text, source.name, types, {}, arch=90, num_warps=config.num_warps).spill_bytes == 0
 

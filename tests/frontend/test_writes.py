@@ -9,28 +9,18 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxorch
-from jaxorch import Options, primitive
+from jaxorch import Options
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, Opaque, Scatter
 from jaxorch.ir.place import inverse
 from jaxorch.ir.verify import verify
 from jaxorch.kernels.configs import configurations
 from jaxorch.kernels.kernel import aliases
-from jaxorch.orchestration import choice
 from jaxorch.pipeline import optimized_graph
 from tests.codegen.drive import agree, interpreted, kernels_of, numpied, program, random_array
 
 F32, I32, BF16 = np.float32, np.int32, jnp.bfloat16
 MODES = ("clip", "fill", "promise_in_bounds")
-
-
-@pytest.fixture
-def kernels_win(monkeypatch):
-    """What a kernel can do is done by kernels, however small the arrays."""
-    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
-    primitive.clear()
-    yield
-    primitive.clear()
 
 
 def check(f, *arrays, every=True, tolerance=1e-5):

@@ -1,14 +1,17 @@
 """Small graphs, built by hand, and their values by NumPy."""
 
 import math
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 
 from jaxorch.ir.graph import Array, Const, Graph, Input, Map, Opaque, Reduce
+from jaxorch.ir.verify import verify
 from jaxorch.ir.view import Value, View, evaluate_view, identity
+from jaxorch.options import Options
 
-__all__ = ["Builder", "array", "counting", "evaluate"]
+__all__ = ["Builder", "array", "counting", "evaluate", "passed"]
 
 
 def array(shape, dtype="float32") -> Array:
@@ -88,6 +91,15 @@ _SCALARS = {
     "convert_element_type": lambda a: a,
     "select_n": lambda p, a, b: np.where(p, b, a),
 }
+
+
+def passed(a_pass: Callable[[Graph, Options], Graph], graph: Graph) -> Graph:
+    """What a pass makes of a valid graph: a valid one, in which it finds nothing more to do."""
+    verify(graph)
+    after = a_pass(graph, Options())
+    verify(after)
+    assert a_pass(after, Options()) is after
+    return after
 
 
 def evaluate(graph: Graph, *inputs) -> list[np.ndarray]:

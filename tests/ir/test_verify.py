@@ -113,7 +113,6 @@ INSIDE = {
         Piece((Bound(i, 3, 6),), Value(0), (FloorDiv(Mul(Add(i, Const(-3)), 7), 2),)),
         Piece((), Value(1), ()),
     ],
-    "beside an earlier piece": [Piece((Bound(i, 0, 3),), Value(1), ()), Piece((), Value(0), (Add(i, Const(-3)),))],
     "by evaluation": [Piece((Bound(Mod(i, 3), 0, 1),), Value(0), (Mul(Mod(i, 3), 9),)), Piece((), Value(1), ())],
     "last piece guarded": [
         Piece((Bound(i, 0, 3),), Value(1), ()),
@@ -127,9 +126,9 @@ OUTSIDE = {
         [Piece((Bound(i, 1, 6),), Value(0), (Add(i, Const(-2)),)), Piece((), Value(1), ())],
         "i0 - 2 from -1 to 3",
     ),
-    "where no earlier piece applies": (
-        [Piece((Bound(i, 0, 2),), Value(1), ()), Piece((), Value(0), (Add(i, Const(-3)),))],
-        "i0 - 3 from -1 to 2",
+    "beside an earlier piece": (  # what that stands for is loaded, too
+        [Piece((Bound(i, 0, 3),), Value(1), ()), Piece((), Value(0), (Add(i, Const(-3)),))],
+        "i0 - 3 from -3 to 2",
     ),
     "last guard too narrow": (
         [Piece((Bound(i, 0, 2),), Value(1), ()), Piece((Bound(i, 3, 6),), Value(0), (Add(i, Const(-2)),))],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxorch.codegen.emit import grid_size
+from jaxorch.codegen.launches import grid_size
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Reduce
 from jaxorch.kernels.configs import Config, configurations, whole

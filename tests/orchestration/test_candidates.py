@@ -72,7 +72,7 @@ def same_structure_same_source(graph: Graph, found: Enumeration) -> None:
     sources: dict[str, tuple[str, list[object]]] = {}
     for fused in found.fused:
         config = configurations(graph, fused.kernel)[-1]
-        source = generate(graph, fused.kernel, config).text, arguments(graph, fused.kernel)
+        source = generate(graph, fused.kernel, config, arch=90).text, arguments(graph, fused.kernel)
         assert sources.setdefault(fused.structure, source) == source
 
 

@@ -125,7 +125,7 @@ def test_no_argument_sets_are_refused():
         device_times([lambda: None], [])
 
 
-def test_functions_of_nothing(monkeypatch):
+def test_functions_of_nothing():
     assert device_times([lambda: jnp.ones(2)], [()], repeats=1)[0].samples == 1
 
 

@@ -13,9 +13,8 @@ from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, Opaque, Reduce
 from jaxorch.kernels.configs import whole
 from jaxorch.options import Options
-from jaxorch.orchestration import choice, clock
+from jaxorch.orchestration import choice
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, arguments, run
-from jaxorch.orchestration.session import Session
 from jaxorch.target import Target
 from tests.codegen.drive import limits
 
@@ -154,19 +153,3 @@ def test_a_plan_is_traceable(monkeypatch):
 
     (got,) = jax.jit(lambda x: run(plan, [x], launch))(x)
     np.testing.assert_allclose(got, jax.nn.softmax(x), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("effort", "seconds", "searches"),
-    [("default", 59, True), ("default", 61, False), ("max", 239, True), ("max", 241, False)],
-)
-def test_the_search_for_better_plans_ends(effort, seconds, searches, monkeypatch):
-    monkeypatch.setattr("jaxorch.orchestration.session.local_arch", lambda: 90)
-    session = Session(Options(effort=effort), Target("cuda", "h200", live=True), lambda trace: ())
-    now = clock.time.monotonic()
-    monkeypatch.setattr(clock.time, "monotonic", lambda: now + seconds)
-    assert session.searches is searches
-
-
-def test_without_a_device_nothing_is_searched():
-    assert not Session(Options(), Target("cpu", "h200", live=False), lambda trace: ()).searches

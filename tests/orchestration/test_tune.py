@@ -400,7 +400,7 @@ def test_of_times_that_are_alike_the_least_parts_win():
     graph = program(lambda x, w: x @ w, np.zeros((16, 4096), jnp.bfloat16), np.zeros((4096, 256), jnp.bfloat16)).graph
     kernel = whole_kernel(graph)
     plain = configurations(graph, kernel)[0]
-    sources = [generate(graph, kernel, replace(plain, splits=splits)) for splits in (8, 2, 1)]
+    sources = [generate(graph, kernel, replace(plain, splits=splits), arch=90) for splits in (8, 2, 1)]
     assert least_parts(sources, [10.0, 10.1, 10.3]) == 1
     assert least_parts(sources, [10.0, 10.3, 10.3]) == 0
     assert least_parts(sources, [10.0, 10.1, 10.2]) == 2

@@ -133,12 +133,22 @@ def features_first(x, w, v):
     return x + convolved(jax.nn.relu(convolved(x, w)), v)
 
 
+FIRST = [jax.ShapeDtypeStruct(s, F32) for s in ((2, 4, 6, 5), (4, 4, 3, 3), (4, 4, 3, 3))]
+
+
 def test_a_program_with_its_features_first_runs_with_them_last(derived_only):
-    arrays = arrays_of(*(jax.ShapeDtypeStruct(s, F32) for s in ((2, 4, 6, 5), (4, 4, 3, 3), (4, 4, 3, 3))))
+    arrays = arrays_of(*FIRST)
     optimised = jaxorch.optimize(features_first, options=INTERPRET)
     close(optimised(*arrays), features_first(*arrays), 2e-2)  # products of operands rounded to TF32
     left = {p for line in jaxorch.explain(optimised, *arrays).left for p in line.primitives}
     assert not left
+    assert derived_only
+
+
+@pytest.mark.slow
+def test_gradients_and_batches_of_a_program_with_its_features_first(derived_only):
+    arrays = arrays_of(*FIRST)
+    optimised = jaxorch.optimize(features_first, options=INTERPRET)
     gradients = (jax.grad(lambda *a, g=g: jnp.sum(g(*a) ** 2), (0, 1, 2)) for g in (optimised, features_first))
     for one, other in zip(*(g(*arrays) for g in gradients), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-2 * np.abs(other).max())

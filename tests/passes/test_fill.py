@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxorch
-from jaxorch import Options, pipeline, primitive
+from jaxorch import Options, pipeline
 from jaxorch.errors import CompileError, PlanError
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, Opaque, Scatter, is_empty
@@ -190,14 +190,10 @@ def test_random_joins(case):
 
 
 @pytest.fixture
-def filling(monkeypatch):
+def filling(monkeypatch, kernels_win):
     """What a kernel can do is done by kernels, and joined arrays are filled."""
-    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     every = graphs
     monkeypatch.setattr(pipeline, "graphs", lambda trace, options: every(trace, options)[-1:])
-    primitive.clear()
-    yield
-    primitive.clear()
 
 
 @pytest.mark.parametrize("name", FILLED)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxorch
-from jaxorch import Options, pipeline, primitive
+from jaxorch import Options, pipeline
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, operands_of
 from jaxorch.ir.index import Dim
@@ -162,9 +162,8 @@ def test_random_readers(case):
         check(f, array(times, rows, columns), b)
 
 
-def test_end_to_end(monkeypatch):
+def test_end_to_end(monkeypatch, kernels_win):
     monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
     made = []
 
     def only_copied(trace, options):
@@ -172,13 +171,11 @@ def test_end_to_end(monkeypatch):
         return (made[-1],)
 
     monkeypatch.setattr(pipeline, "graphs", only_copied)
-    primitive.clear()
     f = lambda a, b: (softmax(a + b.T), (a * b.T).sum(-1))  # noqa: E731
     a, b = array(3, 4, 10), array(10, 4, seed=1)
     found = jaxorch.optimize(f, options=Options(backend="interpret", fallback="error"))(a, b)
     assert copies(made[-1])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, jax.jit(f)(a, b))
-    primitive.clear()
 
 
 # The choice

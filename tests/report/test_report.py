@@ -10,8 +10,7 @@ from jax import lax
 from rich.console import Console
 
 import jaxorch
-from jaxorch import Options, primitive
-from jaxorch.orchestration import choice
+from jaxorch import Options
 from jaxorch.report import KernelLine, LeftLine, Report
 from jaxorch.report.text import render
 
@@ -53,9 +52,7 @@ def wide(report):
     return out.getvalue()
 
 
-def test_what_is_written_in_place_is_said(monkeypatch):
-    monkeypatch.setattr(choice, "left_time", lambda *_: 1e6)
-    primitive.clear()
+def test_what_is_written_in_place_is_said(kernels_win):
     cache, row = np.zeros((4, 8), np.float32), np.ones((1, 8), np.float32)
     found = explained(lambda r, c, p: lax.dynamic_update_slice(c, jnp.exp(r), (p, 0)), row, cache, 2)
     assert [line.in_place for line in found.kernels] == [("in place: operand 1 if donated",)]
@@ -68,7 +65,6 @@ def test_what_is_written_in_place_is_said(monkeypatch):
     found = explained(lambda r: jnp.exp(r), row)
     assert [line.in_place for line in found.kernels] == [()]
     assert "in place" not in wide(found)
-    primitive.clear()
 
 
 def test_a_timed_kernel_is_shown_with_its_estimate():

@@ -122,7 +122,7 @@ def test_types_and_constants_must_cover_the_parameters() -> None:
 def test_equal_source_is_one_function() -> None:
     copy = "".join(SOURCE.splitlines(keepends=True))
     assert source.jit_from_source(SOURCE, "gelu") is source.jit_from_source(copy, "gelu")
-    assert source.function_from_source(SOURCE, "gelu").__name__ == "gelu"
+    assert source.jit_from_source(SOURCE, "gelu").fn.__name__ == "gelu"
 
 
 def test_a_plain_function_is_made_compilable() -> None:
@@ -132,7 +132,7 @@ def test_a_plain_function_is_made_compilable() -> None:
 
 def test_source_survives_a_cleared_linecache() -> None:
     text = SOURCE + "\n# another text\n"
-    source.function_from_source(text, "gelu")
+    source.jit_from_source(text, "gelu")
     linecache.checkcache()
     assert compile_for(text, "gelu", VECTOR, {"N": 64, "B": 64}, arch=90).registers > 0
 

@@ -86,7 +86,7 @@ def of_contractions(graph: Graph) -> frozenset[int]:
     return frozenset(found)
 
 
-def source_at(graph: Graph, view: View, coords: tuple[Expr, ...], sizes: tuple[int, ...]) -> Point | None:
+def source_at(view: View, coords: tuple[Expr, ...], sizes: tuple[int, ...]) -> Point | None:
     """The one value that `view` reads at `coords`, and where; None if it has several sources."""
     if len(view.pieces) != 1 or view.pieces[0].guard:
         return None
@@ -110,4 +110,4 @@ def same_rows(graph: Graph, point: Point, x: Point, like: Reduce) -> bool:
     if not isinstance(reduce, Reduce) or (reduce.domain, reduce.axes, point[1]) != (sizes, like.axes, kept):
         return False
     here = tuple(Dim(a) for a in range(len(sizes)))
-    return source_at(graph, reduce.operands[0], here, sizes) == x
+    return source_at(reduce.operands[0], here, sizes) == x

@@ -32,13 +32,13 @@ def _mean_reduction(graph: Graph, square_sum: Reduce) -> int | None:
         return None  # an integer mean is rounded
     sizes = square_sum.domain
     here = tuple(Dim(a) for a in range(len(sizes)))
-    square = map_at(graph, source_at(graph, square_sum.operands[0], here, sizes), "square", "integer_pow", "mul")
+    square = map_at(graph, source_at(square_sum.operands[0], here, sizes), "square", "integer_pow", "mul")
     if square is None or not _is_square(square[0]):
         return None
-    deviation = map_at(graph, source_at(graph, square[0].operands[0], square[1], sizes), "sub")
+    deviation = map_at(graph, source_at(square[0].operands[0], square[1], sizes), "sub")
     if deviation is None:
         return None
-    x, mean = (source_at(graph, v, deviation[1], sizes) for v in deviation[0].operands)
+    x, mean = (source_at(v, deviation[1], sizes) for v in deviation[0].operands)
     return _mean_of(graph, mean, x, square_sum) if x is not None else None
 
 
@@ -58,7 +58,7 @@ def _mean_of(graph: Graph, mean: Point | None, x: Point, like: Reduce) -> int | 
     if scaled is None:
         return None
     node, coords = scaled
-    total, by = (source_at(graph, v, coords, like.domain) for v in node.operands)
+    total, by = (source_at(v, coords, like.domain) for v in node.operands)
     if total is None or by is None:
         return None
     factor = graph.nodes[by[0].node]

@@ -80,7 +80,7 @@ def _taken(graph: Graph, node: Contract) -> _Taken | None:
     own = [varied_axes(view) for view in node.operands]
     for k, axes in enumerate(own):
         rows = math.prod(node.domain[a] for a in axes if a not in node.axes and a not in own[1 - k])
-        source = source_at(graph, node.operands[k], tuple(map(Dim, range(len(node.domain)))), node.domain)
+        source = source_at(node.operands[k], tuple(map(Dim, range(len(node.domain)))), node.domain)
         if source is None or rows > MOST_ROWS or graph.array(source[0]).dtype.name not in _DTYPES:
             continue
         shape = graph.array(source[0]).shape
@@ -98,9 +98,9 @@ def _leaves(graph: Graph, point: Point, shape: tuple[int, ...], *, under: bool) 
     narrowed = map_at(graph, point, "convert_element_type")
     if found is None and narrowed is not None and not under:  # a float32 product that is rounded
         (view,) = narrowed[0].operands
-        inner = source_at(graph, view, narrowed[1], shape)
+        inner = source_at(view, narrowed[1], shape)
         found = map_at(graph, inner, "mul", "div") if graph.array(view.values[0]).dtype == np.float32 else None
-    sources = [source_at(graph, v, found[1], shape) for v in found[0].operands] if found else [None]
+    sources = [source_at(v, found[1], shape) for v in found[0].operands] if found else [None]
     left, right = sources[0], sources[-1]
     if found is None or left is None or right is None or (under and found[0].op == "div"):
         yield _Leaf(point, under)

@@ -26,13 +26,13 @@ def _max_reduction(graph: Graph, total: Reduce) -> int | None:
     """The number of the maximum that is subtracted under the exponential, if the rule matches."""
     sizes = total.domain
     here = tuple(Dim(a) for a in range(len(sizes)))
-    exponential = map_at(graph, source_at(graph, total.operands[0], here, sizes), "exp")
+    exponential = map_at(graph, source_at(total.operands[0], here, sizes), "exp")
     if exponential is None:
         return None
-    shifted = map_at(graph, source_at(graph, exponential[0].operands[0], exponential[1], sizes), "sub")
+    shifted = map_at(graph, source_at(exponential[0].operands[0], exponential[1], sizes), "sub")
     if shifted is None:
         return None
-    x, peak = (source_at(graph, v, shifted[1], sizes) for v in shifted[0].operands)
+    x, peak = (source_at(v, shifted[1], sizes) for v in shifted[0].operands)
     if x is None or peak is None:
         return None
     return peak[0].node if same_rows(graph, peak, x, total) else None

@@ -1,4 +1,4 @@
-"""What the counting handler says of loads: against numbers that are counted one by one."""
+"""What sample tiles say of loads: against numbers that are counted one by one."""
 
 import math
 
@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxorch.codegen import count_ops
+from jaxorch.codegen.sectors import different, fresh, samples
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Bound, Dim
+from jaxorch.passes.derive import SECTOR
 from tests.ir.test_index import expressions, guards
 
 moderate = settings(max_examples=150, deadline=None)
@@ -21,7 +22,7 @@ blocks_ = st.tuples(st.just(1), st.sampled_from((1, 4, 8)), st.sampled_from((1, 
 @moderate
 @given(st.lists(st.integers(-(1 << 40), 1 << 40), min_size=1) | st.lists(st.integers(-5, 200), min_size=1))
 def test_different_integers_are_found(values):
-    assert count_ops._different(np.array(values)).tolist() == sorted(set(values))
+    assert different(np.array(values)).tolist() == sorted(set(values))
 
 
 @moderate
@@ -29,7 +30,7 @@ def test_different_integers_are_found(values):
 def test_elements_that_a_block_reads_first(offset, blocks):
     points = list(np.ndindex(*blocks))
     different = {int(ix.evaluate(offset, p)) for p in points}
-    assert count_ops._fresh(offset, blocks) == pytest.approx(len(different) / math.prod(blocks))
+    assert fresh(offset, blocks) == pytest.approx(len(different) / math.prod(blocks))
 
 
 @moderate
@@ -42,16 +43,16 @@ def test_sectors_for_elements(offset, guard, itemsize, sizes, tiles):
         ranges = [range(s, min(s + b, n)) for s, b, n in zip(starts, tiles, sizes, strict=True)]
         points = [(i, j, k) for i in ranges[0] for j in ranges[1] for k in ranges[2]]
         wanted = {int(ix.evaluate(offset, p)) for p in points if ix.holds(guard, p)}
-        sectors = {at * itemsize // count_ops.SECTOR for at in wanted}
-        waste = len(sectors) * count_ops.SECTOR / max(len(wanted) * itemsize, count_ops.SECTOR)
+        sectors = {at * itemsize // SECTOR for at in wanted}
+        waste = len(sectors) * SECTOR / max(len(wanted) * itemsize, SECTOR)
         found.append((sorted(sectors), pytest.approx(waste)))
-    got = count_ops._samples(offset, guard, itemsize, sizes, tiles)
+    got = samples(offset, guard, itemsize, sizes, tiles)
     assert [(touched.tolist(), waste) for touched, waste in got] == found
 
 
 def test_neighbours_share_sectors_and_strides_do_not():
     def waste(offset, guard=()):
-        return [waste for _, waste in count_ops._samples(offset, guard, 4, (1, 64, 256), (1, 8, 128))]
+        return [waste for _, waste in samples(offset, guard, 4, (1, 64, 256), (1, 8, 128))]
 
     row = ix.mul(Dim(1), 256)
     assert waste(ix.add(row, Dim(2))) == [1, 1]
