@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from jaxorch.codegen.body import Body
 from jaxorch.codegen.gemm import GemmBody
+from jaxorch.codegen.held import HeldBody
 from jaxorch.codegen.launches import Launch
 from jaxorch.codegen.online import OnlineBody
 from jaxorch.codegen.ops import ProductOps
@@ -22,6 +23,7 @@ def emit[V](graph: Graph, kernel: Kernel, config: Config, ops: ProductOps[V], la
     if kernel.core is None:
         Body(graph, kernel, config, ops).run()
     elif kernel.core.softmax is None:
-        GemmBody(graph, kernel, config, ops, launch).run()
+        body = HeldBody if config.turns > 1 else GemmBody
+        body(graph, kernel, config, ops, launch).run()
     else:
         OnlineBody(graph, kernel, config, ops, launch).run()

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxorch.codegen import reductions
 from jaxorch.codegen.launches import early_outputs
-from jaxorch.codegen.ops import Tile
+from jaxorch.codegen.ops import Product, Tile
 from jaxorch.codegen.products import ProductBody
 from jaxorch.codegen.values import Coords
 from jaxorch.ir import index as ix
@@ -131,8 +131,7 @@ class GemmBody[V](ProductBody[V]):
         """The loop over the keys, or over a stretch of them; `carried` are the reductions that ride along."""
         (a, b), (size, block) = self.operand_planes(), self.extent("key")
         row = replace(a, block_rows=self.rows_at_once)
-        turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
-        product = self.product(self.core.last, -(-size // block) * block, transposed=transposed, turned=turned)
+        product = self.product_of(-(-size // block) * block)
         key, left = len(self.frame.domain), self.core.left
         if self.stretch is not None:  # values of an earlier loop are gone
             for plane in (a, b):
@@ -150,7 +149,7 @@ class GemmBody[V](ProductBody[V]):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
                 made = self.ops.dot(x, y, acc, product)
-                self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers else made)
+                self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers(a) else made)
 
     def are_at_once(self, found: Sequence[Stretch]) -> bool:
         """Whether all stretches are few enough for their operands to be loaded before the first is multiplied.
@@ -165,7 +164,6 @@ class GemmBody[V](ProductBody[V]):
     def add_at_once(self, found: Sequence[Stretch], tile: Tile, acc: V) -> None:
         """The products of stretches that are a step each."""
         key, left, loaded = len(self.frame.domain), self.core.left, list[tuple[V, V]]()
-        turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
         self.in_one_step = True
         for stretch in found:
             self.stretch = stretch
@@ -179,16 +177,21 @@ class GemmBody[V](ProductBody[V]):
         self.in_one_step = False
         for stretch, (x, y) in zip(found, loaded, strict=True):
             summed = max(power_of_two(stretch.count), self.least)
-            product = self.product(self.core.last, summed, transposed=transposed, turned=turned)
             with self.scope(tile):
-                self.ops.assign(acc, self.ops.dot(x, y, acc, product))
+                self.ops.assign(acc, self.ops.dot(x, y, acc, self.product_of(summed)))
 
-    @property
-    def left_in_registers(self) -> bool:
-        """Whether the left operand is computed or chosen, and Hopper's matrix unit reads it from registers."""
-        values = [piece.value for piece in self.contract(self.core.last).operands[self.core.left].pieces]
-        computed = len(values) > 1 or values[0].node in self.members
-        return computed and self.config.block_rows >= 64 and self.config.num_warps >= 4 and self.heads == 1
+    def product_of(self, keys: int) -> Product:
+        """The product of operands as they lie, over so many keys, those past the end included."""
+        along, transposed = self.frame.keys_along
+        return self.product(self.core.last, keys, transposed=transposed, turned=not along)
+
+    def left_in_registers(self, tile: Tile) -> bool:
+        """Whether Hopper's matrix unit reads the left operand of scope `tile` from registers: it is no plain load."""
+        if self.config.block_rows < 64 or self.config.num_warps < 4 or self.heads > 1:
+            return False
+        node, key = self.contract(self.core.last), len(self.frame.domain)
+        coords = self.operand_at(node, self.core.at, key, tile)
+        return not self.is_one_load(node.operands[self.core.left], coords, tile)
 
     def stretches(self) -> tuple[Stretch, ...]:
         """The keys in stretches that an operand reads from one array each; none where one loop is as good."""

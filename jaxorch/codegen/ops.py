@@ -43,6 +43,7 @@ class Tile:
     point (s, g) takes the s-th part.
     A program does `points` neighbouring points of the grid in a loop of its own.
     With `segments` the rows lie in so many, of lengths known at run time, and no block of rows has some of two.
+    Of its blocks of rows a program does `turns`, in a loop: each the one as many blocks on as there are programs.
     Of several loops over one row, `reread` says whether a later one reads it again; None where there is but one.
     """
 
@@ -58,11 +59,15 @@ class Tile:
     reread: bool | None = None
     block_heads: int = 1
     segments: int = 0
+    turns: int = 1
 
     @property
     def row_blocks(self) -> int:
-        """Blocks of the rows, of a tile over rows and columns: those that there may be, if the rows lie in segments."""
-        return row_blocks(self.sizes[ROW], self.block_rows, self.segments)
+        """Programs that share the blocks of rows, of a tile over rows and columns.
+
+        There are as many blocks as there may be, if the rows lie in segments.
+        """
+        return -(-row_blocks(self.sizes[ROW], self.block_rows, self.segments) // self.turns)
 
     @property
     def blocks(self) -> tuple[int, ...]:

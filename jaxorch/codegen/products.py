@@ -48,7 +48,7 @@ class ProductBody[V](Body[V]):
         assert launch != "combine" or kernel.core.segment is None, "tiles that begin where segments do"
         self.launch = launch
         self.splits = config.splits
-        self.points, self.heads = config.points, config.heads
+        self.points, self.heads, self.turns = config.points, config.heads, config.turns
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.stretch: Stretch | None = None  # the keys that the loop being written runs over, if not over all
         self.in_one_step = False  # whether the stretch is one step, without a loop
@@ -93,9 +93,10 @@ class ProductBody[V](Body[V]):
     def plane(self, rows: Span, columns: Span, repeats: int = 1) -> Tile:
         """The scope of tiles that vary along two spans."""
         (size_r, block_r), (size_c, block_c) = self.extent(rows), self.extent(columns)
-        # where a program does several points, each sum is one step
-        keys = () if self.points > 1 or self.in_one_step else ("key",)
-        loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span in keys)
+        # where a program does several points, or several blocks of rows, each sum is one step
+        whole = self.points > 1 or self.in_one_step
+        looped = "row" if self.turns > 1 else "" if whole else "key"
+        loops = frozenset(axis for axis, span in ((ROW, rows), (COLUMN, columns)) if span == looped)
         walk = "grid" if columns in ("key", "column") else "tile"
         splits = self.splits if self.parted else 1
         sizes, spans = (self.grid * splits, size_r, size_c, *self.frame.sizes[HEAD:]), (rows, columns)
@@ -111,6 +112,7 @@ class ProductBody[V](Body[V]):
             self.points,
             block_heads=self.heads,
             segments=self.core.segments,
+            turns=self.turns,
         )
 
     @contextmanager
@@ -264,6 +266,17 @@ class ProductBody[V](Body[V]):
             else:
                 return frozenset()
         return found
+
+    def is_one_load(self, view: View, coords: Coords, tile: Tile) -> bool:
+        """Whether a view is a whole tile as one load gives it, the zeros of its mask included; through copies, too."""
+        pieces = without_zero(self.graph, self.members, pieces_at(view, coords, tile.sizes))
+        _, value, index = pieces[0]
+        node = self.graph.nodes[value.node]
+        if len(pieces) > 1:
+            return False
+        if self.is_loaded(value):
+            return {ROW, COLUMN} <= ix.coords_dims(index)
+        return isinstance(node, Map) and node.op == "copy" and self.is_one_load(node.operands[0], index, tile)
 
     def is_loaded(self, value: Value) -> bool:
         node = self.graph.nodes[value.node]

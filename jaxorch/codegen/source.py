@@ -167,7 +167,7 @@ def _written(
     grid, *rest = frame.sizes
     sizes, blocks = (grid * config.splits, *rest), (own.block_rows, own.block_columns)
     segments = kernel.core.segments if kernel.core else 0
-    tile = Tile(sizes, *blocks, "grid", points=own.points, block_heads=own.heads, segments=segments)
+    tile = Tile(sizes, *blocks, "grid", points=own.points, block_heads=own.heads, segments=segments, turns=own.turns)
     if launch == "combine":
         tile = replace(tile, sizes=frame.sizes)
     common: dict[str, Any] = {"column_blocks": columns, "num_stages": own.num_stages, "wide": wide}

@@ -41,6 +41,9 @@ class TritonLoops(TritonPlanes):
     ) -> AbstractContextManager[None]:
         axis = min(tile.loops)
         counter, block = f"{tile.spans[axis - 1]}_start", tile.blocks[axis]
+        if tile.turns > 1:  # along the rows
+            first = f"row_block * {block}" if self.row_blocks > 1 else "0"
+            return self.steps(counter, block * self.row_blocks, first, str(tile.sizes[axis]))
         shares = self.shares(tile, live)
         if shares.live is not None and doubt is not None:
             return self.phases(tile, counter, block, shares, doubt)

@@ -16,6 +16,7 @@ from jaxorch.kernels.contract_configs import Blocks, gemm_blocks, online_blocks,
 from jaxorch.kernels.frame import Frame, row_blocks
 from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
+from jaxorch.kernels.turns import held_blocks
 
 __all__ = [
     "MOST_COMPUTED",
@@ -53,7 +54,8 @@ class Config:
 
     Around contractions, block_keys: contracted elements a step; splits: over how many programs each sum goes; points:
     how many neighbouring points of the grid a program does one after the other; heads: how many of a frame's heads a
-    tile holds.
+    tile holds; turns: how many blocks of rows a program does one after the other, with the right operand held if they
+    are several.
     """
 
     frame: int
@@ -66,14 +68,15 @@ class Config:
     # what 1 is left out of: digests of generated sources hold the repr
     points: int = field(default=1, repr=False)
     heads: int = field(default=1, repr=False)
+    turns: int = field(default=1, repr=False)
 
 
 def tile_count(kernel: Kernel, config: Config) -> int:
-    """Tiles of a kernel: (grid points) x (blocks of rows, heads and columns)."""
+    """Tiles of a kernel: (grid points) x (blocks of rows, or turns of them) x (blocks of heads and columns)."""
     grid, rows, _, *heads = kernel.frames[config.frame].sizes
     blocks = kernel.column_blocks(config.frame, config.block_columns)
     down = row_blocks(rows, config.block_rows, kernel.core.segments if kernel.core else 0)
-    return grid * down * blocks * math.prod(-(-n // config.heads) for n in heads)
+    return grid * -(-down // config.turns) * blocks * math.prod(-(-n // config.heads) for n in heads)
 
 
 def joins(kernel: Kernel, config: Config) -> bool:
@@ -101,6 +104,7 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
                 found = _with_windows(found)
             elif isinstance(product, Contract) and product.convolves:
                 found = _loaded_or_copied(graph, product, found)
+            found = [*(Config(0, *b[:-1], turns=turns) for b, turns in held_blocks(graph, kernel)), *found]
         case "online":
             found = _unsplit_in_place(graph, kernel, 0, online_blocks(graph, kernel.core, kernel.frames[0]))
             found = _several_points(graph, kernel, found)

@@ -30,6 +30,9 @@ _SCARCE = 32  # tiles of 64 by 64, for a quarter of those processors
 _HEADS_SUMS = 64  # most elements of the sums of a tile with heads that a thread holds
 _GROUPS_SUMS = 32  # the same where addresses and masks of windows take registers, too
 _ROW_SUMS = 64  # the same of a tile of whole rows, which are reduced
+# bytes of contracted elements up to which half as long steps are tried, of which the first arrive the sooner: a patch
+# merging of 384 elements took 7.6 µs so, and 8.1 to 8.6
+_SHORT = 1024
 _STAGED = 1 << 17  # bytes of shared memory for the operands' blocks of such a tile that are under way
 
 
@@ -112,7 +115,9 @@ def _shapes(graph: Graph, core: Core, frame: Frame, rows: int, *, scarce: bool) 
     elif core.after:
         yield from ((*shape, 1) for shape in _row_shapes(columns))
     else:
-        plain = (*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns))
+        plain = [*(_scarce_shapes() if scarce else ()), *_gemm_shapes(rows, columns)]
+        if core.key * _itemsize(graph, core) <= _SHORT and rows > 64 and columns > 32:
+            plain.insert(2, (128, 256, 64, 8, 4))
         yield from ((*shape, 1) for shape in plain)
 
 

@@ -6,14 +6,14 @@ Invariant: every axis of the outputs has one role, and each operand varies along
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxorch.ir import index as ix
-from jaxorch.ir.graph import Contract, Graph, Reduce
+from jaxorch.ir.graph import Contract, Graph, Map, Reduce
 from jaxorch.ir.index import Const, Dim, Expr, Guard, Lookup, Segment
 from jaxorch.ir.simplify import coords_of, simplify, simplify_guard
-from jaxorch.ir.view import Value
+from jaxorch.ir.view import Value, View
 from jaxorch.kernels.access import Accesses, Reduction, operand_coords
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.heads import heads_frame
@@ -27,6 +27,7 @@ __all__ = [
     "Sides",
     "Stored",
     "Written",
+    "computes_left",
     "contract_of",
     "dims",
     "merge",
@@ -161,6 +162,16 @@ def contract_of(graph: Graph, number: int) -> Contract:
     node = graph.nodes[number]
     assert isinstance(node, Contract)
     return node
+
+
+def computes_left(graph: Graph, members: Collection[int], core: Core) -> bool:
+    """Whether a kernel of nodes `members` computes the left operand, and does not only load it."""
+    return _computes(graph, members, contract_of(graph, core.last).operands[core.left])
+
+
+def _computes(graph: Graph, members: Collection[int], view: View) -> bool:
+    inside = [graph.nodes[value.node] for value in view.values if value.node in members]
+    return any(not (isinstance(n, Map) and n.op == "copy") or _computes(graph, members, n.operands[0]) for n in inside)
 
 
 @dataclass(slots=True)

@@ -462,3 +462,43 @@ def test_a_left_operand_in_registers_has_been_read_before_the_next_step_writes_i
         assert "cp.async" in loop
         plain = generate(*loaded, config, arch=90)
         assert plain.text.count('"=f,0"') + plain.text.count('"=r,0"') == 0
+
+
+def filled(x, at, w):
+    rows = x.at[at].get(mode="fill", fill_value=0)
+    return rows @ w
+
+
+LOADED = {  # of which the matrix unit reads what one load has brought to shared memory
+    "windows": PROGRAMS["windows"][:2],
+    "windows of few features": PROGRAMS["windows of few features"][:2],
+    "rows that are looked up": (filled, [S(4096, 512), S(6000, dtype=np.int32), S(512, 1408)]),
+    "padded rows": (lambda x, w: jnp.pad(x, ((3, 5), (0, 0))) @ w, [S(4000, 300), S(300, 256)]),
+    "padded keys": (lambda x, w: jnp.pad(x, ((0, 0), (7, 30))) @ w, [S(4000, 300), S(337, 256)]),
+    "odd rows": (lambda x, w: x @ w, [S(4000, 301), S(301, 256)]),
+    "joined": (lambda x, y, w: jnp.concatenate([x, y], -1) @ w, [S(4000, 320), S(4000, 64), S(384, 256)]),
+    "halves joined and padded": (
+        lambda x, y, w: jnp.concatenate([x, jnp.pad(y, ((2, 2), (0, 0)))], -1) @ w,
+        [S(4000, 320), S(3996, 64), S(384, 256)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_a_left_operand_that_is_loaded_is_waited_for_by_nobody(name):
+    graph, kernel = whole(*LOADED[name][:1], *LOADED[name][1])
+    wide = [c for c in configurations(graph, kernel) if c.block_rows >= 64 and c.num_warps >= 4]
+    assert wide
+    for config in wide[:4]:
+        source = generate(graph, kernel, config, arch=90)
+        assert '"=f,0"' not in source.text
+        found = check(source, *arguments(graph, kernel), arch=90, shared_limit=232448)
+        assert "wgmma.mma_async" in found.ptx
+        assert not re.search(r"wgmma.mma_async[^;]*}, {", found.ptx)
+
+
+def test_an_operand_chosen_of_two_arrays_is_waited_for():
+    specs = S(4000, 512), S(4000, 512), S(4000, 1, dtype=np.bool_), S(512, 256)
+    graph, kernel = whole(lambda x, y, p, w: jnp.where(p, x, y) @ w, *specs)
+    config = next(c for c in configurations(graph, kernel) if c.block_rows >= 64 and c.num_warps >= 4)
+    assert '"=f,0"' in generate(graph, kernel, config, arch=90).text

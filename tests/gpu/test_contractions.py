@@ -11,6 +11,7 @@ import jaxorch
 from jaxorch import Options
 from tests.codegen.test_choices import heads_of
 from tests.codegen.test_heads import keys_and_values, queries
+from tests.codegen.test_held import normed, windows
 from tests.codegen.test_hopper import queries_and_caches
 from tests.codegen.test_online import (
     BF16,
@@ -54,6 +55,19 @@ def check(f, want, *arrays, schedule, tolerance):
     report = jaxorch.explain(optimised, *arrays)
     # which of the legal kernels are chosen is the estimates' to say; the product is one of them
     assert {k.schedule for k in report.kernels} & {schedule, "gemm"}
+
+
+@pytest.mark.parametrize("form", [normed, windows])
+def test_norms_before_thin_products_of_many_rows(form):
+    """Swin's first stage: programs that hold the right operand and compute the left one, turn by turn."""
+    x = normal(*((16, 56, 56, 96) if form is windows else (50176, 96)))
+    w = (normal(96, 288) / 96**0.5).astype(BF16)
+    bias, g, h = normal(288), normal(96, seed=1), normal(96, seed=2)
+    arrays = (x, w, g, h) if form is windows else (x, w, bias, g, h)
+    want = np.asarray(form(*(a.astype(np.float64) for a in arrays)))
+    check(form, want, *arrays, schedule="gemm", tolerance=0.1)
+    (kernel,) = jaxorch.explain(jaxorch.optimize(form, options=FAST), *arrays).kernels
+    assert "262 programs" in kernel.config
 
 
 @pytest.mark.parametrize("norm", NORMS)
