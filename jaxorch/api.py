@@ -165,6 +165,8 @@ def explain(fun: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Report":
     """
     if isinstance(fun, types.MethodType) and isinstance(fun.__func__, Optimized):
         fun, args = fun.__func__, (fun.__self__, *args)
+    if not isinstance(fun, Optimized):
+        _check_function(fun, "explain()", "its arguments follow it")
     optimised: Any = fun if isinstance(fun, Optimized) else optimize(fun)
     # Under fallback="error" the pipeline would raise the reasons that are asked for here.
     options = dataclasses.replace(optimised.options, fallback="xla", verbose=False)
@@ -186,16 +188,14 @@ def _check_keywords(keywords: Mapping[str, Any]) -> None:
         raise TypeError(f"optimize() got an unexpected keyword argument {name!r}; {hint}; it takes {valid}.")
 
 
-def _check_function(fun: object) -> None:
+def _check_function(fun: object, caller: str = "optimize()", rest: str = "give everything else by keyword") -> None:
     """What `jax.jit` refuses; it would not see it through our wrapper."""
     if isinstance(fun, staticmethod):
-        raise TypeError(f"optimize() got {fun!r}; put @staticmethod above @jaxorch.optimize, not below.")
+        raise TypeError(f"{caller} got {fun!r}; put @staticmethod above @jaxorch.optimize, not below.")
     if not callable(fun):
-        raise TypeError(f"optimize() expects a function first, got {fun!r}; give everything else by keyword.")
+        raise TypeError(f"{caller} expects a function first, got {fun!r}; {rest}.")
     if inspect.isgeneratorfunction(fun) or inspect.iscoroutinefunction(fun):
-        raise TypeError(
-            f"optimize() got the generator or coroutine function {_name_of(fun)!r}, which cannot be traced."
-        )
+        raise TypeError(f"{caller} got the generator or coroutine function {_name_of(fun)!r}, which cannot be traced.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -272,8 +272,9 @@ def test_callables_that_are_not_functions(fun: Callable[..., Any], name: str, x:
     ],
 )
 def test_what_is_not_a_function(fun: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        optimize(fun)
+    for caller in (optimize, explain):
+        with pytest.raises(TypeError, match=rf"{caller.__name__}\(\) .*{message}"):
+            caller(fun)
 
 
 def test_generators_and_coroutines() -> None:

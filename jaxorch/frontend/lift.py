@@ -27,6 +27,10 @@ from jaxorch.ir.index import Dim
 from jaxorch.ir.monoid import COMBINES, neutral
 from jaxorch.ir.view import Value, View, identity
 
+_PLACED = {*INDEXED, *WRITES, "argmax", "argmin"}
+"""What reads or gives places on an axis, which are held in 32 bits."""
+_MOST_PLACES = np.iinfo(np.int32).max
+
 _np: Any = np  # its classes' type parameters would be unknown after isinstance
 
 __all__ = ["lift"]
@@ -123,10 +127,13 @@ class _Lifter:
             reason = unsupported_reason(getattr(self.trace.avals[variable], "dtype", "a value that is no array"))
             if reason is not None:
                 raise UnsupportedError(reason)
-        if any(a.size == 0 for a in arrays):
+        # of a concatenation's operands those are passed over, as in a roll by no place
+        if any(a.size == 0 for a in (arrays[-1:] if equation.primitive == "concatenate" else arrays)):
             raise UnsupportedError("a zero-size array")
         if equation.jaxpr_eqn.effects:
             raise UnsupportedError(f"{equation.primitive} has effects")
+        if equation.primitive in _PLACED and max(arrays[0].shape, default=0) > _MOST_PLACES:
+            raise UnsupportedError("an axis of more places than 32 bits count")
 
     def movement(self, k: int, equation: Equation, arrays: list[Array], outs: tuple[Array, ...]) -> None:
         values = [self.value(v) for v in equation.inputs]

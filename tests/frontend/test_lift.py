@@ -14,11 +14,12 @@ from jaxorch.frontend.compute import ELEMENTWISE, REDUCTIONS
 from jaxorch.frontend.lift import lift
 from jaxorch.frontend.movement import VIEWS
 from jaxorch.frontend.trace import flatten, replay
-from jaxorch.ir.graph import Const, Input, Map, Opaque, Reduce
+from jaxorch.ir.graph import Const, Input, Map, Opaque, Reduce, operands_of
 from jaxorch.ir.scalars import SCALARS
 from jaxorch.ir.verify import verify
 from jaxorch.ir.view import is_identity
 from jaxorch.options import Options
+from jaxorch.pipeline import optimized_graph
 
 F32, I32 = np.float32, np.int32
 S = jax.ShapeDtypeStruct
@@ -236,6 +237,42 @@ def test_array_constants_of_the_program_are_opaque():
     verify(graph)
     assert reasons(graph) in ({"literal": "an array constant of the program"}, {})
     assert sum(isinstance(n, Opaque) for n in graph.nodes) == 1
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, i: x.at[i].get(mode="clip"),
+        lambda x, i: jax.lax.dynamic_slice(x, (i,), (4,)),
+        lambda x, i: x.at[i].set(1),
+        lambda x, i: jax.lax.argmax(x, 0, np.int64) + i,
+    ],
+)
+def test_places_that_32_bits_do_not_count_are_left(f):
+    def left(size):
+        with jax.enable_x64(True):
+            line = jax.ShapeDtypeStruct((size,), np.int8)
+            return reasons(lift(flatten(jax.make_jaxpr(f)(line, jax.ShapeDtypeStruct((), np.int64)))))
+
+    assert "an axis of more places than 32 bits count" in left(2**31).values()
+    assert not left(2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("f", "plain"),
+    [
+        (lambda x: jnp.roll(x, x.shape[0], 0) + 1, lambda x: x + 1),
+        (
+            lambda x: jnp.exp(jnp.concatenate([x[:0], x, jnp.zeros((0, 4)), -x])),
+            lambda x: jnp.exp(jnp.concatenate([x, -x])),
+        ),
+    ],
+)
+def test_operands_of_a_concatenation_without_elements_are_passed_over(f, plain):
+    graph, expected = (optimized_graph(flatten(jax.make_jaxpr(g)(X)), Options()) for g in (f, plain))
+    assert not reasons(graph)
+    assert [type(n) for n in made(graph)] == [type(n) for n in made(expected)]
+    assert [operands_of(n) for n in made(graph)] == [operands_of(n) for n in made(expected)]
 
 
 @jax.custom_jvp
