@@ -12,23 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.suites import KNOWN, resolve
-from jaxorch.codegen.source import generate
-from jaxorch.errors import JaxorchError
+from jaxorch.codegen.source import Source, generate
+from jaxorch.errors import CompileError, JaxorchError
 from jaxorch.ir.graph import Graph
 from jaxorch.kernels.configs import Config, configurations
-from jaxorch.kernels.kernel import Kernel, aliases
+from jaxorch.kernels.kernel import Kernel
 from jaxorch.options import Options
 from jaxorch.orchestration.cost import config_time
 from jaxorch.orchestration.devices import Device, device
-from jaxorch.orchestration.draws import random_arguments
-from jaxorch.orchestration.measure import Rotation, device_times
+from jaxorch.orchestration.measure import device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.programs import Compilers, launchable, launched
+from jaxorch.orchestration.programs import Compilers, launchable, launched, rotation_of
 from jaxorch.orchestration.tune import FEW_SPILLS, TRIES
 from jaxorch.pipeline import planned
 from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import check
+from jaxorch.runtime.launch import check_soon
+from jaxorch.runtime.workers import Workers
 from jaxorch.target import DEFAULT_DEVICE, Target, local_arch, local_gpu
 
 COLUMNS = ("frame", "tile", "warps", "stages", "programs", "registers", "spills", "shared", "est. µs", "µs")
@@ -50,29 +50,45 @@ class Row:
 def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int | None) -> list[Row]:
     """A row for each of the first `limit` configurations, in the order in which the tuner would try them."""
     inputs, outputs = arguments(graph, kernel)
-    donated = [*aliases(graph, kernel)]
-    places = largest_places(graph, kernel.inputs)
-    rotation = Rotation(random_arguments(inputs, table.l2_bytes, places), donated) if live else None
+    sources = [generate(graph, kernel, c, arch=table.arch) for c in configurations(graph, kernel)[:limit]]
+    limits = {"arch": table.arch, "shared_limit": table.shared_per_block}
+    with Workers() as workers:
+        found = check_soon(sources, inputs, outputs, **limits, workers=workers).checked()
     rows: list[Row] = []
-    running = {}
-    for config in configurations(graph, kernel)[:limit]:
-        source = generate(graph, kernel, config, arch=table.arch)
-        compiled, failure = None, ""
-        try:
-            compiled = check(source, inputs, outputs, arch=table.arch, shared_limit=table.shared_per_block)
-            if rotation:
-                with Compilers() as compilers:
-                    (version,) = launchable([source], inputs, outputs, compilers)
-                    running[len(rows)] = launched(version, rotation)
-        except (JaxorchError, jax.errors.JaxRuntimeError) as error:
-            failure = str(error).splitlines()[0]
-        frame = kernel.frames[config.frame]
+    for source, answer in zip(sources, found, strict=True):
+        frame = kernel.frames[source.config.frame]
         held = tuple(frame.domain[a] for a in frame.held)
-        rows.append(Row(config, held, source.grid, compiled, failure, config_time(graph, kernel, config, table)))
-    sets = rotation.sets if rotation else []
-    times = device_times(list(running.values()), sets, donated=donated, repeats=11) if running else ()
-    measured = dict(zip(running, (t.median_us for t in times), strict=True))
-    return [replace(row, measured=measured.get(k)) for k, row in enumerate(rows)]
+        estimated = config_time(graph, kernel, source.config, table)
+        compiled, failure = (None, _said(answer)) if isinstance(answer, CompileError) else (answer, "")
+        rows.append(Row(source.config, held, source.grid, compiled, failure, estimated))
+    return _timed(graph, kernel, table, sources, rows) if live else rows
+
+
+def _timed(graph: Graph, kernel: Kernel, table: Device, sources: Sequence[Source], rows: Sequence[Row]) -> list[Row]:
+    """The rows with the times of those that compile, or why they do not run."""
+    inputs, outputs = arguments(graph, kernel)
+    made = list(rows)
+    compiled = [k for k, row in enumerate(rows) if row.compiled is not None]
+    tried = [sources[k] for k in compiled]
+    running = {}
+    if not tried:
+        return made
+    rotation, donated = rotation_of(tried, inputs, table.l2_bytes, largest_places(graph, kernel.inputs))
+    with Compilers() as compilers:
+        for k, version in zip(compiled, launchable(tried, inputs, outputs, compilers), strict=True):
+            try:
+                running[k] = launched(version, rotation)
+            except (JaxorchError, jax.errors.JaxRuntimeError) as error:
+                made[k] = replace(made[k], failure=_said(error))
+    if running:
+        times = device_times(list(running.values()), rotation.sets, donated=donated, repeats=11)
+        for k, timing in zip(running, times, strict=True):
+            made[k] = replace(made[k], measured=timing.median_us)
+    return made
+
+
+def _said(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def chosen(rows: Sequence[Row], tries: int) -> int | None:

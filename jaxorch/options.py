@@ -45,7 +45,8 @@ class Options:
         fallback: what happens where jaxorch cannot optimise: "xla" compiles with XLA and warns once, "error" raises
             a `JaxorchError` that says why.
         effort: "fast" times nothing on the device; "default" times block sizes and whole plans, and after a minute
-            tries no further ones; "max" times more block sizes, and goes on for four minutes.
+            tries no further ones; "max" times more block sizes, and goes on for four minutes. The first plan has
+            three minutes, or seven, after which what is not timed yet is left to the next process.
         device: name of a device table, for example "h200", to plan for a GPU that is not the local one.
         export: what `jax.export` receives: "xla" a portable program, "kernels" the planned kernels as custom calls.
         cache_dir: directory of stored plans and kernels; None is the user's cache directory.

@@ -18,16 +18,34 @@ from jaxorch.kernels.heads import LINE
 from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.kernels.turns import held_blocks
 
-__all__ = ["Config", "configurations", "joins", "power_of_two", "tile_count", "whole"]
+__all__ = [
+    "MOST_COMPUTED",
+    "Config",
+    "computed",
+    "configurations",
+    "joins",
+    "power_of_two",
+    "tile_count",
+    "whole",
+]
 
 
 _FULL = 256  # programs that keep a large GPU busy
 _POINTS = 8  # elements that a thread has of a tile: 16-byte loads of bfloat16
 _RESULTS = 32  # values of windows that a thread has in its registers while it reads what they share
 
+# Warps up to which a thread may have the 255 registers that such values, and what is read for them, take: for windows
+# of 7 x 7 elements at 8 neighbours 151. With 16 or 32 warps, which leave 128 or 64, it spilled 0.8 to 32 kB, with twice
+# the values 51 kB, and each took 9 to 34 s to compile.
+_HOLDING = 8
+
 # Elements of all parts of a tile that a thread may have to add up where the last of the tile's programs does it: its
 # loads are in flight together. More are left to a launch of their own, with more programs.
 _JOINED = 64
+
+
+MOST_COMPUTED = 16
+"""Elements of a product's operand, each a window, that a thread has registers to compute at once."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -160,12 +178,17 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
 def _with_windows(found: Sequence[Config]) -> list[Config]:
     """Configurations of products that read windows: too many reads for each to have buffers of its own.
 
-    First come those that compute no more than 16 elements a thread.
+    First come those of which a thread computes no more than it has registers for.
     """
     return sorted(
         (replace(c, num_stages=1) for c in found),
-        key=lambda c: c.block_rows * c.heads * c.block_keys > 16 * 32 * c.num_warps,
+        key=lambda c: computed(c) > MOST_COMPUTED,
     )
+
+
+def computed(config: Config) -> float:
+    """Elements of a product's operand that a thread computes for a step."""
+    return config.block_rows * config.heads * config.block_keys / (32 * config.num_warps)
 
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:
@@ -274,7 +297,7 @@ def _persistent(number: int, frame: Frame, longest: int) -> list[Config]:
         per_thread = tile / (32 * warps)
         if not (block_rows == 1 or (tile <= most and block_rows <= power_of_two(rows))) or warps < 2 < tile / 512:
             continue
-        if frame.held and block_rows > 1 and per_thread * _held(frame) > 2 * _RESULTS:
+        if frame.held and block_rows > 1 and (per_thread * _held(frame) > _RESULTS or warps > _HOLDING):
             continue
         alone = block_rows == warps == 1
         if wanted / 2 <= per_thread <= 4 * wanted or alone or (tile >= 32768 and warps == 32):

@@ -19,6 +19,7 @@ WIDTH = 64
 """Columns of a product: a program has as many products as the columns hold."""
 
 _HELD = 7 << 13  # bytes of the right operand, padding included: beside the rows' registers more spills
+_COLUMNS = 320  # of a row, of which a bias is kept in registers
 _KEYS = 128  # of a row, which a program computes in registers
 _LEAST = 16  # rows, keys or columns of the matrix unit's smallest tile
 _PROCESSORS = 132  # of the GPUs that this was timed on
@@ -64,7 +65,9 @@ def _may_hold(graph: Graph, kernel: Kernel) -> bool:
     node, columns = contract_of(graph, core.last), frame.sizes[2]
     itemsize = graph.array(node.operands[0].pieces[0].value).dtype.itemsize
     wide = columns // WIDTH * WIDTH + (_padded(columns % WIDTH) if columns % WIDTH else 0)
-    fits = core.key <= _KEYS and sum(map(_padded, key_parts(core.key))) * wide * itemsize <= _HELD
+    fits = (
+        core.key <= _KEYS and columns <= _COLUMNS and sum(map(_padded, key_parts(core.key))) * wide * itemsize <= _HELD
+    )
     if itemsize != 2 or not fits or len(node.axes) > 1 or not computes_left(graph, kernel.nodes, core):
         return False
     if len(node.operands[core.left].pieces) > 1:  # joined features have loops of their own

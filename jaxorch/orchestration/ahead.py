@@ -6,6 +6,9 @@ is.  Invariant: no more are under way than keep the processors busy, so that lit
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -17,15 +20,16 @@ __all__ = ["compiled_ahead"]
 
 
 def compiled_ahead(
-    begins: Mapping[str, Callable[[], Underway | None]], most: int
+    begins: Mapping[str, Callable[[], Underway | None]], most: int, until: float = math.inf
 ) -> Iterator[tuple[str, Underway | None]]:
     """The kernels as they are done; None where `tune` is to see for itself.
 
-    `begins`: what begins to compile each kernel, by its structure.  `most`: kernels under way at once.
+    `begins`: what begins to compile each kernel, by its structure.  `most`: kernels under way at once.  `until`: when
+    to give up, on the monotonic clock; kernels that are not done by then do not come.
     """
     waiting = deque(begins.items())
     under_way: dict[str, Underway] = {}
-    while waiting or under_way:
+    while (waiting or under_way) and time.monotonic() < until:
         while waiting and len(under_way) < most:
             structure, begin = waiting.popleft()
             try:
@@ -43,4 +47,5 @@ def compiled_ahead(
         if done:
             yield done[0], under_way.pop(done[0])
         elif under_way and not ready:
-            wait([f for kernel in under_way.values() for f in kernel.awaited()], return_when=FIRST_COMPLETED)
+            awaited = [f for kernel in under_way.values() for f in kernel.awaited()]
+            wait(awaited, min(until - time.monotonic(), threading.TIMEOUT_MAX), FIRST_COMPLETED)

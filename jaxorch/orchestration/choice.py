@@ -33,12 +33,9 @@ from jaxorch.orchestration.session import Session
 from jaxorch.orchestration.tune import Underway, begin, begin_first, place, tune
 from jaxorch.runtime.workers import Workers
 
-__all__ = ["Rival", "Steps", "Way"]
+__all__ = ["OutOfTimeError", "Rival", "Steps", "Way"]
 
 type Steps = tuple[KernelStep | LeftStep, ...]
-
-_CORRECTIONS = 2
-"""Choices that are made again though the time to search is over: one made of estimates alone holds those too low."""
 
 _ROUNDS = 8
 """How often a choice is made again with what was measured of the kernels in it."""
@@ -54,6 +51,10 @@ _ALIKE = 1.01
 
 _CONTESTED_US = 2.0
 """What XLA's version of nodes is estimated to take for it to be timed: below, a launch is all there is to it."""
+
+
+class OutOfTimeError(Exception):
+    """The kernels of a choice are not all timed, and there is another choice that runs."""
 
 
 @dataclass(frozen=True)
@@ -171,20 +172,31 @@ class Way:
             self.session.failures[str(error)] = None
             return math.inf
 
-    def steps(self) -> Steps:
+    def steps(self, *, first: bool = True) -> Steps:
         """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
 
         Where kernels are timed, their times take the place of the estimates, and the choice is made again until it
         holds what has been timed alone; of the choices met the cheapest is taken, by what is known in the end, and of
-        those as cheap the one that keeps the least between its kernels.
+        those as cheap the one that keeps the least between its kernels. `first`: there is no other plan, so that where
+        time is out before the first choice is tuned, the rest of it is not timed.
 
         Raises:
             PlanError: without the kernels that failed there is no choice.
+            OutOfTimeError: the first choice was not tuned in time.
         """
-        met = [(self.working(), self.choice)]
-        while self.session.live and self.corrected(len(met)) and self.goes_on(len(met)):
-            self.choice = self.choose()
-            met.append((self.working(), self.choice))
+        met: list[tuple[Steps, _Choice]] = []
+        clock = self.session.clock
+        try:
+            met.append((self.working(clock.end(0, first=first)), self.choice))
+            while self.session.times_kernels and self.corrected(len(met)) and self.goes_on(len(met)):
+                self.choice = self.choose()
+                met.append((self.working(clock.end(len(met), first=first)), self.choice))
+        except OutOfTimeError:
+            if not met and not first:
+                raise
+            if not met:
+                self.session.hurry()
+                met.append((self.working(), self.choice))
         costs = [self.known_cost(choice) for _, choice in met]
         alike = (k for k, cost in enumerate(costs) if cost <= _ALIKE * min(costs))
         steps, self.choice = met[min(alike, key=lambda k: (met[k][1].solution.peak, costs[k]))]
@@ -193,15 +205,16 @@ class Way:
     def goes_on(self, choices: int) -> bool:
         """Whether a choice is to be made again, after so many."""
         session = self.session
-        return session.live and choices <= _ROUNDS and (session.searches or choices <= _CORRECTIONS)
+        return session.times_kernels and choices <= _ROUNDS and session.clock.goes_on(choices)
 
     def known_cost(self, choice: _Choice) -> float:
         """What a choice costs by the times known now, and by the memory that it takes."""
         memory = self.session.options.memory_weight / 1e6 * choice.solution.peak
         return memory + sum(self.candidate(choice.options[k]).cost for k in choice.solution.chosen)
 
-    def working(self) -> Steps:
-        while (steps := self.tried()) is None:
+    def working(self, until: float = math.inf) -> Steps:
+        """The steps of the choice, or of the first after it whose kernels compile; `until`: as in `made`."""
+        while (steps := self.tried(until)) is None:
             self.choice = self.choose()
         return steps
 
@@ -248,42 +261,54 @@ class Way:
             session.store.put("xla", key, known)
         return estimate if known["measured"] is None else float(known["measured"])
 
-    def tried(self) -> Steps | None:
+    def tried(self, until: float) -> Steps | None:
         """The steps of the choice; None if a kernel failed.  Interrupted, those with what is tuned by then."""
         try:
-            return self.made()
+            return self.made(until)
         except KeyboardInterrupt:
             if not self.session.live:
                 raise
             self.session.interrupt()
         return self.made()
 
-    def made(self) -> Steps | None:
-        """The steps of the choice, its kernels tuned in the order in which they are compiled; None if one failed."""
+    def made(self, until: float = math.inf) -> Steps | None:
+        """The steps of the choice, its kernels tuned in the order in which they are compiled; None if one failed.
+
+        Raises:
+            OutOfTimeError: they were not all tuned `until` then, on the monotonic clock.
+        """
         chosen = [self.choice.options[number] for number in self.choice.solution.chosen]
         if any(isinstance(o, Fused) and o.structure in self.session.failed for o in chosen):  # in another way
             return None
-        untuned, live = self.untuned(chosen), self.session.live
+        untuned, live = self.untuned(chosen), self.session.times_kernels
         self.session.progress.expect(len(untuned))
         with Workers() as workers, Compilers() as compilers:
             begins = {s: partial(self.begun, kernel, workers, compilers) for s, kernel in untuned.items()}
             if not live and len(untuned) < _SEVERAL:
                 begins = dict.fromkeys(untuned, _not_begun)
             # all of them, so that which have failed does not depend on which was compiled first
-            worked = [self.tuned(s, untuned[s], underway) for s, underway in compiled_ahead(begins, _AHEAD)]
+            ahead = compiled_ahead(begins, _AHEAD, until if live else math.inf)
+            worked = [self.tuned(s, untuned[s], underway) for s, underway in ahead]
+        if len(worked) < len(untuned):
+            raise OutOfTimeError
         return tuple(map(self.step, chosen)) if all(worked) else None
 
     def untuned(self, chosen: Sequence[Fused | Left]) -> dict[str, Kernel]:
-        """The kernels among these that are not tuned yet, each structure once."""
+        """The kernels among these that are not tuned yet, each structure once, those first that take most of all."""
         if self.session.options.backend == "interpret":
             return {}
-        kernels = {o.structure: o.kernel for o in chosen if isinstance(o, Fused)}
-        return {s: kernel for s, kernel in kernels.items() if s not in self.session.tuned}
+        kernels: dict[str, Kernel] = {}
+        costs: dict[str, float] = {}
+        for o in chosen:
+            if isinstance(o, Fused) and o.structure not in self.session.tuned:
+                kernels[o.structure] = o.kernel
+                costs[o.structure] = costs.get(o.structure, 0.0) + self.candidate(o).cost
+        return {s: kernels[s] for s in sorted(kernels, key=lambda s: -costs[s])}
 
     def begun(self, kernel: Kernel, workers: Workers, compilers: Compilers) -> Underway | None:
         """A kernel whose configurations have begun to compile: those to be timed, or the first."""
         common = self.common(kernel)
-        if not self.session.live:
+        if not self.session.times_kernels:
             return begin_first(self.graph, kernel, self.session.device, workers=workers, **common)
         return begin(self.graph, kernel, self.session.device, workers=workers, compilers=compilers, **common)
 
@@ -293,7 +318,9 @@ class Way:
         try:
             with session.progress.step(self.doing(kernel)):
                 common = self.common(kernel)
-                found = tune(self.graph, kernel, session.device, live=session.live, underway=underway, **common)
+                found = tune(
+                    self.graph, kernel, session.device, live=session.times_kernels, underway=underway, **common
+                )
         except (CompileError, UnsupportedError) as error:
             session.failed[structure] = None
             session.failures[str(error)] = None
@@ -314,7 +341,7 @@ class Way:
 
     def doing(self, kernel: Kernel) -> str:
         names = " ".join(names_of(self.graph.nodes[n] for n in kernel.nodes))
-        return f"{'tunes' if self.session.live else 'compiles'} {kernel.schedule}: {names:.40}"
+        return f"{'tunes' if self.session.times_kernels else 'compiles'} {kernel.schedule}: {names:.40}"
 
     def common(self, kernel: Kernel) -> dict[str, Any]:
         """What `begin` and `tune` are told alike."""

@@ -17,6 +17,7 @@ from jaxorch.ir.graph import Array
 from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import program_times
+from jaxorch.orchestration.programs import Compilers
 from jaxorch.orchestration.tune import is_out_of_memory
 
 __all__ = ["Verdict", "compare"]
@@ -61,7 +62,9 @@ def compare(
     try:
         sets = random_arguments(operands, device.l2_bytes, places)
         jitted = (_jax.jit(f, donate_argnums=tuple(donated)) for f in (*plans, original))
-        functions: list[Any] = [f.lower(*sets[0]).compile() for f in jitted]
+        with Compilers() as compilers:
+            begun = [compilers.begin(f.lower(*sets[0])) for f in jitted]
+            functions = [program.result() for program in begun]
         *ours, theirs = program_times(functions, sets, donated=donated, repeats=11)
     except _jax.errors.JaxRuntimeError as error:
         if is_out_of_memory(error):

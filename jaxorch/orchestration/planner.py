@@ -22,7 +22,7 @@ from jaxorch.ir.text import array_text
 from jaxorch.ir.value import Value
 from jaxorch.orchestration import blp
 from jaxorch.orchestration.candidates import Built
-from jaxorch.orchestration.choice import Rival, Steps, Way
+from jaxorch.orchestration.choice import OutOfTimeError, Rival, Steps, Way
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.overwrite import Ends, donated, overwriting
 from jaxorch.orchestration.plan import KernelStep, Plan, Version, run, written_operands
@@ -156,7 +156,9 @@ def _tried(ways: Sequence[Way], session: Session) -> list[tuple[Way, Steps]]:
             if made and not session.searches:
                 break
             try:
-                made.append((way, way.steps()))
+                made.append((way, way.steps(first=not made)))
+            except OutOfTimeError:
+                break
             except PlanError:
                 left.remove(way)
                 if not left:

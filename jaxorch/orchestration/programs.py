@@ -17,10 +17,11 @@ import numpy as np
 from jaxorch.codegen.source import Source
 from jaxorch.errors import JaxorchError
 from jaxorch.ir.graph import Array
+from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import Rotation
 from jaxorch.runtime.launch import Tickets, call
 
-__all__ = ["Compilers", "Launchable", "counters", "in_place", "launchable", "launched"]
+__all__ = ["Compilers", "Launchable", "launchable", "launched", "rotation_of"]
 
 _jax: Any = jax  # what is used of it carries few types
 
@@ -45,12 +46,12 @@ class Compilers:
         return self._pool.submit(lowered.compile)
 
 
-def counters(sources: Sequence[Source]) -> int:
+def _counters(sources: Sequence[Source]) -> int:
     """How many counters the kernels share that need some: 0 where none does."""
     return max(s.tickets for s in sources)
 
 
-def in_place(source: Source) -> list[int]:
+def _in_place(source: Source) -> list[int]:
     """The operands that a kernel writes into: donated where it is timed, or the copy that saves them is timed too."""
     return [operand for operand, _ in source.aliases]
 
@@ -62,7 +63,7 @@ def launchable(
 
     What is traced depends on this thread's settings, so it is here; what is compiled does not.
     """
-    shared = counters(sources)
+    shared = _counters(sources)
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
     types += [jax.ShapeDtypeStruct((shared,), np.int32)] if shared else []
 
@@ -74,7 +75,7 @@ def launchable(
             return [*call(source, operands[:-1], outputs, tickets=tickets), tickets.array]
 
         last = [len(inputs)] if shared else []
-        return _jax.jit(run, donate_argnums=[*in_place(source), *last]).lower(*types)
+        return _jax.jit(run, donate_argnums=[*_in_place(source), *last]).lower(*types)
 
     made: list[Launchable] = []
     for source in sources:
@@ -85,6 +86,20 @@ def launchable(
             failed.set_exception(error)
             made.append(failed)
     return made
+
+
+def rotation_of(
+    sources: Sequence[Source], inputs: Sequence[Array], l2_bytes: int, places: Sequence[int]
+) -> tuple[Rotation, list[int]]:
+    """Random arguments for what `launchable` makes of the sources, past the cache, and which of them are donated.
+
+    `places`: as in `random_arguments`.
+    """
+    drawn, donated = random_arguments(inputs, l2_bytes, places), _in_place(sources[0])
+    if shared := _counters(sources):  # handed from call to call, as from launch to launch in a program
+        donated = [*donated, len(inputs)]
+        drawn = [[*arguments, _jax.lax.full((shared,), 0, np.int32)] for arguments in drawn]
+    return Rotation(drawn, donated), donated
 
 
 def launched(version: Launchable, rotation: Rotation) -> Callable[..., Any]:

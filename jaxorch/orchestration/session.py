@@ -6,7 +6,6 @@ Invariant: what is recorded under a structure holds for every kernel, or part le
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from jaxorch.codegen.source import Source
 from jaxorch.errors import JaxorchWarning
 from jaxorch.frontend.trace import Trace
 from jaxorch.options import Options, cache_dir
+from jaxorch.orchestration.clock import Clock
 from jaxorch.orchestration.devices import Device, device
 from jaxorch.orchestration.plan import Version
 from jaxorch.orchestration.progress import Progress
@@ -31,9 +31,6 @@ __all__ = ["Over", "Session"]
 type Over = tuple[tuple[int, int], ...]
 """Inputs of a kernel that outputs overwrite, both by number."""
 
-_SEARCH_S = {"fast": 0.0, "default": 60.0, "max": 240.0}
-"""Seconds, by effort, after which no further plan or choice is tried beside those that are there."""
-
 
 class Session:
     """What the plans of a program and of the bodies in it have in common."""
@@ -45,9 +42,9 @@ class Session:
         if target.live:
             self.device = replace(self.device, arch=local_arch())
         self._live = target.live and options.effort != "fast" and options.backend != "interpret"
-        self.interrupted = False
+        self.interrupted = self.hurries = False
         self.progress = Progress()
-        self._end = time.monotonic() + _SEARCH_S[options.effort]
+        self.clock = Clock(options.effort)
         self.store = Store(cache_dir(options))
         # by structure: equal kernels are priced, tuned and compiled once
         self.estimates: dict[str, float] = {}
@@ -62,8 +59,13 @@ class Session:
 
     @property
     def live(self) -> bool:
-        """Whether kernels and plans are timed."""
+        """Whether plans are timed, and kernels while there is time for it."""
         return self._live and not self.interrupted
+
+    @property
+    def times_kernels(self) -> bool:
+        """Whether kernels are timed that were not before."""
+        return self.live and not self.hurries
 
     @property
     def counts_memory(self) -> bool:
@@ -80,10 +82,20 @@ class Session:
             stacklevel=2,
         )
 
+    def hurry(self) -> None:
+        """Times no kernel from now on, but the plan that holds them."""
+        self.hurries = True
+        warnings.warn(
+            "jaxorch's tuning has taken the time that it has: kernels that it did not reach run in their first "
+            "configuration, and the next process tunes on from there.",
+            JaxorchWarning,
+            stacklevel=2,
+        )
+
     @property
     def searches(self) -> bool:
         """Whether kernels are timed and time is left to look for better ones."""
-        return self.live and time.monotonic() < self._end
+        return self.times_kernels and self.clock.searches
 
     def launch(self) -> Callable[..., list[Any]]:
         """What launches a kernel in traced code."""

@@ -16,21 +16,20 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxorch.codegen.source import Source, generate
+from jaxorch.codegen.source import Source, different, generate
 from jaxorch.errors import CompileError, JaxorchError
 from jaxorch.ir.graph import Array, Graph
 from jaxorch.kernels.configs import Config, configurations
+from jaxorch.kernels.doubtful import doubtful
 from jaxorch.kernels.kernel import Kernel
 from jaxorch.orchestration.agree import agreeing
 from jaxorch.orchestration.cost import beside_work, config_time
 from jaxorch.orchestration.devices import Device
-from jaxorch.orchestration.draws import random_arguments
-from jaxorch.orchestration.measure import Rotation, device_times
+from jaxorch.orchestration.measure import device_times
 from jaxorch.orchestration.plan import arguments
 from jaxorch.orchestration.positions import largest_places
-from jaxorch.orchestration.programs import Compilers, Launchable, counters, in_place, launchable, launched
+from jaxorch.orchestration.programs import Compilers, Launchable, launchable, launched, rotation_of
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import Answers, check, check_soon, forget, is_kept
 from jaxorch.runtime.store import Store
@@ -142,7 +141,7 @@ def begin(
         return None
     near = within_reach(graph, kernel, configs, device, effort)
     wanted = [c for c in configs if (c in near) != beyond]
-    sources = [first if c == configs[0] else written(c) for c in wanted]
+    sources = different([first if c == configs[0] else written(c) for c in wanted])
     inputs, outputs = arguments(graph, kernel)
     answers = check_soon(sources, inputs, outputs, **_limits(device), workers=workers)
     return Underway(key, sources, answers, lambda sources: launchable(sources, inputs, outputs, compilers))
@@ -165,11 +164,15 @@ def begin_first(
 def within_reach(
     graph: Graph, kernel: Kernel, configs: Sequence[Config], device: Device, effort: str
 ) -> tuple[Config, ...]:
-    """Those whose estimates leave it open whether they are the fastest, in their order."""
+    """Those whose estimates leave it open whether they are the fastest, in their order, but for doubtful ones if there
+    are others; those are tried with effort "max", too.
+    """
     estimates = [config_time(graph, kernel, config, device) for config in configs]
     least = min(estimates)
     most = least + (REACH[effort] - 1) * max(least - beside_work(kernel, device), 0.0) + _SLACK_US
-    return tuple(c for c, estimate in zip(configs, estimates, strict=True) if estimate <= most)
+    near = tuple(c for c, estimate in zip(configs, estimates, strict=True) if estimate <= most)
+    likely = tuple(c for c in near if effort == "max" or not doubtful(graph, kernel, c))
+    return likely or near
 
 
 def tune(
@@ -309,12 +312,7 @@ def _fastest(
 ) -> tuple[Source, float]:
     """The fastest configuration and its time; what fails is put among the failures."""
     sources, failures = [s for s, _ in underway.usable()], underway.failures
-    drawn = random_arguments(inputs, device.l2_bytes, places)
-    donated, shared = in_place(sources[0]), counters(sources)
-    if shared:  # handed from call to call, as from launch to launch in a program
-        donated = [*donated, len(inputs)]
-        drawn = [[*arguments, _jax.lax.full((shared,), 0, np.int32)] for arguments in drawn]
-    rotation = Rotation(drawn, donated)
+    rotation, donated = rotation_of(sources, inputs, device.l2_bytes, places)
     running: list[tuple[Source, Callable[..., Any]]] = []
     for source, launch in zip(sources, underway.programs, strict=True):
         try:

@@ -9,10 +9,16 @@ from rich.console import Console
 
 from benchmarks import sweep
 from benchmarks.cases import CASES, S
-from jaxorch.errors import CompileError
+from jaxorch.errors import CompileError, LaunchError
 from jaxorch.kernels.configs import Config
+from jaxorch.options import Options
+from jaxorch.orchestration.devices import device
+from jaxorch.orchestration.measure import Timing
 from jaxorch.orchestration.tune import FEW_SPILLS
+from jaxorch.pipeline import planned
 from jaxorch.runtime.compile import Compiled
+from jaxorch.runtime.launch import Answers
+from jaxorch.target import Target
 
 
 @pytest.fixture
@@ -30,6 +36,16 @@ def row(measured, spills=0, failure=""):
     return sweep.Row(Config(0, 1, 64, 4), (), 8, Compiled("", 32, spills, 0, 0.0), failure, 10.0, measured)
 
 
+def answers(fails):
+    """What workers say of sources, where the configurations that `fails` names do not compile."""
+
+    def check_soon(sources, *_, **__):
+        error = CompileError("too much of something")
+        return Answers([], lambda: [error if fails(s.config) else Compiled("", 32, 0, 0, 0.0) for s in sources])
+
+    return check_soon
+
+
 def test_a_table_without_a_gpu(small):
     lines = printed("small", "--limit", "3")
     assert len(lines) == 3
@@ -42,16 +58,36 @@ def test_a_table_without_a_gpu(small):
 
 
 def test_a_configuration_that_does_not_compile_is_a_row(small, monkeypatch):
-    def check(source, inputs, outputs, **_):
-        if source.config.num_warps == 4:
-            raise CompileError("too much of something")
-        return Compiled("", 32, 0, 0, 0.0)
-
-    monkeypatch.setattr(sweep, "check", check)
+    monkeypatch.setattr(sweep, "check_soon", answers(lambda config: config.num_warps == 4))
     lines = printed("small", "--limit", "4")
     assert "too much of something" in lines[0]
     assert "chosen" not in lines[0]
     assert sum("chosen" in line for line in lines) == 1
+
+
+def test_each_time_is_of_its_configuration(small, monkeypatch):
+    def launched(version, rotation):
+        (size,) = {a.nbytes for sets in rotation.sets for a in sets}
+        assert size == 16384 * 512 * 4
+        if version.num_warps == 2:
+            raise LaunchError("illegal address\nand more")
+        return version
+
+    def times(versions, sets, **_):
+        return [Timing(float(c.num_warps), 0, 0, 11, (), "cupti") for c in versions]
+
+    monkeypatch.setattr(sweep, "check_soon", answers(lambda config: config.num_warps == 4))
+    monkeypatch.setattr(sweep, "launchable", lambda sources, *_: [s.config for s in sources])
+    monkeypatch.setattr(sweep, "launched", launched)
+    monkeypatch.setattr(sweep, "device_times", times)
+    function, specs, _ = CASES["small"]()
+    target = Target("cuda", "h200", live=False)
+    (step,) = (plan := planned(jax.make_jaxpr(function)(*specs), Options(effort="fast"), target)).kernels
+    rows = sweep.sweep(plan.graph, step.kernel, device("h200"), live=True, limit=8)
+    said = {4: (None, "too much of something"), 2: (None, "illegal address")}
+    warps = [row.config.num_warps for row in rows]
+    assert [(row.measured, row.failure) for row in rows] == [said.get(n, (float(n), "")) for n in warps]
+    assert {2, 4} < set(warps)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.cases import CASES
 from benchmarks.suites import SPINE_BARS
-from jaxorch.codegen.source import Source, generate
+from jaxorch.codegen.source import Source, different, generate
 from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Graph, Scatter
 from jaxorch.kernels.configs import Config, configurations
@@ -238,3 +238,26 @@ def test_offsets_beyond_32_bits_are_64_bit():
     small = optimized_graph(flatten(jax.make_jaxpr(f)(S((1 << 15, 1 << 15), np.int8))), Options())
     kernel = whole_kernel(small)
     assert "tl.int64" not in generate(small, kernel, configurations(small, kernel)[0], arch=90).text
+
+
+@pytest.mark.parametrize("keys", [64, 256])
+def test_stages_that_make_no_difference_are_compiled_once(keys):
+    """One step of 64 elements: as many stages as you like give the same code. Four steps: another for each number."""
+    specs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((4096, keys), (keys, 64))]
+    graph = optimized_graph(flatten(jax.make_jaxpr(lambda a, b: jnp.tanh(a @ b))(*specs)), Options())
+    kernel = whole_kernel(graph)
+    sources = [generate(graph, kernel, Config(0, 64, 64, 4, stages, block_keys=64), arch=90) for stages in (3, 1, 4)]
+    sources.append(generate(graph, kernel, Config(0, 64, 64, 8, 3, block_keys=64), arch=90))
+    ptx = [compiled(graph, kernel, s.config, 90).ptx for s in sources]
+    assert different(sources) == (sources if keys > 64 else [sources[0], sources[3]])
+    assert (ptx[0] == ptx[1] == ptx[2]) == (keys == 64)
+    assert ptx[0] != ptx[3]
+
+
+def test_sums_in_two_launches_are_never_others_equals():
+    specs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((64, 4096), (4096, 4096))]
+    graph = optimized_graph(flatten(jax.make_jaxpr(jnp.matmul)(*specs)), Options())
+    kernel = whole_kernel(graph)
+    sources = [generate(graph, kernel, Config(0, 64, 64, 4, n, block_keys=64, splits=64), arch=90) for n in (3, 4)]
+    assert all(s.combine is not None for s in sources)
+    assert different(sources) == sources

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxorch.codegen.launches import grid_size
+from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Reduce
 from jaxorch.kernels.configs import Config, configurations, whole
+from jaxorch.options import Options
+from jaxorch.pipeline import optimized_graph
 from tests.codegen.drive import limits, program, whole_kernel
 
 LARGEST_TILE = 1 << 20  # elements: Triton's own limit on a tensor
@@ -136,3 +139,22 @@ def test_few_rows_are_tried_with_deep_blocks_in_several_stages():
     found = {(c.block_columns, c.block_keys, c.num_stages) for c in configurations(*graph_and_kernel)[:14]}
     assert kernel.schedule == "gemm"
     assert {(64, 128, 3), (64, 128, 4)} <= found
+
+
+def test_a_thread_that_holds_neighbours_has_the_registers_of_eight_warps():
+    def f(x, w):
+        y = jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=128
+        )
+        centred = y - jnp.mean(y, -1, keepdims=True)
+        return centred / jnp.sqrt(jnp.mean(centred * centred, -1, keepdims=True) + 1e-6)
+
+    specs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((16, 56, 56, 128), (7, 7, 1, 128))]
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    kernel = whole_kernel(graph)
+    assert kernel.schedule == "rows"
+    held = [c for c in configurations(graph, kernel) if kernel.frames[c.frame].held and c.block_rows > 1]
+    results = [c.block_rows * c.block_columns * kernel.frames[c.frame].copies / (32 * c.num_warps) for c in held]
+    assert held
+    assert max(results) <= 32
+    assert max(c.num_warps for c in held) <= 8

@@ -1,5 +1,6 @@
 """Kernels that compile before they are asked for: many at a time, in the order in which they are done."""
 
+import time
 from concurrent.futures import Future
 from functools import partial
 
@@ -90,3 +91,13 @@ def test_what_fails_is_left_to_the_tuner():
     assert list(found) == ["b", "a", "c"]
     assert found["b"] is None
     assert found["a"] is machine.kernels["a"]
+
+
+def test_what_is_not_done_in_time_does_not_come():
+    machine = Machine("abc", 2)
+    machine.finish("b")
+    soon = time.monotonic() + 0.3
+    begins = {name: partial(machine.begin, name) for name in "abc"}
+    assert [name for name, _ in compiled_ahead(begins, 2, soon)] == ["b"]
+    assert soon <= time.monotonic() < soon + 5
+    assert list(compiled_ahead(begins, 2, soon)) == []

@@ -9,7 +9,7 @@ import pytest
 
 from jaxorch.frontend.trace import flatten, missing
 from jaxorch.options import Options
-from jaxorch.orchestration import choice, leftover
+from jaxorch.orchestration import choice, clock, leftover
 from jaxorch.orchestration.candidates import enumerate_candidates
 from jaxorch.orchestration.devices import device
 from jaxorch.orchestration.measure import Timing
@@ -135,8 +135,42 @@ def test_of_choices_as_cheap_the_one_that_keeps_less_is_taken(monkeypatch, tmp_p
     first, second = (replace(way.choice, solution=replace(way.choice.solution, peak=peak)) for peak in (4000, 0))
     way.choice = first
     monkeypatch.setattr(way, "choose", lambda: second)
-    monkeypatch.setattr(way, "working", lambda: (way.choice.solution.peak,))
+    monkeypatch.setattr(way, "working", lambda until: (way.choice.solution.peak,))
     monkeypatch.setattr(way, "corrected", lambda choices: choices == 1)
     monkeypatch.setattr(way, "known_cost", lambda made: 100.0 if made is first else cost)
     assert way.steps() == ((4000,), (0,))[taken]
     assert way.choice is (first, second)[taken]
+
+
+def test_a_choice_that_is_not_timed_in_time_is_dropped(monkeypatch, tmp_path):
+    """The first plan has more time than what is tried beside it, and two corrections of it have as much."""
+    Machine(monkeypatch)
+    trace = flatten(jax.make_jaxpr(network)(*SPECS))
+    way = choice.Way(Version(trace, optimized_graph(trace, Options())), session_in(tmp_path))
+    asked = []
+
+    def working(until):
+        asked.append(until)
+        if len(asked) in out_of_time:
+            raise choice.OutOfTimeError
+        return len(asked)
+
+    monkeypatch.setattr(way, "choose", lambda: way.choice)
+    monkeypatch.setattr(way, "working", working)
+    monkeypatch.setattr(way, "corrected", lambda choices: choices < 4)
+    monkeypatch.setattr(way, "known_cost", lambda made: 1.0)
+    out_of_time = {2}
+    assert (way.steps(), len(asked)) == (1, 2)
+    last, search = asked[0], clock.Clock("default")._search
+    assert last == asked[1] > search
+    out_of_time = set()
+    asked.clear()
+    way.steps()
+    assert [until == last for until in asked] == [True, True, True, False]
+    asked.clear()
+    way.steps(first=False)
+    assert last not in asked
+    out_of_time = {1}
+    asked.clear()
+    with pytest.raises(choice.OutOfTimeError):
+        way.steps(first=False)

@@ -162,6 +162,16 @@ def test_what_is_estimated_far_above_the_least_is_not_compiled(made, machine, st
     assert within_reach(*made, near + far, H200, effort) == near + far
 
 
+def test_doubtful_configurations_are_tried_with_all_effort_or_alone(made, machine, store, monkeypatch):
+    configs = configurations(*made)[:6]
+    monkeypatch.setattr(module, "doubtful", lambda graph, kernel, config: config in configs[:4])
+    assert within_reach(*made, configs, H200, "default") == configs[4:]
+    assert within_reach(*made, configs, H200, "max") == configs
+    assert within_reach(*made, configs[:4], H200, "default") == configs[:4]
+    machine.compile_fails = lambda config: config not in configs[:4]
+    assert tuned(made, store).source.config in configs[:4]
+
+
 def test_what_is_out_of_reach_is_tried_where_nothing_else_compiles(made, machine, store, monkeypatch):
     near, far = estimated(monkeypatch, made, 10.0)
     machine.compile_fails = lambda config: config in near

@@ -3,6 +3,7 @@
 import io
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import Future
 from functools import partial
@@ -15,11 +16,11 @@ from jaxorch import pipeline
 from jaxorch.errors import JaxorchWarning
 from jaxorch.frontend.trace import flatten
 from jaxorch.options import Options
-from jaxorch.orchestration import choice, planner, progress, tune
+from jaxorch.orchestration import choice, clock, planner, programs, progress, tune
 from jaxorch.orchestration.guard import Verdict
 from jaxorch.orchestration.measure import Timing
 from jaxorch.orchestration.planner import plan_program
-from jaxorch.orchestration.session import _SEARCH_S, Session
+from jaxorch.orchestration.session import Session
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import Answers
 from jaxorch.runtime.store import Store
@@ -54,7 +55,7 @@ class Machine:
         monkeypatch.setattr(tune, "launchable", lambda sources, inputs, outputs, compilers: [*map(done, sources)])
         monkeypatch.setattr(tune, "launched", lambda source, rotation: source.result())
         monkeypatch.setattr(tune, "agreeing", lambda versions, arguments, donated: [True] * len(versions))
-        monkeypatch.setattr(tune, "random_arguments", lambda *args: [[jnp.zeros(1)]])
+        monkeypatch.setattr(programs, "random_arguments", lambda *args: [[jnp.zeros(1)]])
         monkeypatch.setattr(tune, "device_times", self.times)
         monkeypatch.setattr(planner, "compare", self.compare)
         monkeypatch.setattr(planner.workers, "start", self.start)
@@ -135,7 +136,7 @@ def test_interrupted_tuning_leaves_a_program_and_what_was_timed(machine, tmp_pat
 def test_a_choice_by_estimates_is_corrected_however_little_time_is_left(
     seconds, most, machine, tmp_path, kernels_win, monkeypatch
 ):
-    monkeypatch.setitem(_SEARCH_S, "default", seconds)
+    monkeypatch.setitem(clock._SEARCH_S, "default", seconds)
     made, corrections = choice.Way.choose, []
     monkeypatch.setattr(choice.Way, "choose", lambda self: corrections.append(self) or made(self))
     monkeypatch.setattr(choice.Way, "corrected", lambda self, choices: True)
@@ -143,6 +144,30 @@ def test_a_choice_by_estimates_is_corrected_however_little_time_is_left(
     planned(session_in(tmp_path))
     again = [way for way in corrections if way is corrections[0]]
     assert len(again) == 1 + most
+
+
+@pytest.mark.parametrize("reached", [0, 1])
+def test_where_time_is_out_the_rest_of_the_first_plan_is_not_timed(
+    reached, machine, tmp_path, monkeypatch, kernels_win
+):
+    start, limits = time.monotonic(), [True]
+    monkeypatch.setattr(time, "monotonic", lambda: start + 1e6 * bool(limits and machine.timed))
+    monkeypatch.setitem(clock._LAST_S, "default", 180.0 * reached)
+    with pytest.warns(JaxorchWarning, match="has taken the time that it has") as caught:
+        found = planned(session_in(tmp_path))
+    assert len(caught) == 1
+    assert len(machine.timed) == reached
+    assert len({s.source.name for s in found.kernels if s.measured is not None}) == reached
+    assert len({s.source.name for s in found.kernels}) > reached
+    assert (found.verdict.planned, machine.compared) == (5.0, 1)  # what runs is compared as ever
+    # the next one goes on from there, and ends with a plan that is remembered
+    limits.clear()
+    monkeypatch.setitem(clock._LAST_S, "default", 180.0)
+    again = planned(session_in(tmp_path))
+    assert len(machine.timed) == len(set(machine.timed)) > reached
+    assert all(step.measured is not None for step in again.kernels)
+    machine.before_timing = machine.before_comparing = interrupt
+    assert [s.source.digest for s in planned(session_in(tmp_path)).kernels] == [s.source.digest for s in again.kernels]
 
 
 def six_kernels(*arrays):

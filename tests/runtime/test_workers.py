@@ -98,3 +98,10 @@ def test_kernels_are_begun_before_they_are_asked_for_and_not_after_the_end(monke
         first, *others = begun.begin([request(str(k)) for k in range(20, 25)])
         assert isinstance(first.result(), Compiled)
     assert sum(answer.cancelled() for answer in others) >= len(others) - 1
+
+
+def test_a_worker_comes_after_the_process_that_waits_for_it(tmp_path):
+    told = tmp_path / "nice"
+    text = f"__import__('pathlib').Path({str(told)!r}).write_text(str(__import__('os').nice(0)))"
+    compile_all([request(arch=Does(eval, text))])
+    assert int(told.read_text()) > os.nice(0)
