@@ -65,6 +65,21 @@ def test_a_spine_case_is_as_exact_as_xla(name):
     assert verdict.passed, verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("f", "shape"),
+    [
+        (lambda x: jnp.roll(x, 5, 0) + 1, (47001, 47001)),
+        (lambda x: jnp.concatenate([x[3], x[0], x[2], x[1]])[::2] + 1, (4, 1 << 30)),
+    ],
+    ids=["rolled", "far rows"],
+)
+def test_arrays_of_more_than_32_bits(f, shape):
+    ours = jax.jit(jaxorch.optimize(f, options=FAST)).lower(jax.ShapeDtypeStruct(shape, jnp.int8)).compile()
+    assert "triton_kernel_call" in ours.as_text()
+    x = jax.random.bits(jax.random.key(3), shape, jnp.uint8).astype(jnp.int8)
+    assert jnp.array_equal(ours(x), jax.jit(f)(x))
+
+
 # Every operation
 
 
