@@ -96,10 +96,10 @@ class Way:
     def cost(self) -> float:
         return self.choice.solution.cost
 
-    def choose(self) -> _Choice:
-        """The cheapest way to run the graph, by estimated times, without the kernels that have failed."""
-        options: list[Fused | Left] = [f for f in self.found.fused if f.structure not in self.session.failed]
-        options += self.found.left
+    def choose(self, options: Sequence[Fused | Left] | None = None) -> _Choice:
+        """The cheapest way to run the graph, by estimated times, of `options`, or all but the kernels that failed."""
+        if options is None:
+            options = [*(f for f in self.found.fused if f.structure not in self.session.failed), *self.found.left]
         candidates = tuple(self.candidate(o) for o in options)
         nodes = self.graph.nodes
         required = tuple(v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const))
@@ -176,19 +176,23 @@ class Way:
         """The chosen steps in order, every kernel tuned and compiled; one that fails is struck, and chosen anew.
 
         Where kernels are timed, their times take the place of the estimates, and the choice is made again until it
-        holds what has been timed alone; of the choices met the cheapest is taken, by what is known in the end, and of
-        those as cheap the one that keeps the least between its kernels. `first`: there is no other plan, so that where
-        time is out before the first choice is tuned, the rest of it is not timed.
+        holds what has been timed alone; where time is out before, once more of what is tuned. Of the choices met the
+        cheapest is taken, by what is known in the end, and of those as cheap the one that keeps the least between its
+        kernels. `first`: there is no other plan, so that where time is out before the first choice is tuned, the rest
+        of it is not timed.
 
         Raises:
             PlanError: without the kernels that failed there is no choice.
             OutOfTimeError: the first choice was not tuned in time.
         """
         met: list[tuple[Steps, _Choice]] = []
-        clock = self.session.clock
+        clock, settled = self.session.clock, False
         try:
             met.append((self.working(clock.end(0, first=first)), self.choice))
-            while self.session.times_kernels and self.corrected(len(met)) and self.goes_on(len(met)):
+            while self.session.times_kernels and not settled:
+                settled = not self.corrected(len(met))
+                if settled or not self.goes_on(len(met)):
+                    break
                 self.choice = self.choose()
                 met.append((self.working(clock.end(len(met), first=first)), self.choice))
         except OutOfTimeError:
@@ -197,10 +201,22 @@ class Way:
             if not met:
                 self.session.hurry()
                 met.append((self.working(), self.choice))
+        if self.session.live and not settled:
+            self.choice = self.choose(self.tuned_options([choice for _, choice in met]))
+            met.append((self.working(), self.choice))
         costs = [self.known_cost(choice) for _, choice in met]
         alike = (k for k, cost in enumerate(costs) if cost <= _ALIKE * min(costs))
         steps, self.choice = met[min(alike, key=lambda k: (met[k][1].solution.peak, costs[k]))]
         return steps
+
+    def tuned_options(self, met: Sequence[_Choice]) -> list[Fused | Left]:
+        """The kernels that are tuned, at the times that are known, and XLA's versions that are timed or were chosen."""
+        session = self.session
+        measured = {s: tuned.measured for s, tuned in session.tuned.items()}
+        session.timed |= {s: time + GAP_US for s, time in measured.items() if time is not None}
+        chosen = {id(choice.options[k]) for choice in met for k in choice.solution.chosen}
+        fused = [f for f in self.found.fused if f.structure in session.tuned and f.structure not in session.failed]
+        return [*fused, *(o for o in self.found.left if id(o) in chosen or self.structure(o) in session.xla)]
 
     def goes_on(self, choices: int) -> bool:
         """Whether a choice is to be made again, after so many."""

@@ -45,6 +45,21 @@ def test_loads_are_doubtful_where_no_window_shares_them_and_pieces_can_be_copied
     assert loads == all(doubtful(graph, kernel, c) for c in found if c.num_stages == 1)
 
 
+def test_loads_of_shuffled_features_are_not_doubtful():
+    """Which are single elements of each array, though all arrays lie in whole pieces."""
+
+    def f(x, y, w):
+        features = jnp.stack([x, jax.nn.relu(y)], -1).reshape(1, 64, 64, 128)
+        return jax.lax.conv_general_dilated(features, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    specs = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 64, 64, 64), (1, 64, 64, 64), (1, 1, 128, 64))]
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    kernel = whole_kernel(graph)
+    loading = [c for c in configurations(graph, kernel) if c.num_stages == 1]
+    assert loading
+    assert not any(doubtful(graph, kernel, c) for c in loading)
+
+
 @pytest.mark.parametrize(("around", "many"), [(0, False), (1, True)])
 def test_large_tiles_are_doubtful_beside_much_that_is_computed(around, many):
     graph, kernel = convolving(1, 128, 128, around)
