@@ -168,8 +168,6 @@ class GemmBody[V](ProductBody[V]):
         for stretch in found:
             self.stretch = stretch
             a, b = self.operand_planes()
-            for plane in (a, b):
-                self.plane_values.pop(plane, None)
             with self.scope(a):
                 x = self.tile_of(self.core.last, left, self.core.at, key, a)
             with self.scope(b):

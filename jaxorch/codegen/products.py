@@ -32,7 +32,7 @@ from jaxorch.kernels.kernel import Kernel
 from jaxorch.kernels.sides import Core, Placed, Stored
 from jaxorch.kernels.stretches import Stretch
 
-__all__ = ["ProductBody"]
+__all__ = ["ProductBody", "Span"]
 
 type Span = Literal["row", "column", "key", "inner", "one"]
 

@@ -36,6 +36,8 @@ def doubtful(graph: Graph, kernel: Kernel, config: Config) -> bool:
     product = graph.nodes[kernel.core.last] if kernel.core else None
     if kernel.schedule != "gemm" or not isinstance(product, Contract):
         return False
+    if config.turns > 1:  # of many columns a program sums few at once
+        return False
     if kernel.unrolled:
         return computed(config) > MOST_COMPUTED
     sums = config.block_rows * config.block_columns * config.heads

@@ -1,7 +1,8 @@
 """Products of many rows and few columns whose programs hold the right operand and do several blocks of rows.
 
 Input: a kernel around one contraction.  Output: such configurations, best guess first, none where another is better.
-Invariant: what is held fits beside the blocks of rows that are under way, and all statistics are of the rows' keys.
+Invariant: what is held fits beside the blocks of rows that are under way, and all statistics are of as many elements as
+a row has keys.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ kernel among the steps has compiled for the device, and one that failed is in no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -64,10 +64,11 @@ class _Choice:
     required: tuple[Value, ...]
     expensive: tuple[int, ...]
     solution: blp.Solution
+    every: tuple[blp.Candidate, ...]  # with those that the choice was not among
 
     def baselines(self) -> Mapping[str, float]:
-        """The costs of greedy merging and of no fusion, over the same candidates."""
-        problem = self.candidates, self.required, self.expensive
+        """The costs of greedy merging and of no fusion, over all candidates."""
+        problem = self.every, self.required, self.expensive
         return {"greedy": blp.greedy(*problem).cost, "unfused": blp.unfused(*problem).cost}
 
 
@@ -96,11 +97,17 @@ class Way:
     def cost(self) -> float:
         return self.choice.solution.cost
 
-    def choose(self, options: Sequence[Fused | Left] | None = None) -> _Choice:
-        """The cheapest way to run the graph, by estimated times, of `options`, or all but the kernels that failed."""
-        if options is None:
-            options = [*(f for f in self.found.fused if f.structure not in self.session.failed), *self.found.left]
-        candidates = tuple(self.candidate(o) for o in options)
+    def choose(self, among: Callable[[Fused | Left], bool] | None = None) -> _Choice:
+        """The cheapest way to run the graph, by estimated times, without the kernels that have failed.
+
+        `among`: what to choose from; it is not known then how far the cheapest of all may be from it.
+        """
+        options: list[Fused | Left] = [f for f in self.found.fused if f.structure not in self.session.failed]
+        options += self.found.left
+        every = candidates = tuple(self.candidate(o) for o in options)
+        if among is not None:
+            kept = [k for k, o in enumerate(options) if among(o)]
+            options, candidates = [options[k] for k in kept], tuple(every[k] for k in kept)
         nodes = self.graph.nodes
         required = tuple(v for v in dict.fromkeys(self.graph.outputs) if not isinstance(nodes[v.node], Input | Const))
         expensive = tuple(k for k, n in enumerate(nodes) if isinstance(n, Opaque | Reduce | Contract | Scatter))
@@ -110,7 +117,9 @@ class Way:
         if not memory.matters:
             chosen = [replace(candidates[k], overwrites=self.overwrites(options[k])) for k in solution.chosen]
             solution = replace(solution, peak=peak(chosen, range(len(chosen)), memory.nbytes))
-        return _Choice(tuple(options), candidates, required, expensive, solution)
+        if len(candidates) < len(every):
+            solution = replace(solution, status="feasible", gap=1.0)
+        return _Choice(tuple(options), candidates, required, expensive, solution, every)
 
     def rival(self) -> Rival | None:
         """The best choice but one, if there is another."""
@@ -202,21 +211,26 @@ class Way:
                 self.session.hurry()
                 met.append((self.working(), self.choice))
         if self.session.live and not settled:
-            self.choice = self.choose(self.tuned_options([choice for _, choice in met]))
+            self.choice = self.choose(self.is_known([choice for _, choice in met]))
             met.append((self.working(), self.choice))
         costs = [self.known_cost(choice) for _, choice in met]
         alike = (k for k, cost in enumerate(costs) if cost <= _ALIKE * min(costs))
         steps, self.choice = met[min(alike, key=lambda k: (met[k][1].solution.peak, costs[k]))]
         return steps
 
-    def tuned_options(self, met: Sequence[_Choice]) -> list[Fused | Left]:
-        """The kernels that are tuned, at the times that are known, and XLA's versions that are timed or were chosen."""
+    def is_known(self, met: Sequence[_Choice]) -> Callable[[Fused | Left], bool]:
+        """Whether a kernel is tuned, all now at the times that are known, or XLA's version is timed or was chosen."""
         session = self.session
         measured = {s: tuned.measured for s, tuned in session.tuned.items()}
         session.timed |= {s: time + GAP_US for s, time in measured.items() if time is not None}
         chosen = {id(choice.options[k]) for choice in met for k in choice.solution.chosen}
-        fused = [f for f in self.found.fused if f.structure in session.tuned and f.structure not in session.failed]
-        return [*fused, *(o for o in self.found.left if id(o) in chosen or self.structure(o) in session.xla)]
+
+        def known(option: Fused | Left) -> bool:
+            if isinstance(option, Fused):
+                return option.structure in session.tuned
+            return id(option) in chosen or self.structure(option) in session.xla
+
+        return known
 
     def goes_on(self, choices: int) -> bool:
         """Whether a choice is to be made again, after so many."""

@@ -72,6 +72,23 @@ def test_large_tiles_are_doubtful_beside_much_that_is_computed(around, many):
     assert not any(doubtful(graph, kernel, replace(c, splits=4)) for c in staged)
 
 
+def test_what_holds_the_right_operand_is_not_doubtful():
+    """However many columns it has: it sums few of them at once."""
+
+    def f(x, w, g, b):
+        x = x.astype(jnp.float32)
+        x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5) * g + b
+        return jax.nn.gelu(x.astype(jnp.bfloat16) @ w)
+
+    specs = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((50176, 32), (32, 96), (32,), (32,))]
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), Options())
+    kernel = whole_kernel(graph)
+    assert len(kernel.nodes) > 20
+    held = [c for c in configurations(graph, kernel) if c.turns > 1]
+    assert held
+    assert not any(doubtful(graph, kernel, c) for c in held)
+
+
 def test_more_windows_than_a_thread_has_registers_for_are_doubtful():
     def f(x, window, w):
         numbers = ("NHWC", "HWIO", "NHWC")

@@ -155,7 +155,7 @@ def test_a_choice_that_is_not_timed_in_time_is_dropped(monkeypatch, tmp_path):
             raise choice.OutOfTimeError
         return len(asked)
 
-    monkeypatch.setattr(way, "choose", lambda: way.choice)
+    monkeypatch.setattr(way, "choose", lambda *among: way.choice)
     monkeypatch.setattr(way, "working", working)
     monkeypatch.setattr(way, "corrected", lambda choices: choices < 4)
     monkeypatch.setattr(way, "known_cost", lambda made: 1.0)

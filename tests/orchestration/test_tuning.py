@@ -11,6 +11,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from jaxorch import pipeline
 from jaxorch.errors import JaxorchWarning
@@ -164,6 +166,32 @@ def test_where_time_is_out_the_best_of_what_was_timed_runs(machine, tmp_path, ke
     found = plan_program(trace, session_in(tmp_path), None)
     measured = {("700" in step.source.text, step.measured) for step in found.kernels}
     assert measured == {(True, 100.0), (False, 1.0)}
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.randoms(use_true_random=False))
+def test_a_search_that_is_cut_short_has_a_plan_whatever_the_times(tmp_path_factory, random):
+    """Of what was met neither greedy merging nor no fusion need have a choice, and its best may not be the best."""
+
+    def f(a, b, c, d, x):
+        return jnp.tanh(a @ b + c @ d), jax.nn.softmax(jnp.sort(x, 0), -1).sum(0)
+
+    shapes = (512, 512), (512, 512), (512, 256), (256, 512), (300, 700)
+    trace = flatten(jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes)))
+    times = {}
+
+    def timed(sources, sets, **named):
+        time = times.setdefault(sources[0].name, random.choice([1.0, 3.0, 6.0, 8.0, 12.0, 20.0]))
+        return [Timing(time, 1.0, 1.0, 7, (), "cupti") for _ in sources]
+
+    with pytest.MonkeyPatch.context() as patch:
+        Machine(patch)
+        patch.setitem(clock._SEARCH_S, "default", 0.0)
+        patch.setattr(tune, "device_times", timed)
+        patch.setattr(choice, "xla_time", lambda *args: random.choice([6.0, 9.0, 20.0]))
+        found = plan_program(trace, session_in(tmp_path_factory.mktemp("store")), None)
+    assert found.solution.status == "optimal" or found.solution.gap == 1.0
+    assert all(step.measured is not None for step in found.kernels)
 
 
 @pytest.mark.parametrize("reached", [0, 1])
