@@ -18,7 +18,7 @@ from jaxorch.ir import index as ix
 from jaxorch.ir.index import Expr, Guard, Lookup
 from jaxorch.passes.derive import SECTOR
 
-__all__ = ["Delivered", "Samples", "fresh", "samples", "worst"]
+__all__ = ["Delivered", "Samples", "distinct", "fresh", "samples", "worst"]
 
 _PIECE = 64  # bytes: the least that memory delivers to the second-level cache
 
@@ -43,8 +43,8 @@ def samples(offset: Expr, guard: Guard, itemsize: int, sizes: tuple[int, ...], t
         if guard:
             at, inside = np.broadcast_arrays(at, np.asarray(ix.holds(guard, coords, _look)).astype(bool))
             at = at[inside]
-        sectors = _different(at * itemsize // SECTOR)
-        found.append((sectors, sectors.size * SECTOR / max(_different(at).size * itemsize, SECTOR)))
+        sectors = distinct(at * itemsize // SECTOR)
+        found.append((sectors, sectors.size * SECTOR / max(distinct(at).size * itemsize, SECTOR)))
     return tuple(found)
 
 
@@ -57,7 +57,7 @@ def worst(found: Samples) -> float:
 def fresh(offset: Expr, blocks: tuple[int, ...]) -> float:
     """The different elements that the points of a block read, for each of its points."""
     at = np.asarray(ix.evaluate(offset, _points(blocks), _look))
-    return _different(at).size / math.prod(blocks)
+    return distinct(at).size / math.prod(blocks)
 
 
 class Delivered:
@@ -73,7 +73,7 @@ class Delivered:
         for part, (sectors, waste) in enumerate(found):
             known, fetched = self.known.get((buffer, part), (sectors[:0], sectors[:0]))
             more = _without(sectors, known)
-            pieces = _without(_different(more // (_PIECE // SECTOR)), fetched)
+            pieces = _without(distinct(more // (_PIECE // SECTOR)), fetched)
             self.known[buffer, part] = _merged(known, more), _merged(fetched, pieces)
             most = max(most, waste * pieces.size * _PIECE / max(more.size * SECTOR, _PIECE))
         return most if any(sectors.size for sectors, _ in found) else 1.0
@@ -97,7 +97,7 @@ def _merged(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> np.nda
     return np.sort(np.concatenate([first, second]), kind="stable") if first.size else second
 
 
-def _different(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def distinct(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The different integers among `values`, ascending."""
     if not values.size:
         return values.reshape(-1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxorch.codegen.sectors import different, fresh, samples
+from jaxorch.codegen.sectors import distinct, fresh, samples
 from jaxorch.ir import index as ix
 from jaxorch.ir.index import Bound, Dim
 from jaxorch.passes.derive import SECTOR
@@ -22,7 +22,7 @@ blocks_ = st.tuples(st.just(1), st.sampled_from((1, 4, 8)), st.sampled_from((1, 
 @moderate
 @given(st.lists(st.integers(-(1 << 40), 1 << 40), min_size=1) | st.lists(st.integers(-5, 200), min_size=1))
 def test_different_integers_are_found(values):
-    assert different(np.array(values)).tolist() == sorted(set(values))
+    assert distinct(np.array(values)).tolist() == sorted(set(values))
 
 
 @moderate
