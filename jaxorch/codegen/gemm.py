@@ -157,7 +157,7 @@ class GemmBody[V](ProductBody[V]):
         A loop of a step or two would wait for its loads, and so would the next one.
         """
         config, itemsize = self.config, self.dtype(self.core.last).itemsize
-        summed = sum(max(power_of_two(s.count), self.least) for s in found)
+        summed = sum(s.whole_block(self.least) for s in found)
         nbytes = (config.block_rows + config.block_columns) * summed * itemsize
         return bool(found) and nbytes <= _AT_ONCE * 32 * config.num_warps
 
@@ -174,9 +174,9 @@ class GemmBody[V](ProductBody[V]):
                 loaded.append((x, self.tile_of(self.core.last, 1 - left, self.core.at, key, b)))
         self.in_one_step = False
         for stretch, (x, y) in zip(found, loaded, strict=True):
-            summed = max(power_of_two(stretch.count), self.least)
+            product = self.product_of(stretch.whole_block(self.least))
             with self.scope(tile):
-                self.ops.assign(acc, self.ops.dot(x, y, acc, self.product_of(summed)))
+                self.ops.assign(acc, self.ops.dot(x, y, acc, product))
 
     def product_of(self, keys: int) -> Product:
         """The product of operands as they lie, over so many keys, those past the end included."""

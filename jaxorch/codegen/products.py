@@ -71,9 +71,9 @@ class ProductBody[V](Body[V]):
             case "column":
                 return self.frame.sizes[COLUMN], self.config.block_columns
             case "key" if self.stretch is not None:
-                count = self.stretch.count
-                longest = power_of_two(count) if self.in_one_step else self.config.block_keys
-                return count, self.stretch.block(longest, self.least)
+                longest, stretch = self.config.block_keys, self.stretch
+                block = stretch.whole_block(self.least) if self.in_one_step else stretch.block(longest, self.least)
+                return stretch.count, block
             case "key":
                 return self.core.key, self.config.block_keys
             case "inner":

@@ -46,7 +46,11 @@ class Stretch:
 
     def block(self, longest: int, least: int) -> int:
         """The contracted elements of a step, of blocks that are powers of two."""
-        return max(min(longest, power_of_two(self.count)), least)
+        return min(max(longest, least), self.whole_block(least))
+
+    def whole_block(self, least: int) -> int:
+        """The same where it is one step."""
+        return max(power_of_two(self.count), least)
 
     def moved(self, coords: Coords) -> Coords:
         """Coordinates on the contracted axes, given those in the stretch."""
@@ -88,17 +92,17 @@ def stretches(
 
     for axis in range(len(extents)):
         whole = Stretch(extents, axis)
-        found = tuple(islice(_parts(whole, len(sizes), sizes, chosen), _MOST + 1))
+        found = tuple(islice(_parts(whole, sizes, chosen), _MOST + 1))
         if 1 < len(found) <= _MOST and sum(_padded(s, blocks) for s in found) <= _PADDED * _padded(whole, blocks):
             return found
     return ()
 
 
 def _parts(
-    stretch: Stretch, first: int, sizes: tuple[int, ...], chosen: Callable[[Stretch], Collection[Guard]]
+    stretch: Stretch, sizes: tuple[int, ...], chosen: Callable[[Stretch], Collection[Guard]]
 ) -> Iterator[Stretch]:
     """The parts of a stretch in each of which nothing along its axis chooses, as far as there are such."""
-    axis, extent, domain = first + stretch.axis, stretch.extents[stretch.axis], (*sizes, *stretch.extents)
+    axis, extent, domain = len(sizes) + stretch.axis, stretch.extents[stretch.axis], (*sizes, *stretch.extents)
     guards = [g for g in chosen(stretch) if axis in ix.guard_dims(g)]
     ends = sorted({end for end in _ends(guards, axis, domain) if 0 < end < extent})
     period = min(_periods([b.expr for g in guards for b in g], axis, domain), default=extent)
@@ -110,7 +114,7 @@ def _parts(
         yield stretch
         return
     for part in parts[: _MOST + 1]:
-        yield from _parts(part, first, sizes, chosen)
+        yield from _parts(part, sizes, chosen)
 
 
 def _periods(exprs: Iterable[Expr], axis: int, sizes: tuple[int, ...]) -> Iterator[int]:

@@ -7,7 +7,7 @@ kernel among the steps has compiled for the device, and one that failed is in no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -198,7 +198,7 @@ class Way:
         clock, settled = self.session.clock, False
         try:
             met.append((self.working(clock.end(0, first=first)), self.choice))
-            while self.session.times_kernels and not settled:
+            while self.session.times_kernels:
                 settled = not self.corrected(len(met))
                 if settled or not self.goes_on(len(met)):
                     break
@@ -211,6 +211,7 @@ class Way:
                 self.session.hurry()
                 met.append((self.working(), self.choice))
         if self.session.live and not settled:
+            self.put_times(self.session.tuned)
             self.choice = self.choose(self.is_known([choice for _, choice in met]))
             met.append((self.working(), self.choice))
         costs = [self.known_cost(choice) for _, choice in met]
@@ -219,10 +220,8 @@ class Way:
         return steps
 
     def is_known(self, met: Sequence[_Choice]) -> Callable[[Fused | Left], bool]:
-        """Whether a kernel is tuned, all now at the times that are known, or XLA's version is timed or was chosen."""
+        """Whether a kernel is tuned, or XLA's version is timed or was chosen."""
         session = self.session
-        measured = {s: tuned.measured for s, tuned in session.tuned.items()}
-        session.timed |= {s: time + GAP_US for s, time in measured.items() if time is not None}
         chosen = {id(choice.options[k]) for choice in met for k in choice.solution.chosen}
 
         def known(option: Fused | Left) -> bool:
@@ -250,15 +249,17 @@ class Way:
 
     def corrected(self, choices: int) -> bool:
         """Puts measured times where estimates were; whether there were any of what is chosen, after `choices` made."""
-        session, chosen = self.session, [self.choice.options[k] for k in self.choice.solution.chosen]
-        fresh = {
-            o.structure: time
-            for o in chosen
-            if isinstance(o, Fused) and (time := session.tuned[o.structure].measured) is not None
-        }
-        fresh = {structure: time + GAP_US for structure, time in fresh.items() if structure not in session.timed}
+        chosen = [self.choice.options[k] for k in self.choice.solution.chosen]
+        fresh = self.put_times(o.structure for o in chosen if isinstance(o, Fused))
+        return self.timed_left([o for o in chosen if isinstance(o, Left)], choices) or fresh
+
+    def put_times(self, structures: Iterable[str]) -> bool:
+        """Puts measured times where estimates of tuned kernels were; whether there were any."""
+        session = self.session
+        times = {s: session.tuned[s].measured for s in structures if s not in session.timed}
+        fresh = {s: time + GAP_US for s, time in times.items() if time is not None}
         session.timed.update(fresh)
-        return self.timed_left([o for o in chosen if isinstance(o, Left)], choices) or bool(fresh)
+        return bool(fresh)
 
     def timed_left(self, chosen: Sequence[Left], choices: int) -> bool:
         """Times XLA's version of chosen nodes that a kernel may have, the dearest first; whether any was."""
