@@ -57,7 +57,7 @@ def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int
     rows: list[Row] = []
     for source, answer in zip(sources, found, strict=True):
         frame = kernel.frames[source.config.frame]
-        held = tuple(frame.domain[a] for a in frame.held)
+        held = tuple(count for _, count in frame.held)
         estimated = config_time(graph, kernel, source.config, table)
         compiled, failure = (None, _said(answer)) if isinstance(answer, CompileError) else (answer, "")
         rows.append(Row(source.config, held, source.grid, compiled, failure, estimated))

@@ -67,19 +67,26 @@ class GemmBody[V](ProductBody[V]):
         self.rows: list[V] = []
         self.ridden: list[V] = []  # what the loop has reduced, once it has ended
         if self.launch == "combine":
-            self.bound[value] = self.combined(tile)
+            found = [self.combined(tile)]
         else:
             if self.needed():
                 self.reduce_all(reread=True)
-            self.bound[value] = self.accumulated(tile)
+            found = self.accumulated(tile)
         if not self.parted:
-            self.finish()
+            for self.copy, self.bound[value] in enumerate(found):
+                self.finish()
             return
-        self.store_part(0, tile, self.bound[value])
+        (part,) = found
+        self.store_part(0, tile, part)
         if self.launch == "joined":
             with self.joining():
                 self.bound[value] = self.combined(self.plane("row", "column"))
                 self.finish()
+
+    @property
+    def copies(self) -> Sequence[int]:
+        """The neighbour whose sums are bound."""
+        return (self.copy,)
 
     def finish(self) -> None:
         """What follows the product: reductions of its rows, then the stores."""
@@ -96,27 +103,30 @@ class GemmBody[V](ProductBody[V]):
                 total = self.ops.scalar("add", {}, [total, self.load_part(0, tile, split)], [dtype, dtype], dtype)
         return total
 
-    def accumulated(self, tile: Tile) -> V:
-        """The sum of the products, or the program's part of it: in one loop over the keys, or one for each stretch."""
+    def accumulated(self, tile: Tile) -> list[V]:
+        """The sum of the products, or the program's part of it, of each of the neighbours that a row is.
+
+        It is made in one loop over the keys, or one for each stretch.
+        """
         accumulate = self.product(self.core.last, 0, transposed=False).accumulate
-        acc = self.ops.carry(tile, 0, accumulate)
+        sums = [self.ops.carry(tile, 0, accumulate) for _ in range(self.frame.neighbours)]
         row = replace(self.operand_planes()[0], block_rows=self.rows_at_once)
         carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, accumulate) for _ in self.core.beside]
         found = self.stretches()
         if self.are_at_once(found):
-            self.add_at_once(found, tile, acc)
+            self.add_at_once(found, tile, *sums)
         else:
             for stretch in found or (None,):
                 self.stretch = stretch
-                self.add_products(tile, acc, carried)
+                self.add_products(tile, sums, carried)
         self.stretch = None
         with self.scope(replace(row, loops=frozenset())):
             for riding, state in zip(self.core.sums, carried, strict=True):
                 node, dtype = self.node(riding), self.summed(riding)
                 (total,) = reductions.finish(self.ops, node.op, dtype, state, node.count, row, [node.arrays[0].dtype])
                 self.ridden.append(total)
-        return acc
+        return sums
 
     def operand_planes(self) -> tuple[Tile, Tile]:
         """The scopes of the left operand and the right one."""
@@ -127,7 +137,7 @@ class GemmBody[V](ProductBody[V]):
         b = self.plane("column", "key", blocks[0]) if transposed else self.plane("key", "column", blocks[0])
         return a, b
 
-    def add_products(self, tile: Tile, acc: V, carried: Sequence[tuple[V, ...]]) -> None:
+    def add_products(self, tile: Tile, sums: Sequence[V], carried: Sequence[tuple[V, ...]]) -> None:
         """The loop over the keys, or over a stretch of them; `carried` are the reductions that ride along."""
         (a, b), (size, block) = self.operand_planes(), self.extent("key")
         row = replace(a, block_rows=self.rows_at_once)
@@ -141,15 +151,18 @@ class GemmBody[V](ProductBody[V]):
                 for at, total in zip(self.core.beside, self.rows, strict=True):
                     self.add_row(a, at, total)
                 elements = [self.element(riding, a) for riding in self.core.sums]
-                x = self.tile_of(self.core.last, left, self.core.at, key, a)
+                xs: list[V] = []
+                for self.copy in range(len(sums)):
+                    xs.append(self.tile_of(self.core.last, left, self.core.at, key, a))
             with self.scope(row):
                 for riding, element, state in zip(self.core.sums, elements, carried, strict=True):
                     reductions.step(self.ops, self.node(riding).op, element, state)
             with self.scope(b):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
-                made = self.ops.dot(x, y, acc, product)
-                self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers(a) else made)
+                for x, acc in zip(xs, sums, strict=True):
+                    made = self.ops.dot(x, y, acc, product)
+                    self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers(a) else made)
 
     def are_at_once(self, found: Sequence[Stretch]) -> bool:
         """Whether all stretches are few enough for their operands to be loaded before the first is multiplied.
@@ -194,7 +207,7 @@ class GemmBody[V](ProductBody[V]):
     def stretches(self) -> tuple[Stretch, ...]:
         """The keys in stretches that an operand reads from one array each; none where one loop is as good."""
         core, config = self.core, self.config
-        alone = not (core.sums or core.beside or core.stored or core.segment or self.reduces)
+        alone = not (core.sums or core.beside or core.stored or core.segment or self.reduces or self.frame.held)
         if not alone or self.parted or config.heads > 1 or config.points > 1:
             return ()
         return stretches(

@@ -51,6 +51,7 @@ class ProductBody[V](Body[V]):
         self.points, self.heads, self.turns = config.points, config.heads, config.turns
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.stretch: Stretch | None = None  # the keys that the loop being written runs over, if not over all
+        self.copy = 0  # which of the neighbours that a row is the scope is of
         self.in_one_step = False  # whether the stretch is one step, without a loop
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
@@ -143,7 +144,7 @@ class ProductBody[V](Body[V]):
         if self.parted:
             split_grid = ix.mod(Dim(GRID), self.grid)
         frame, rank = self.frame, len(self.frame.domain)
-        found: list[Expr] = [Const(0)] * (rank + 2)
+        found: list[Expr] = [Const(0)] * rank
         at = {span: Dim(axis) for axis, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1]))}
         flat: tuple[tuple[tuple[int, ...], Expr], ...] = (
             (frame.grid, split_grid),
@@ -152,12 +153,9 @@ class ProductBody[V](Body[V]):
             (frame.heads, Dim(HEAD)),
         )
         for axes, place in flat:
-            for a, e in zip(axes, coords_of(place, [frame.domain[a] for a in axes], tile.sizes), strict=True):
+            for a, e in zip(axes, coords_of(place, [frame.extents[a] for a in axes], tile.sizes), strict=True):
                 found[a] = e
-        if "key" in at:
-            found[rank] = at["key"]
-        found[rank + 1] = at.get("inner", Const(0))
-        return found
+        return [*frame.neighbour(found, self.copy), at.get("key", Const(0)), at.get("inner", Const(0))]
 
     def operand_at(self, node: Contract | Reduce, at: Coords, axis: int, tile: Tile) -> Coords:
         """Coordinates in a node's domain over the scope's; `axis` of the space runs over the axes it sums over."""

@@ -19,9 +19,8 @@ from jaxorch.kernels.kernel import Kernel, aliases
 from jaxorch.kernels.turns import held_blocks
 
 __all__ = [
-    "MOST_COMPUTED",
     "Config",
-    "computed",
+    "computes_many",
     "configurations",
     "joins",
     "power_of_two",
@@ -44,8 +43,7 @@ _HOLDING = 8
 _JOINED = 64
 
 
-MOST_COMPUTED = 16
-"""Elements of a product's operand, each a window, that a thread has registers to compute at once."""
+_COMPUTED = 16  # elements of a product's operand, each a window, that a thread has registers to compute at once
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -96,12 +94,12 @@ def configurations(graph: Graph, kernel: Kernel) -> tuple[Config, ...]:
                 found.sort(key=lambda c: c.block_columns >= 32 * c.num_warps)
         case "gemm":
             blocks = (gemm_blocks(graph, kernel.core, frame) for frame in kernel.frames)
-            plain, *headed = (_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks))
+            plain, *others = (_unsplit_in_place(graph, kernel, k, found) for k, found in enumerate(blocks))
             # heads first: a frame has some only where reads without them are narrow
-            found = _interleave([plain, *headed] if kernel.unrolled else [*headed, plain])
+            found = _interleave([plain, *others] if kernel.unrolled else [*others, plain])
             product = graph.nodes[kernel.core.last] if kernel.core else None
             if kernel.unrolled:
-                found = _with_windows(found)
+                found = _with_windows(kernel, found)
             elif isinstance(product, Contract) and product.convolves:
                 found = _loaded_or_copied(graph, product, found)
             found = [*(Config(0, *b[:-1], turns=turns) for b, turns in held_blocks(graph, kernel)), *found]
@@ -175,20 +173,25 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
     return _interleave([loaded, places, found])
 
 
-def _with_windows(found: Sequence[Config]) -> list[Config]:
+def _with_windows(kernel: Kernel, found: Sequence[Config]) -> list[Config]:
     """Configurations of products that read windows: too many reads for each to have buffers of its own.
 
-    First come those of which a thread computes no more than it has registers for.
+    First come those of which a thread computes no more than it has registers for, and of these such as hold neighbours;
+    where that leaves few programs they are the last of these.
     """
-    return sorted(
-        (replace(c, num_stages=1) for c in found),
-        key=lambda c: computed(c) > MOST_COMPUTED,
-    )
+
+    def place(config: Config) -> int:
+        holds, enough = bool(kernel.frames[config.frame].held), tile_count(kernel, config) >= _FULL
+        return (0 if enough else 2) if holds else 1
+
+    return sorted((replace(c, num_stages=1) for c in found), key=lambda c: (computes_many(kernel, c), place(c)))
 
 
-def computed(config: Config) -> float:
-    """Elements of a product's operand that a thread computes for a step."""
-    return config.block_rows * config.heads * config.block_keys / (32 * config.num_warps)
+def computes_many(kernel: Kernel, config: Config) -> bool:
+    """Whether a thread computes more elements of a product's operand, each a window, than it has registers for."""
+    frame = kernel.frames[config.frame]
+    computed = config.block_rows * config.heads * config.block_keys / (32 * config.num_warps)
+    return computed * frame.neighbours > (_RESULTS if frame.held else _COMPUTED)
 
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:
@@ -239,11 +242,7 @@ def _pointwise(number: int, frame: Frame) -> Iterator[Config]:
 
 def _points_each(frame: Frame) -> int:
     """Points of its tile that a thread should have: of those that are several neighbours each, 32 in all."""
-    return max(min(_POINTS, _RESULTS // _held(frame)), 1)
-
-
-def _held(frame: Frame) -> int:
-    return math.prod(frame.domain[a] for a in frame.held)
+    return max(min(_POINTS, _RESULTS // frame.neighbours), 1)
 
 
 def _interleaved(number: int, frame: Frame) -> Iterator[Config]:
@@ -297,7 +296,7 @@ def _persistent(number: int, frame: Frame, longest: int) -> list[Config]:
         per_thread = tile / (32 * warps)
         if not (block_rows == 1 or (tile <= most and block_rows <= power_of_two(rows))) or warps < 2 < tile / 512:
             continue
-        if frame.held and block_rows > 1 and (per_thread * _held(frame) > _RESULTS or warps > _HOLDING):
+        if frame.held and block_rows > 1 and (per_thread * frame.neighbours > _RESULTS or warps > _HOLDING):
             continue
         alone = block_rows == warps == 1
         if wanted / 2 <= per_thread <= 4 * wanted or alone or (tile >= 32768 and warps == 32):

@@ -85,7 +85,7 @@ def _side_by_side(
     domain, _ = refine(shape, found.every)
     if domain != shape:
         found = _at(graph, members, outputs, domain, numbers, unrolled)
-    return found if isinstance(found, str) else found.contracted(graph, domain)
+    return found if isinstance(found, str) else found.contracted(graph, domain, windows=bool(unrolled))
 
 
 def _after(

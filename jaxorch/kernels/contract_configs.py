@@ -91,12 +91,13 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
         block_columns = _fitted(block_columns, columns, least)
         if held > 1 and held * block_rows * block_columns > _HEADS_SUMS * 32 * warps:
             continue
-        keys = max(_fitted(_depth(depth // size, core.key), core.key), 32 // size)
+        depth = depth // size if frame.held else _depth(depth // size, core.key)
+        keys = max(_fitted(depth, core.key), 32 // size)
         programs = _programs(frame, (block_rows, block_columns, warps, stages, keys, 1, held), segments)
         few = rows <= 64
         shortest = 128 if scarce else 512
         splits_of = _more_splits(programs, core.key) if few else _splits(programs, core.key, shortest, _PROGRAMS)
-        for nth, splits in enumerate(splits_of if not (core.beside or core.sums) else (1,)):
+        for nth, splits in enumerate(splits_of if not (core.beside or core.sums or frame.held) else (1,)):
             found.append((nth if heads else splits > 1, (block_rows, block_columns, warps, stages, keys, splits, held)))
     # Stable: of those with enough programs the best guess first, those whose sums are whole before all others; with
     # heads, of which wider tiles leave fewer programs, each tile in its best number of parts first.
@@ -107,7 +108,9 @@ def gemm_blocks(graph: Graph, core: Core | None, frame: Frame) -> list[Blocks]:
 def _shapes(graph: Graph, core: Core, frame: Frame, rows: int, *, scarce: bool) -> Iterator[_Shape]:
     _, _, columns, *heads = frame.sizes
     run = _run(graph, core, frame)
-    if heads and run:
+    if frame.held:
+        yield from _holding_shapes(frame, core.key, _itemsize(graph, core))
+    elif heads and run:
         wide = _fitted(64, columns, _LEAST_OF_HEADS)
         yield from _groups_shapes(heads[0], wide, run, _itemsize(graph, core))
     elif heads:
@@ -217,6 +220,23 @@ def _heads_shapes(heads: int) -> Iterator[_Shape]:
         yield rows, 64, depth, warps, stages, min(held, power_of_two(heads))
 
 
+def _holding_shapes(frame: Frame, keys: int, itemsize: int) -> Iterator[_Shape]:
+    """`_shapes` where rows are blocks of neighbours: the least rows, and as many heads or columns as leave a thread its
+    registers, of which what it computes of the neighbours takes most.
+    """
+    _, _, columns, *heads = frame.sizes
+    for warps, computed, least in ((4, 32, 1), (8, 32, 1), (8, 16, 1), (8, 32, 2), (4, 64, 1), (8, 64, 1)):
+        block_rows, threads = least * _LEAST, 32 * warps
+        points = _below(computed * threads // (frame.neighbours * block_rows))  # a row's heads and contracted elements
+        if heads:  # in one step, so that no sums are kept beside what is computed
+            depth = max(power_of_two(keys), _LEAST)
+            if points >= 2 * depth:
+                yield block_rows, columns, depth * itemsize, warps, 1, min(points // depth, power_of_two(heads[0]))
+        elif points >= _LEAST:
+            wide = _below(_HEADS_SUMS * threads // (frame.neighbours * block_rows))
+            yield block_rows, wide, min(points, 4 * _LEAST) * itemsize, warps, 1, 1
+
+
 def _groups_shapes(groups: int, columns: int, run: int, itemsize: int) -> Iterator[_Shape]:
     """`_heads_shapes` for products of windows whose groups have `run` features side by side: as many groups as a line
     has, steps that are at few places of the window, as these are seldom a power of two, and as many rows as leave a
@@ -250,6 +270,11 @@ def _run(graph: Graph, core: Core, frame: Frame) -> int:
     assert isinstance(node, Contract)
     of_windows = node.convolves and sum(node.domain[a] > 1 for a in node.axes) > 1
     return node.domain[node.axes[-1]] if of_windows and frame.keys_along[0] else 0
+
+
+def _below(n: int) -> int:
+    """The greatest power of two that is not above n."""
+    return 1 << n.bit_length() - 1 if n else 0
 
 
 def _fitted(block: int, size: int, least: int = _LEAST) -> int:

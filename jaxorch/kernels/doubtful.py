@@ -13,14 +13,14 @@ import math
 
 from jaxorch.ir.graph import Contract, Graph, Map
 from jaxorch.ir.view import View
-from jaxorch.kernels.configs import MOST_COMPUTED, Config, computed
+from jaxorch.kernels.configs import Config, computes_many
 from jaxorch.kernels.kernel import Kernel
 
 __all__ = ["doubtful"]
 
 # Sums that a thread has of a tile, and nodes of a kernel around a product, from which registers spill: an activation of
 # the operand and one of the result are as many. Of 117 such configurations for 260 kernels of four networks none was
-# the fastest; nor of 35 that compute more than `MOST_COMPUTED`.
+# the fastest; nor of 35 of which a thread computes more than 16 elements.
 _SUMS, _NODES = 64, 20
 _PIECE = 16  # bytes that are copied to shared memory at once
 
@@ -39,7 +39,7 @@ def doubtful(graph: Graph, kernel: Kernel, config: Config) -> bool:
     if config.turns > 1:  # of many columns a program sums few at once
         return False
     if kernel.unrolled:
-        return computed(config) > MOST_COMPUTED
+        return computes_many(kernel, config)
     sums = config.block_rows * config.block_columns * config.heads
     if config.splits == 1 and len(kernel.nodes) > _NODES and sums >= _SUMS * 32 * config.num_warps:
         return True

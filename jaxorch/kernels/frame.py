@@ -32,9 +32,9 @@ class Frame:
 
     A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes
     flattened).  With `unroll` u > 1 the column's fastest axes, of u points, are unrolled: a program holds u
-    values a column and stores them side by side.  Of the axes `held` (then `unroll` is 1) a program holds all points as
-    values of their own, each stored where it belongs.  Within each role the last axis is walked fastest, and row axes
-    may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
+    values a column and stores them side by side.  Along the row axes in `held` (then `unroll` is 1) a row of the tile is
+    so many neighbours, which a program holds as values of their own, each stored where it belongs.  Within each role the
+    last axis is walked fastest, and row axes may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
     `together`: rows that lie side by side where the elements of one do not, as many as fill what memory delivers.
     `heads`: axes of a batch of products, several of whose points share a tile as a third axis of it;
     `keys_along`: of the operands that have the rows and the columns, whether the contracted elements lie along the
@@ -48,14 +48,25 @@ class Frame:
     unroll: int = 1
     again: int = 0
     together: int = 1
-    held: tuple[int, ...] = ()
+    held: tuple[tuple[int, int], ...] = ()
     heads: tuple[int, ...] = ()
     keys_along: tuple[bool, bool] = (True, False)
 
     @property
     def copies(self) -> int:
         """How many values a program holds for each point of its tile."""
-        return self.unroll * math.prod(self.domain[a] for a in self.held)
+        return self.unroll * self.neighbours
+
+    @property
+    def neighbours(self) -> int:
+        """How many of them a row of the tile is."""
+        return math.prod(count for _, count in self.held)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The domain in blocks of the neighbours that are held."""
+        counts = dict(self.held)
+        return tuple(size // counts.get(axis, 1) for axis, size in enumerate(self.domain))
 
     @property
     def columns_each(self) -> int:
@@ -77,7 +88,7 @@ class Frame:
     def sizes(self) -> tuple[int, ...]:
         """Extents of (GRID, ROW, COLUMN), and of HEAD if there are heads; COLUMN counts groups of `unroll`."""
         roles = (self.grid, self.rows, self.columns, self.heads)
-        grid, rows, columns, heads = (math.prod(self.domain[a] for a in axes) for axes in roles)
+        grid, rows, columns, heads = (math.prod(self.extents[a] for a in axes) for axes in roles)
         return (grid, rows, columns // self.unroll, *((heads,) if self.heads else ()))
 
     def coords(self, copy: int = 0) -> tuple[Expr, ...]:
@@ -86,10 +97,18 @@ class Frame:
         column = ix.add(ix.mul(Dim(COLUMN), self.unroll), place) if not self.held else Dim(COLUMN)
         found: dict[int, Expr] = {}
         tile = ((self.rows, Dim(ROW)), (self.columns, column), (self.heads, Dim(HEAD)))
-        roles = ((self.grid, Dim(GRID)), *tile, (self.held, place))
-        for axes, flat in roles:
-            found.update(zip(axes, ix.delinearize(flat, [self.domain[a] for a in axes]), strict=True))
-        return tuple(simplify(found[a], self.sizes) for a in range(len(self.domain)))
+        for axes, flat in ((self.grid, Dim(GRID)), *tile):
+            found.update(zip(axes, ix.delinearize(flat, [self.extents[a] for a in axes]), strict=True))
+        at = self.neighbour([found[a] for a in range(len(self.domain))], copy)
+        return tuple(simplify(e, self.sizes) for e in at)
+
+    def neighbour(self, block: Sequence[Expr], copy: int) -> tuple[Expr, ...]:
+        """Coordinates in the domain of number `copy` of the neighbours of a block, given its own over `extents`."""
+        found = list(block)
+        places = ix.delinearize(ix.Const(copy), [count for _, count in self.held])
+        for (axis, count), place in zip(self.held, places, strict=True):
+            found[axis] = ix.add(ix.mul(found[axis], count), place)
+        return tuple(found)
 
     @property
     def row(self) -> Expr:

@@ -18,6 +18,7 @@ from jaxorch.kernels.access import Accesses, Reduction, operand_coords
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.heads import heads_frame
 from jaxorch.kernels.softmax import Softmax
+from jaxorch.kernels.stencil import holding_frames
 
 __all__ = [
     "LARGEST_INNER",
@@ -194,7 +195,8 @@ class Sides:
         core = replace(self.core, left=1 - self.core.left)
         return replace(self, core=core, rows=self.columns, columns=self.rows[:1])
 
-    def contracted(self, graph: Graph, domain: tuple[int, ...]) -> Contracted | str:
+    def contracted(self, graph: Graph, domain: tuple[int, ...], *, windows: bool = False) -> Contracted | str:
+        """The kernel's core and frames over `domain`, or why there is none; `windows`: an operand is computed of some."""
         rank = len(domain)
         row_dims = (dims(self.rows) - dims(self.columns, self.core.segment)) & {*range(rank)}
         own = self._online_axes(rank) if self.core.softmax else (row_dims, {*self.columns_of(rank)} - self.apart)
@@ -221,7 +223,9 @@ class Sides:
         last = contract_of(graph, core.last)
         summed = [last.domain[a] for a in last.axes]
         headed = heads_frame(graph, left, right, frame, summed, beside=bool(core.beside))
-        return Contracted(core, (frame, headed) if headed else (frame,), inputs)
+        frames = (frame, headed) if headed else (frame,)
+        holds = windows and not (core.beside or core.sums or core.after)
+        return Contracted(core, (*frames, *(holding_frames(graph, left, frames[-1]) if holds else ())), inputs)
 
     def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
         """The grid's axes, the fastest last: those along which most bytes stay the same, for neighbours to share."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 from jaxorch.ir.graph import Graph
@@ -21,7 +21,7 @@ from jaxorch.ir.value import Value
 from jaxorch.kernels.access import Accesses, Load
 from jaxorch.kernels.frame import Frame
 
-__all__ = ["stencil_frames"]
+__all__ = ["holding_frames", "stencil_frames"]
 
 _SHORTEST = 16  # columns below which a tile of rows would be mostly holes
 _LONGEST = 8  # neighbours held along one axis
@@ -56,6 +56,11 @@ def stencil_frames(graph: Graph, accesses: Accesses, plain: Frame) -> tuple[Fram
     """`plain`, for a kernel with unrolled windows, after frames that hold neighbours of its rows, the best first."""
     if not plain.rows or plain.sizes[2] < _SHORTEST:
         return ()
+    return (*holding_frames(graph, accesses, plain), plain)
+
+
+def holding_frames(graph: Graph, accesses: Accesses, plain: Frame) -> tuple[Frame, ...]:
+    """`plain` with blocks of neighbours held, the best first; of a product, with what its left operand reads."""
     scopes: dict[tuple[int, ...], list[_Read]] = {}
     for load in accesses.loads:
         scopes.setdefault(load.sizes, []).append(_read(load, plain.rows))
@@ -68,7 +73,7 @@ def stencil_frames(graph: Graph, accesses: Accesses, plain: Frame) -> tuple[Fram
         if best is not None and shares[best] <= least:
             least = shares[best] * _WORTH
             found.append(dict(best))
-    return (*(_holding(plain, block) for block in found), plain)
+    return tuple(replace(plain, held=tuple(sorted(block.items()))) for block in found)
 
 
 type _Block = tuple[tuple[int, int], ...]  # (axis, neighbours held along it)
@@ -101,22 +106,6 @@ def _blocks(graph: Graph, scopes: Sequence[Sequence[_Read]], plain: Frame) -> It
 
 def _counts(counts: Mapping[int, Sequence[int]], axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
     yield from product(*(counts[a] for a in sorted(axes)))
-
-
-def _holding(plain: Frame, block: Mapping[int, int]) -> Frame:
-    """`plain` with a block of neighbours held."""
-    sizes: list[int] = []
-    outer: dict[int, int] = {}
-    held: list[int] = []
-    for axis, size in enumerate(plain.domain):
-        count = block.get(axis, 1)
-        outer[axis] = len(sizes)
-        sizes.append(size // count)
-        if count > 1:
-            held.append(len(sizes))
-            sizes.append(count)
-    rows, columns = (tuple(outer[a] for a in axes) for axes in (plain.rows, plain.columns))
-    return Frame(tuple(sizes), (), rows, columns, held=tuple(held))
 
 
 def _read(load: Load, rows: Sequence[int]) -> _Read:
