@@ -224,14 +224,14 @@ def _holding_shapes(frame: Frame, keys: int, itemsize: int) -> Iterator[_Shape]:
     """`_shapes` where rows are blocks of neighbours: the least rows, and as many heads or columns as leave a thread its
     registers, of which what it computes of the neighbours takes most.
     """
-    _, _, columns, *heads = frame.sizes
+    _, _, _, *heads = frame.sizes
     for warps, computed, least in ((4, 32, 1), (8, 32, 1), (8, 16, 1), (8, 32, 2), (4, 64, 1), (8, 64, 1)):
         block_rows, threads = least * _LEAST, 32 * warps
         points = _below(computed * threads // (frame.neighbours * block_rows))  # a row's heads and contracted elements
         if heads:  # in one step, so that no sums are kept beside what is computed
             depth = max(power_of_two(keys), _LEAST)
             if points >= 2 * depth:
-                yield block_rows, columns, depth * itemsize, warps, 1, min(points // depth, power_of_two(heads[0]))
+                yield block_rows, 64, depth * itemsize, warps, 1, min(points // depth, power_of_two(heads[0]))
         elif points >= _LEAST:
             wide = _below(_HEADS_SUMS * threads // (frame.neighbours * block_rows))
             yield block_rows, wide, min(points, 4 * _LEAST) * itemsize, warps, 1, 1

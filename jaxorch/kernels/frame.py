@@ -30,13 +30,13 @@ GRID, ROW, COLUMN, HEAD = 0, 1, 2, 3
 class Frame:
     """The (refined) domain of a kernel and the role of each of its axes.
 
-    A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes
-    flattened).  With `unroll` u > 1 the column's fastest axes, of u points, are unrolled: a program holds u
-    values a column and stores them side by side.  Along the row axes in `held` (then `unroll` is 1) a row of the tile is
-    so many neighbours, which a program holds as values of their own, each stored where it belongs.  Within each role the
-    last axis is walked fastest, and row axes may come in any order.  `again`: bytes that memory delivers more than once in this order (`kernels.order`).
-    `together`: rows that lie side by side where the elements of one do not, as many as fill what memory delivers.
-    `heads`: axes of a batch of products, several of whose points share a tile as a third axis of it;
+    A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes flattened). With
+    `unroll` u > 1 the column's fastest axes, of u points, are unrolled: a program holds u values a column and stores
+    them side by side. Along the row axes in `held` (then `unroll` is 1) a row of the tile is so many neighbours, which
+    a program holds as values of their own, each stored where it belongs. Within each role the last axis is walked
+    fastest, and row axes may come in any order. `again`: bytes that memory delivers more than once in this order
+    (`kernels.order`). `together`: rows that lie side by side where the elements of one do not, as many as fill what
+    memory delivers. `heads`: axes of a batch of products, several of whose points share a tile as a third axis of it;
     `keys_along`: of the operands that have the rows and the columns, whether the contracted elements lie along the
     columns of their tiles.
     """

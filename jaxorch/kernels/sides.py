@@ -196,7 +196,7 @@ class Sides:
         return replace(self, core=core, rows=self.columns, columns=self.rows[:1])
 
     def contracted(self, graph: Graph, domain: tuple[int, ...], *, windows: bool = False) -> Contracted | str:
-        """The kernel's core and frames over `domain`, or why there is none; `windows`: an operand is computed of some."""
+        """The kernel's core and frames, or why there is none; `windows`: an operand is computed from some."""
         rank = len(domain)
         row_dims = (dims(self.rows) - dims(self.columns, self.core.segment)) & {*range(rank)}
         own = self._online_axes(rank) if self.core.softmax else (row_dims, {*self.columns_of(rank)} - self.apart)
