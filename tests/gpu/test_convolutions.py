@@ -8,6 +8,15 @@ from jax import lax
 
 import jaxorch
 from jaxorch import Options
+from jaxorch.codegen.source import generate
+from jaxorch.frontend.trace import flatten
+from jaxorch.kernels.configs import configurations
+from jaxorch.kernels.kernel import Kernel
+from jaxorch.orchestration.plan import arguments
+from jaxorch.pipeline import optimized_graph
+from jaxorch.runtime.launch import call
+from jaxorch.target import local_arch
+from tests.codegen.drive import whole_kernel
 
 pytestmark = pytest.mark.gpu
 
@@ -130,6 +139,41 @@ def test_convolutions(name, dtype):
     np.testing.assert_array_equal(np.asarray(optimised(*arrays)).astype(np.float64), got)  # the same in every run
     report = jaxorch.explain(optimised, *arrays)
     assert any("conv_general_dilated" in k.primitives for k in report.kernels)
+
+
+HOLDING = {
+    "groups": (lambda x, w, p: conv(depthwise(x, w), p, g=24), [(4, 64, 128, 384), (5, 5, 1, 384), (1, 1, 16, 384)]),
+    "all features": (
+        lambda x, w, p: conv(jax.nn.hard_swish(depthwise(x, w)), p),
+        [(2, 128, 128, 128), (3, 3, 1, 128), (1, 1, 128, 64)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLDING)
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_products_at_blocks_of_neighbours(name, dtype):
+    """Every configuration, against single rows' first."""
+    f, shapes = HOLDING[name]
+    x, w, p = (np.random.default_rng(k).standard_normal(s).astype(dtype) for k, s in enumerate(shapes))
+    specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, w, p)]
+    graph = optimized_graph(flatten(jax.make_jaxpr(f)(*specs)), FAST)
+    kernel = whole_kernel(graph)
+    assert isinstance(kernel, Kernel), kernel
+    inputs, outputs = arguments(graph, kernel)
+    operands = [next(a for a in (x, w, p) if a.shape == i.shape) for i in inputs]
+    held = [c for c in configurations(graph, kernel) if kernel.frames[c.frame].held]
+    alone = next(c for c in configurations(graph, kernel) if not kernel.frames[c.frame].held)
+    assert len(held) >= 3
+
+    def result(config):
+        source = generate(graph, kernel, config, arch=local_arch())
+        (found,) = jax.jit(lambda *operands: call(source, operands, outputs))(*operands)
+        return np.asarray(found).astype(np.float64)
+
+    want = result(alone)
+    for config in held:
+        np.testing.assert_allclose(result(config), want, rtol=0, atol=4e-3 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("dtype", [BF16, F32])
