@@ -57,20 +57,15 @@ class Body[V](Values[V]):
             if output.per_row:
                 self.store_row(k, output)
 
-    @property
-    def copies(self) -> Sequence[int]:
-        """The values of a point that are stored together: all that a program holds."""
-        return range(self.frame.copies)
-
     def store(self, outputs: Sequence[int]) -> None:
         for k in outputs:
             output = self.kernel.outputs[k]
             node = self.graph.nodes[output.value.node]
             if isinstance(node, Scatter):
-                for copy in self.copies:
+                for copy in range(self.frame.copies):
                     self.write(self.outs[k], node, self.coords(output, copy))
                 continue
-            coords = [self.coords(output, copy) for copy in self.copies]
+            coords = [self.coords(output, copy) for copy in range(self.frame.copies)]
             values = [self.value(output.value, c, ()) for c in coords]
             offsets = [self.offset(c, self.graph.array(output.value).shape) for c in coords]
             if self.frame.unroll > 1:
@@ -158,7 +153,7 @@ class Body[V](Values[V]):
         if not self.reduces:
             return {}
         accesses = Accesses()
-        for output, copy in product(self.kernel.outputs, self.copies):
+        for output, copy in product(self.kernel.outputs, range(self.frame.copies)):
             coords = self.coords(output, copy)
             collect(self.graph, self.members, output.value, coords, self.frame.sizes, accesses, self.kernel.unrolled)
         return accesses.reductions

@@ -317,6 +317,9 @@ class CountOps:
     def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def stacked(self, values: Sequence[Dims]) -> Dims:
+        return values[0].union(*values[1:])
+
     def finished(self, value: Dims, product: Product) -> Dims:
         return value
 

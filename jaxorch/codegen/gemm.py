@@ -67,26 +67,19 @@ class GemmBody[V](ProductBody[V]):
         self.rows: list[V] = []
         self.ridden: list[V] = []  # what the loop has reduced, once it has ended
         if self.launch == "combine":
-            found = [self.combined(tile)]
+            self.bound[value] = self.combined(tile)
         else:
             if self.needed():
                 self.reduce_all(reread=True)
-            found = self.accumulated(tile)
+            self.bound[value] = self.accumulated(tile)
         if not self.parted:
-            for self.copy, self.bound[value] in enumerate(found):
-                self.finish()
+            self.finish()
             return
-        (part,) = found
-        self.store_part(0, tile, part)
+        self.store_part(0, tile, self.bound[value])
         if self.launch == "joined":
             with self.joining():
                 self.bound[value] = self.combined(self.plane("row", "column"))
                 self.finish()
-
-    @property
-    def copies(self) -> Sequence[int]:
-        """The neighbour whose sums are bound."""
-        return (self.copy,)
 
     def finish(self) -> None:
         """What follows the product: reductions of its rows, then the stores."""
@@ -103,44 +96,42 @@ class GemmBody[V](ProductBody[V]):
                 total = self.ops.scalar("add", {}, [total, self.load_part(0, tile, split)], [dtype, dtype], dtype)
         return total
 
-    def accumulated(self, tile: Tile) -> list[V]:
-        """The sum of the products, or the program's part of it, of each of the neighbours that a row is.
-
-        It is made in one loop over the keys, or one for each stretch.
-        """
+    def accumulated(self, tile: Tile) -> V:
+        """The sum of the products, or the program's part of it: in one loop over the keys, or one for each stretch."""
         accumulate = self.product(self.core.last, 0, transposed=False).accumulate
-        sums = [self.ops.carry(tile, 0, accumulate) for _ in range(self.frame.neighbours)]
+        acc = self.ops.carry(tile, 0, accumulate)
         row = replace(self.operand_planes()[0], block_rows=self.rows_at_once)
         carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, accumulate) for _ in self.core.beside]
         found = self.stretches()
         if self.are_at_once(found):
-            self.add_at_once(found, tile, *sums)
+            self.add_at_once(found, tile, acc)
         else:
             for stretch in found or (None,):
                 self.stretch = stretch
-                self.add_products(tile, sums, carried)
+                self.add_products(tile, acc, carried)
         self.stretch = None
         with self.scope(replace(row, loops=frozenset())):
             for riding, state in zip(self.core.sums, carried, strict=True):
                 node, dtype = self.node(riding), self.summed(riding)
                 (total,) = reductions.finish(self.ops, node.op, dtype, state, node.count, row, [node.arrays[0].dtype])
                 self.ridden.append(total)
-        return sums
+        return acc
 
     def operand_planes(self) -> tuple[Tile, Tile]:
         """The scopes of the left operand and the right one."""
         size, block = self.extent("column")
         blocks = self.plane("row", "column").row_blocks, -(-size // block)
         turned, transposed = not self.frame.keys_along[0], self.frame.keys_along[1]
-        a = self.plane("key", "row", blocks[1]) if turned else self.plane("row", "key", blocks[1])
+        rows = "block" if self.frame.stacked else "row"
+        a = self.plane("key", rows, blocks[1]) if turned else self.plane(rows, "key", blocks[1])
         b = self.plane("column", "key", blocks[0]) if transposed else self.plane("key", "column", blocks[0])
         return a, b
 
-    def add_products(self, tile: Tile, sums: Sequence[V], carried: Sequence[tuple[V, ...]]) -> None:
+    def add_products(self, tile: Tile, acc: V, carried: Sequence[tuple[V, ...]]) -> None:
         """The loop over the keys, or over a stretch of them; `carried` are the reductions that ride along."""
         (a, b), (size, block) = self.operand_planes(), self.extent("key")
-        row = replace(a, block_rows=self.rows_at_once)
+        row = a if self.frame.stacked else replace(a, block_rows=self.rows_at_once)
         product = self.product_of(-(-size // block) * block)
         key, left = len(self.frame.domain), self.core.left
         if self.stretch is not None:  # values of an earlier loop are gone
@@ -151,18 +142,23 @@ class GemmBody[V](ProductBody[V]):
                 for at, total in zip(self.core.beside, self.rows, strict=True):
                     self.add_row(a, at, total)
                 elements = [self.element(riding, a) for riding in self.core.sums]
-                xs: list[V] = []
-                for self.copy in range(len(sums)):
-                    xs.append(self.tile_of(self.core.last, left, self.core.at, key, a))
+                x = self.left_tile(a)
             with self.scope(row):
                 for riding, element, state in zip(self.core.sums, elements, carried, strict=True):
                     reductions.step(self.ops, self.node(riding).op, element, state)
             with self.scope(b):
                 y = self.tile_of(self.core.last, 1 - left, self.core.at, key, b)
             with self.scope(tile):
-                for x, acc in zip(xs, sums, strict=True):
-                    made = self.ops.dot(x, y, acc, product)
-                    self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers(a) else made)
+                made = self.ops.dot(x, y, acc, product)
+                self.ops.assign(acc, self.ops.finished(made, product) if self.left_in_registers(a) else made)
+
+    def left_tile(self, tile: Tile) -> V:
+        """The left operand over its scope; of neighbours that are held together their tiles, stacked."""
+        key, found = len(self.frame.domain), list[V]()
+        for number in range(self.frame.neighbours):
+            self.neighbour = number
+            found.append(self.tile_of(self.core.last, self.core.left, self.core.at, key, tile))
+        return self.ops.stacked(found) if self.frame.stacked else found[0]
 
     def are_at_once(self, found: Sequence[Stretch]) -> bool:
         """Whether all stretches are few enough for their operands to be loaded before the first is multiplied.
@@ -207,7 +203,7 @@ class GemmBody[V](ProductBody[V]):
     def stretches(self) -> tuple[Stretch, ...]:
         """The keys in stretches that an operand reads from one array each; none where one loop is as good."""
         core, config = self.core, self.config
-        alone = not (core.sums or core.beside or core.stored or core.segment or self.reduces or self.frame.held)
+        alone = not (core.sums or core.beside or core.stored or core.segment or self.reduces or self.frame.stacked)
         if not alone or self.parted or config.heads > 1 or config.points > 1:
             return ()
         return stretches(

@@ -192,6 +192,10 @@ class NumpyOps:
     def last(self, tile: Tile, tickets: Buffer) -> AbstractContextManager[None]:
         raise AssertionError("all programs are one here")
 
+    def stacked(self, values: Sequence[Data]) -> Data:
+        grid, rows, *rest = values[0].shape
+        return np.stack(values, 2).reshape(grid, rows * len(values), *rest)
+
     def finished(self, value: Data, product: Product) -> Data:
         return value
 

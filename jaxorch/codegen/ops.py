@@ -247,6 +247,10 @@ class ProductOps[V](Ops[V], Protocol):
         """
         ...
 
+    def stacked(self, values: Sequence[V]) -> V:
+        """A power of two of whole tiles as one: row by row, those of each one after the other."""
+        ...
+
     def finished(self, value: V, product: Product) -> V:
         """A `dot` that the matrix unit has done with before anything after it begins.
 

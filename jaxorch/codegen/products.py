@@ -34,7 +34,7 @@ from jaxorch.kernels.stretches import Stretch
 
 __all__ = ["ProductBody", "Span"]
 
-type Span = Literal["row", "column", "key", "inner", "one"]
+type Span = Literal["row", "block", "column", "key", "inner", "one"]  # "block": of rows that are held together
 
 
 class ProductBody[V](Body[V]):
@@ -51,7 +51,7 @@ class ProductBody[V](Body[V]):
         self.points, self.heads, self.turns = config.points, config.heads, config.turns
         self.parted = launch in ("partial", "joined")  # whether a program has one part of the sums
         self.stretch: Stretch | None = None  # the keys that the loop being written runs over, if not over all
-        self.copy = 0  # which of the neighbours that a row is the scope is of
+        self.neighbour = 0  # which of a block's the scope of blocks is of
         self.in_one_step = False  # whether the stretch is one step, without a loop
         self.grid = self.frame.sizes[GRID]
         self.bound: dict[Value, V] = {}  # values that the schedule computes itself
@@ -69,6 +69,9 @@ class ProductBody[V](Body[V]):
         match span:
             case "row":
                 return self.frame.sizes[ROW], self.config.block_rows
+            case "block":
+                neighbours = self.frame.neighbours
+                return self.frame.sizes[ROW] // neighbours, self.config.block_rows // neighbours
             case "column":
                 return self.frame.sizes[COLUMN], self.config.block_columns
             case "key" if self.stretch is not None:
@@ -146,16 +149,17 @@ class ProductBody[V](Body[V]):
         frame, rank = self.frame, len(self.frame.domain)
         found: list[Expr] = [Const(0)] * rank
         at = {span: Dim(axis) for axis, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1]))}
+        row, number = frame.apart(at["row"]) if "row" in at else (at.get("block", Const(0)), Const(self.neighbour))
         flat: tuple[tuple[tuple[int, ...], Expr], ...] = (
             (frame.grid, split_grid),
-            (frame.rows, at.get("row", Const(0))),
+            (frame.rows, row),
             (frame.columns, at.get("column", Const(0))),
             (frame.heads, Dim(HEAD)),
         )
         for axes, place in flat:
             for a, e in zip(axes, coords_of(place, [frame.extents[a] for a in axes], tile.sizes), strict=True):
                 found[a] = e
-        return [*frame.neighbour(found, self.copy), at.get("key", Const(0)), at.get("inner", Const(0))]
+        return [*frame.neighbour(found, number), at.get("key", Const(0)), at.get("inner", Const(0))]
 
     def operand_at(self, node: Contract | Reduce, at: Coords, axis: int, tile: Tile) -> Coords:
         """Coordinates in a node's domain over the scope's; `axis` of the space runs over the axes it sums over."""

@@ -151,12 +151,13 @@ class TritonPlanes(TritonOps):
             return "0", "", ""
         way, shape = _WAYS[axis], ", ".join(":" if a == axis else "None" for a in self.order)
         lane = self.once(f"lane{block}_{way}", f"tl.arange(0, {block})[{shape}]{self.lane_type}")
-        blocks = {"row": self.row_blocks, "column": self.column_blocks, "head": self.head_blocks}.get(name, 1)
+        whose = "row" if name == "block" else name
+        blocks = {"row": self.row_blocks, "column": self.column_blocks, "head": self.head_blocks}.get(whose, 1)
         looped = axis in self.tile.loops
         segmented = self.is_segmented(axis)
         start = f"{name}_start" if looped or blocks > 1 or segmented else ""
         if start and not looped and not segmented:
-            self.once(start, f"{name}_block * {block}")
+            self.once(start, f"{whose}_block * {block}")
         usual = self.frame.block_rows if name == "row" else self.blocked.setdefault(name, block) if looped else block
         fewer = "" if block == usual else str(block)
         if not looped and self.extents.setdefault(name, size) != size:  # of several stretches, each in one step
@@ -260,7 +261,7 @@ class TritonPlanes(TritonOps):
     def repeats(self) -> Iterator[tuple[str, int]]:
         """The spans that the scope does not have, and over how many programs they are spread."""
         for span, blocks in (("row", self.row_blocks), ("column", self.column_blocks)):
-            if span not in self.tile.spans:
+            if span not in self.tile.spans and not (span == "row" and "block" in self.tile.spans):
                 yield span, blocks
 
     def turn(self, block: str, blocks: int) -> str:

@@ -157,6 +157,17 @@ class TritonProducts(TritonLoops):
             found = f"tl.permute({found}, {[(HEAD, ROW, COLUMN).index(a) for a in self.order]})"
         return self.name(found, frozenset((ROW, COLUMN, STEP)) | ({HEAD} if self.has_heads else frozenset[int]()))
 
+    def stacked(self, values: Sequence[Text]) -> Text:
+        """Two by two, which threads do in their registers: each join adds an axis, which then goes behind the rows."""
+        found, dims = [v.name for v in values], values[0].dims.union(*(v.dims for v in values[1:]))
+        while len(found) > 1:
+            pairs = zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True)
+            found = [self.name(f"tl.join({a}, {b})", dims).name for a, b in pairs]
+        added = range(len(self.order), len(self.order) + len(values).bit_length() - 1)
+        axes = [a for k, axis in enumerate(self.order) for a in (k, *(added if axis == ROW else ()))]
+        shape = self.shape(self.tile.block_columns, self.tile.block_rows * len(values))
+        return self.name(f"tl.reshape(tl.permute({found[0]}, {axes}), {shape})", dims | {ROW})
+
     def finished(self, value: Text, product: Product) -> Text:
         if self.arch is None or self.arch < _READS_ON or product.dtype.itemsize > 2 or product.accumulate.itemsize != 4:
             return value

@@ -191,7 +191,7 @@ def computes_many(kernel: Kernel, config: Config) -> bool:
     """Whether a thread computes more elements of a product's operand, each a window, than it has registers for."""
     frame = kernel.frames[config.frame]
     computed = config.block_rows * config.heads * config.block_keys / (32 * config.num_warps)
-    return computed * frame.neighbours > (_RESULTS if frame.held else _COMPUTED)
+    return computed > (_RESULTS if frame.held else _COMPUTED)
 
 
 def whole(kernel: Kernel, frame: int = 0) -> Config:

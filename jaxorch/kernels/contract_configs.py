@@ -33,6 +33,9 @@ _ROW_SUMS = 64  # the same of a tile of whole rows, which are reduced
 # bytes of contracted elements up to which half as long steps are tried, of which the first arrive the sooner: a patch
 # merging of 384 elements took 7.6 µs so, and 8.1 to 8.6
 _SHORT = 1024
+# rows, warps, and elements of the left operand that a thread computes, where these are neighbours held together
+_HOLDING_HEADS = ((32, 4, 16), (64, 8, 16), (64, 4, 32), (64, 4, 16), (32, 8, 16), (32, 4, 32))
+_HOLDING = ((64, 4, 16), (128, 8, 16), (128, 4, 32), (128, 4, 16), (64, 4, 32), (32, 4, 16))
 _STAGED = 1 << 17  # bytes of shared memory for the operands' blocks of such a tile that are under way
 
 
@@ -221,20 +224,21 @@ def _heads_shapes(heads: int) -> Iterator[_Shape]:
 
 
 def _holding_shapes(frame: Frame, keys: int, itemsize: int) -> Iterator[_Shape]:
-    """`_shapes` where rows are blocks of neighbours: the least rows, and as many heads or columns as leave a thread its
-    registers, of which what it computes of the neighbours takes most.
+    """`_shapes` where rows are neighbours that are held together: few elements of the operand for a thread to compute.
+
+    With heads there is one step, so that no sums are kept beside what is computed.
     """
     _, _, _, *heads = frame.sizes
-    for warps, computed, least in ((4, 32, 1), (8, 32, 1), (8, 16, 1), (8, 32, 2), (4, 64, 1), (8, 64, 1)):
-        block_rows, threads = least * _LEAST, 32 * warps
-        points = _below(computed * threads // (frame.neighbours * block_rows))  # a row's heads and contracted elements
-        if heads:  # in one step, so that no sums are kept beside what is computed
-            depth = max(power_of_two(keys), _LEAST)
-            if points >= 2 * depth:
-                yield block_rows, 64, depth * itemsize, warps, 1, min(points // depth, power_of_two(heads[0]))
-        elif points >= _LEAST:
-            wide = _below(_HEADS_SUMS * threads // (frame.neighbours * block_rows))
-            yield block_rows, wide, min(points, 4 * _LEAST) * itemsize, warps, 1, 1
+    depth = max(power_of_two(keys), _LEAST)
+    for block_rows, warps, computed in _HOLDING_HEADS if heads else _HOLDING:
+        threads = 32 * warps
+        points = computed * threads // block_rows  # of a row's heads and contracted elements
+        if block_rows < 2 * frame.neighbours or points < (2 * depth if heads else _LEAST):
+            continue
+        if heads:
+            yield block_rows, 64, depth * itemsize, warps, 1, min(points // depth, power_of_two(heads[0]))
+        else:
+            yield block_rows, _HEADS_SUMS * threads // block_rows, min(points, 4 * _LEAST) * itemsize, warps, 1, 1
 
 
 def _groups_shapes(groups: int, columns: int, run: int, itemsize: int) -> Iterator[_Shape]:
@@ -270,11 +274,6 @@ def _run(graph: Graph, core: Core, frame: Frame) -> int:
     assert isinstance(node, Contract)
     of_windows = node.convolves and sum(node.domain[a] > 1 for a in node.axes) > 1
     return node.domain[node.axes[-1]] if of_windows and frame.keys_along[0] else 0
-
-
-def _below(n: int) -> int:
-    """The greatest power of two that is not above n."""
-    return 1 << n.bit_length() - 1 if n else 0
 
 
 def _fitted(block: int, size: int, least: int = _LEAST) -> int:

@@ -31,14 +31,15 @@ class Frame:
     """The (refined) domain of a kernel and the role of each of its axes.
 
     A program handles one point of the grid axes and a tile of (row axes flattened) x (column axes flattened). With
-    `unroll` u > 1 the column's fastest axes, of u points, are unrolled: a program holds u values a column and stores
-    them side by side. Along the row axes in `held` (then `unroll` is 1) a row of the tile is so many neighbours, which
-    a program holds as values of their own, each stored where it belongs. Within each role the last axis is walked
-    fastest, and row axes may come in any order. `again`: bytes that memory delivers more than once in this order
-    (`kernels.order`). `together`: rows that lie side by side where the elements of one do not, as many as fill what
-    memory delivers. `heads`: axes of a batch of products, several of whose points share a tile as a third axis of it;
-    `keys_along`: of the operands that have the rows and the columns, whether the contracted elements lie along the
-    columns of their tiles.
+    `unroll` u > 1 the column's fastest axes, of u points, are unrolled: a program holds u values a column and
+    stores them side by side. Along the row axes in `held` (then `unroll` is 1) a row of the tile is so many
+    neighbours, which a program holds as values of their own, each stored where it belongs. If they are `stacked`,
+    as those of a product's left operand are, they become rows of the tile once they are computed, one after the
+    other. Within each role the last axis is walked fastest, and row axes may come in any order. `again`: bytes that
+    memory delivers more than once in this order (`kernels.order`). `together`: rows that lie side by side where the
+    elements of one do not, as many as fill what memory delivers. `heads`: axes of a batch of products, several of
+    whose points share a tile as a third axis of it; `keys_along`: of the operands that have the rows and the
+    columns, whether the contracted elements lie along the columns of their tiles.
     """
 
     domain: tuple[int, ...]
@@ -49,17 +50,18 @@ class Frame:
     again: int = 0
     together: int = 1
     held: tuple[tuple[int, int], ...] = ()
+    stacked: bool = False
     heads: tuple[int, ...] = ()
     keys_along: tuple[bool, bool] = (True, False)
 
     @property
     def copies(self) -> int:
         """How many values a program holds for each point of its tile."""
-        return self.unroll * self.neighbours
+        return self.unroll * (1 if self.stacked else self.neighbours)
 
     @property
     def neighbours(self) -> int:
-        """How many of them a row of the tile is."""
+        """How many of them are held together."""
         return math.prod(count for _, count in self.held)
 
     @property
@@ -89,6 +91,7 @@ class Frame:
         """Extents of (GRID, ROW, COLUMN), and of HEAD if there are heads; COLUMN counts groups of `unroll`."""
         roles = (self.grid, self.rows, self.columns, self.heads)
         grid, rows, columns, heads = (math.prod(self.extents[a] for a in axes) for axes in roles)
+        rows *= self.neighbours if self.stacked else 1
         return (grid, rows, columns // self.unroll, *((heads,) if self.heads else ()))
 
     def coords(self, copy: int = 0) -> tuple[Expr, ...]:
@@ -96,16 +99,21 @@ class Frame:
         place = ix.Const(copy)
         column = ix.add(ix.mul(Dim(COLUMN), self.unroll), place) if not self.held else Dim(COLUMN)
         found: dict[int, Expr] = {}
-        tile = ((self.rows, Dim(ROW)), (self.columns, column), (self.heads, Dim(HEAD)))
+        row, place = self.apart(Dim(ROW)) if self.stacked else (Dim(ROW), place)
+        tile = ((self.rows, row), (self.columns, column), (self.heads, Dim(HEAD)))
         for axes, flat in ((self.grid, Dim(GRID)), *tile):
             found.update(zip(axes, ix.delinearize(flat, [self.extents[a] for a in axes]), strict=True))
-        at = self.neighbour([found[a] for a in range(len(self.domain))], copy)
+        at = self.neighbour([found[a] for a in range(len(self.domain))], place)
         return tuple(simplify(e, self.sizes) for e in at)
 
-    def neighbour(self, block: Sequence[Expr], copy: int) -> tuple[Expr, ...]:
-        """Coordinates in the domain of number `copy` of the neighbours of a block, given its own over `extents`."""
+    def apart(self, row: Expr) -> tuple[Expr, Expr]:
+        """The block of neighbours that a row of stacked ones is of, and its number among these."""
+        return ix.floordiv(row, self.neighbours), ix.mod(row, self.neighbours)
+
+    def neighbour(self, block: Sequence[Expr], number: Expr) -> tuple[Expr, ...]:
+        """Coordinates in the domain of one of the neighbours of a block, given the block's over `extents`."""
         found = list(block)
-        places = ix.delinearize(ix.Const(copy), [count for _, count in self.held])
+        places = ix.delinearize(number, [count for _, count in self.held])
         for (axis, count), place in zip(self.held, places, strict=True):
             found[axis] = ix.add(ix.mul(found[axis], count), place)
         return tuple(found)

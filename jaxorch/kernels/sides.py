@@ -224,8 +224,9 @@ class Sides:
         summed = [last.domain[a] for a in last.axes]
         headed = heads_frame(graph, left, right, frame, summed, beside=bool(core.beside))
         frames = (frame, headed) if headed else (frame,)
-        holds = windows and not (core.beside or core.sums or core.after)
-        return Contracted(core, (*frames, *(holding_frames(graph, left, frames[-1]) if holds else ())), inputs)
+        if windows and frames[-1].keys_along[0] and not (core.beside or core.sums or core.after):
+            frames += holding_frames(graph, left, frames[-1], stacked=True)
+        return Contracted(core, frames, inputs)
 
     def _grid(self, graph: Graph, axes: Sequence[int]) -> tuple[int, ...]:
         """The grid's axes, the fastest last: those along which most bytes stay the same, for neighbours to share."""

@@ -59,12 +59,14 @@ def stencil_frames(graph: Graph, accesses: Accesses, plain: Frame) -> tuple[Fram
     return (*holding_frames(graph, accesses, plain), plain)
 
 
-def holding_frames(graph: Graph, accesses: Accesses, plain: Frame) -> tuple[Frame, ...]:
-    """`plain` with blocks of neighbours held, the best first; of a product, with what its left operand reads."""
+def holding_frames(graph: Graph, accesses: Accesses, plain: Frame, *, stacked: bool = False) -> tuple[Frame, ...]:
+    """`plain` with blocks of neighbours held, the best first; `stacked`: of a product, whose left operand they are."""
     scopes: dict[tuple[int, ...], list[_Read]] = {}
     for load in accesses.loads:
         scopes.setdefault(load.sizes, []).append(_read(load, plain.rows))
     blocks = dict(_blocks(graph, tuple(scopes.values()), plain))
+    if stacked:  # which is done two by two
+        blocks = {b: share for b, share in blocks.items() if math.prod(n for _, n in b).bit_count() == 1}
     found: list[Mapping[int, int]] = []
     least = _WORTH
     for most in _HELD:
@@ -73,7 +75,7 @@ def holding_frames(graph: Graph, accesses: Accesses, plain: Frame) -> tuple[Fram
         if best is not None and shares[best] <= least:
             least = shares[best] * _WORTH
             found.append(dict(best))
-    return tuple(replace(plain, held=tuple(sorted(block.items()))) for block in found)
+    return tuple(replace(plain, held=tuple(sorted(block.items())), stacked=stacked) for block in found)
 
 
 type _Block = tuple[tuple[int, int], ...]  # (axis, neighbours held along it)
