@@ -176,15 +176,15 @@ def _loaded_or_copied(graph: Graph, product: Contract, found: list[Config]) -> l
 def _with_windows(kernel: Kernel, found: Sequence[Config]) -> list[Config]:
     """Configurations of products that read windows: too many reads for each to have buffers of its own.
 
-    First come those of which a thread computes no more than it has registers for, and of these such as hold neighbours;
-    where that leaves few programs they are the last of these.
+    First come those of which a thread computes no more than it has registers for: such as hold neighbours and others by
+    turns, or the others first where holding leaves few programs.
     """
-
-    def place(config: Config) -> int:
-        holds, enough = bool(kernel.frames[config.frame].held), tile_count(kernel, config) >= _FULL
-        return (0 if enough else 2) if holds else 1
-
-    return sorted((replace(c, num_stages=1) for c in found), key=lambda c: (computes_many(kernel, c), place(c)))
+    found = [replace(c, num_stages=1) for c in found]
+    held = [c for c in found if kernel.frames[c.frame].held]
+    single = [c for c in found if c not in held]
+    held.sort(key=lambda c: tile_count(kernel, c) < _FULL)
+    enough = bool(held) and tile_count(kernel, held[0]) >= _FULL
+    return sorted(_interleave([held, single] if enough else [single, held]), key=lambda c: computes_many(kernel, c))
 
 
 def computes_many(kernel: Kernel, config: Config) -> bool:

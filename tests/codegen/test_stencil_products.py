@@ -62,7 +62,7 @@ def results(f, *arrays):
 @st.composite
 def windowed_products(draw):
     """A depthwise convolution, what is made of it, its product with weights for all features or each group's."""
-    size = [draw(st.sampled_from((4, 6, 8, 12))), draw(st.integers(3, 9))]
+    size = [draw(st.sampled_from((4, 8, 12))), draw(st.integers(3, 9))]
     window, stride = draw(st.sampled_from((3, 5))), draw(st.integers(1, 2))
     groups, inside = draw(st.sampled_from(((1, 16), (1, 21), (1, 40), (3, 16), (4, 8), (6, 4))))
     outside, features = draw(st.integers(3, 20)), groups * inside
