@@ -1,5 +1,7 @@
 """What XLA makes of planned programs for an H200: the kernels that were planned, no copies, no memory beside."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -366,3 +368,16 @@ def test_experts_hold_no_row_for_each_expert(h200):
     assert [(k.schedule, k.spill_bytes) for k in products] == [("gemm", 0)] * 3
     assert not any("ragged_dot_general" in line.primitives for line in compiled.report.left)
     assert 6 * compiled.memory.temp_size_in_bytes < plain.memory.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", ["moe_capacity_B1", "moe_capacity_B16"])
+def test_places_in_slots_are_stored_nowhere(name, h200):
+    """Both products that read them as zeros and ones compute them; XLA stores one byte for each."""
+    f, specs, _ = KNOWN[name]()
+    compiled, plain = (compile_program(f, specs, h200, optimised=on) for on in (True, False))
+    tokens = specs[-1].shape[0]
+    places = re.compile(rf"\w+\[{tokens},2,{tokens * 5 // 16}\]")
+    assert any(places.match(i.type) for i in plain.entry)
+    assert not any(places.search(i.type) for i in compiled.entry)
+    assert compiled.memory.temp_size_in_bytes < plain.memory.temp_size_in_bytes
+    assert all(k.spill_bytes == 0 for k in compiled.report.kernels)

@@ -31,7 +31,9 @@ from jaxorch.kernels.stretches import Stretch, stretches
 __all__ = ["GemmBody"]
 
 _GROUP = 8  # blocks of rows that go along the columns together
-_AT_ONCE = 640  # bytes of a thread's registers for operands that are loaded before any of them is multiplied
+# bytes of a thread's registers for operands that are loaded before any of them is multiplied, and with the tile's sums
+_AT_ONCE, _WITH_SUMS = 640, 896
+_MOST_GROUPS = 4  # of such operands, where there are no stages
 _WHOLE_ROW = 16384  # elements of a tile that holds rows whole while their statistics are taken
 
 
@@ -104,12 +106,12 @@ class GemmBody[V](ProductBody[V]):
         carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, accumulate) for _ in self.core.beside]
         found = self.stretches()
-        if self.are_at_once(found):
-            self.add_at_once(found, tile, acc)
-        else:
-            for stretch in found or (None,):
-                self.stretch = stretch
-                self.add_products(tile, acc, carried)
+        groups = self.at_once(found)
+        for group in groups:
+            self.add_at_once(group, tile, acc)
+        for stretch in () if groups else found or (None,):
+            self.stretch = stretch
+            self.add_products(tile, acc, carried)
         self.stretch = None
         with self.scope(replace(row, loops=frozenset())):
             for riding, state in zip(self.core.sums, carried, strict=True):
@@ -160,15 +162,27 @@ class GemmBody[V](ProductBody[V]):
             found.append(self.tile_of(self.core.last, self.core.left, self.core.at, key, tile))
         return self.ops.stacked(found) if self.frame.stacked else found[0]
 
-    def are_at_once(self, found: Sequence[Stretch]) -> bool:
-        """Whether all stretches are few enough for their operands to be loaded before the first is multiplied.
+    def at_once(self, found: Sequence[Stretch]) -> tuple[Sequence[Stretch], ...]:
+        """Stretches whose operands are loaded before the first of them is multiplied, in groups that registers allow.
 
-        A loop of a step or two would wait for its loads, and so would the next one.
+        A loop of a step or two would wait for its loads, and so would the next one. None where a stretch is too long
+        for that, or where there are so many groups that loops with loads under way in stages may be better.
         """
         config, itemsize = self.config, self.dtype(self.core.last).itemsize
-        summed = sum(s.whole_block(self.least) for s in found)
-        nbytes = (config.block_rows + config.block_columns) * summed * itemsize
-        return bool(found) and nbytes <= _AT_ONCE * 32 * config.num_warps
+        wide, threads = (config.block_rows + config.block_columns) * itemsize, 32 * config.num_warps
+        sums = 4 * config.block_rows * config.block_columns
+        most = min(_AT_ONCE * threads, _WITH_SUMS * threads - sums)
+        groups, left = list[list[Stretch]](), 0
+        for stretch in found:
+            nbytes = wide * stretch.whole_block(self.least)
+            if nbytes > most:
+                return ()
+            if nbytes > left:
+                groups.append([])
+                left = most
+            groups[-1].append(stretch)
+            left -= nbytes
+        return tuple(groups) if len(groups) <= (_MOST_GROUPS if config.num_stages == 1 else 1) else ()
 
     def add_at_once(self, found: Sequence[Stretch], tile: Tile, acc: V) -> None:
         """The products of stretches that are a step each."""

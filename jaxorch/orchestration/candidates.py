@@ -83,16 +83,20 @@ def enumerate_candidates(graph: Graph, built: dict[str, Built] | None = None) ->
     rejected: dict[tuple[int, ...], str] = {}
 
     def is_legal(chosen: frozenset[int]) -> bool:
-        nodes, inputs, outputs = pieces.joined(sorted(chosen))
-        structure = structures.of(nodes, outputs)
-        first = built.get(structure.digest)
-        if first is None:
-            first = built[structure.digest] = Built(graph, structure, build(graph, nodes, outputs))
-        if isinstance(first.kernel, str):
-            rejected[nodes] = first.kernel
-            return False
-        fused.append(Fused(inputs, outputs, structure, first))
-        return True
+        ways, reasons = pieces.ways(chosen), list[str]()
+        for nodes, inputs, outputs in ways:
+            structure = structures.of(nodes, outputs)
+            first = built.get(structure.digest)
+            if first is None:
+                first = built[structure.digest] = Built(graph, structure, build(graph, nodes, outputs))
+            if isinstance(first.kernel, str):
+                reasons.append(first.kernel)
+            else:
+                fused.append(Fused(inputs, outputs, structure, first))
+        if len(reasons) < len(ways):
+            return True
+        rejected[ways[0][0]] = reasons[0]
+        return False
 
     kinds = [structures.of(p.nodes, p.outputs).digest for p in pieces.all]
     try_convex_sets(pieces, kinds, is_legal)

@@ -34,6 +34,7 @@ __all__ = ["Piece", "Pieces", "internal"]
 _CHEAP = frozenset(
     "copy iota convert_element_type neg add sub mul abs not and or eq ne lt le gt ge".split()  # noqa: SIM905
 )
+_LARGE = 4 << 20  # bytes of a value that takes much longer to store and to read than functions do, or a launch
 _MOST_SHARED = 16  # a value with more readers than this brings no two of them together
 
 
@@ -47,6 +48,10 @@ class Piece:
     nodes: tuple[int, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+
+
+type Joined = tuple[tuple[int, ...], tuple[Value, ...], tuple[Value, ...]]
+"""Nodes, internal inputs and outputs of several pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class Pieces:
         self._read_by = [{*self.readers.get(v, ()), *([-1] if v in self.returned else [])} for v in self._values]
         self._tables = [self._table(p, numbers) for p in self.all]
         self.products = frozenset(k for k, p in enumerate(self.all) if _is_product(graph.nodes[p.nodes[-1]]))
+        self._spare = self._spared()
 
     # What the pieces are
 
@@ -125,6 +131,29 @@ class Pieces:
                 sources = self._sources(number, found)
                 if sum(graph.array(v).nbytes for v in sources) <= node.array.nbytes:
                     found.add(number)
+        return frozenset(found)
+
+    def _spared(self) -> frozenset[int]:
+        """The pieces that each of their readers may compute anew: maps that read no more than they write.
+
+        What others of these make, they read none of: that is computed anew as well.
+        """
+        nodes, found = self.graph.nodes, set[int]()
+        sources: dict[Value, set[Value]] = {}  # of the values of those found
+        for number, piece in enumerate(self.all):
+            if len(piece.outputs) != 1 or piece.outputs[0] in self.returned:
+                continue
+            (value,) = piece.outputs
+            nbytes = self.graph.array(value).nbytes
+            if not all(isinstance(n := nodes[k], Map) and (nbytes >= _LARGE or n.op in _CHEAP) for k in piece.nodes):
+                continue
+            if value.node in self.bases or self._materialized(value.node):
+                continue
+            read = {v for k in piece.nodes for v in self.reads[k] if v.node not in piece.nodes}
+            read = set[Value]().union(*(sources.get(v, {v}) for v in read if not isinstance(nodes[v.node], Const)))
+            if sum(self.graph.array(v).nbytes for v in read) <= nbytes:
+                found.add(number)
+                sources[value] = read
         return frozenset(found)
 
     def _materialized(self, number: int) -> bool:
@@ -166,7 +195,23 @@ class Pieces:
 
     # How they hang together
 
-    def joined(self, chosen: Iterable[int]) -> tuple[tuple[int, ...], tuple[Value, ...], tuple[Value, ...]]:
+    def ways(self, chosen: frozenset[int]) -> list[Joined]:
+        """Several pieces as one, with all it stores; without one value that others may redo, and without all of them.
+
+        Where pieces outside wait for such a value, and others of the set for those, only the last: then nobody outside
+        waits for the set.
+        """
+        whole = self.joined(sorted(chosen))
+        nodes, inputs, outputs = whole
+        redone = {self.all[k].outputs[0] for k in self._redoing(chosen)}
+        spare = [v for v in outputs if v in redone]
+        least = nodes, inputs, tuple(v for v in outputs if v not in redone)
+        if not self._is_convex(chosen, chosen):
+            return [least]
+        without = [(nodes, inputs, tuple(v for v in outputs if v != one)) for one in spare]
+        return list(dict.fromkeys([whole, *without, least]))
+
+    def joined(self, chosen: Iterable[int]) -> Joined:
         """Nodes, internal inputs and outputs of several pieces as one; what only the set needs is no output."""
         tables = [self._tables[k] for k in chosen]
         nodes = set[int]().union(*(t.nodes for t in tables))
@@ -191,13 +236,25 @@ class Pieces:
         return saved
 
     def is_convex(self, chosen: frozenset[int]) -> bool:
-        """Whether neither a piece outside nor an opaque node lies on a path between two inside."""
+        """Whether neither a piece outside nor an opaque node lies on a path between two inside.
+
+        A path may begin at a piece that others can redo, if one inside reads it: it is not waited for then.
+        """
+        return self._is_convex(chosen, chosen - self._redoing(chosen) if self._spare & chosen else chosen)
+
+    def _is_convex(self, chosen: frozenset[int], makers: frozenset[int]) -> bool:
+        """Whether no path from one of `makers` to one of `chosen` leads outside."""
         inside = after = before = 0
         for k in chosen:
             inside |= 1 << k
-            after |= self._after[k]
             before |= self._before[k]
+            if k in makers:
+                after |= self._after[k]
         return not after & before & ~inside
+
+    def _redoing(self, chosen: frozenset[int]) -> frozenset[int]:
+        """The pieces of a set that it reads itself, and others may compute anew."""
+        return frozenset(k for k in self._spare & chosen if not self.followers[k].isdisjoint(chosen))
 
     def follows(self, last: int, first: int) -> bool:
         """Whether piece `last` needs, through any path, what piece `first` makes."""

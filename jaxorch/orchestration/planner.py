@@ -1,7 +1,8 @@
 """From graphs to a plan: candidates, the choice, tuned kernels, planned bodies, and the guard's verdict.
 
 Input: a trace, and versions that all compute what it does.  Output: a `Planned` program.  Invariant: what runs is the
-fastest of the plans and the program as traced, where they were timed, and else the plan of the least estimate.
+best of the plans (`guard.Verdict`) or the program as traced, whichever is faster, where they were timed, and else the
+plan of the least estimate.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ def plan_program(trace: Trace, session: Session, ends: Ends) -> Planned:
     runs = [partial(_run_plan, plan, session.launch()) for plan in plans]
     inside = [step.source.digest for _, body in bodies for step in body.kernels]
     verdict = _judge(trace, plans, runs, inside, written, session)
-    best, plan = made[verdict.fastest], plans[verdict.fastest]
+    best, plan = made[verdict.best], plans[verdict.best]
     kept = _is_new(plan, trace) and verdict.keeps_plan
-    chosen = runs[verdict.fastest] if kept else partial(as_traced, trace)
+    chosen = runs[verdict.best] if kept else partial(as_traced, trace)
     failures = tuple(session.failures)
     return Planned(chosen, plan, best.solution, best.baselines, best.rival, verdict, kept, failures, bodies)
 
@@ -277,7 +278,7 @@ def _judge(
     key = f"{place(session.device)}-{digest(trace, [*(_name(plan, trace) for plan in plans), *inside])}"
     known = session.store.get("verdict", key)
     if known is not None:
-        return Verdict(float(known["planned"]), float(known["xla"]), fastest=int(known["fastest"]))
+        return Verdict(float(known["planned"]), float(known["xla"]), best=int(known["fastest"]))
     if session.interrupted:
         return Verdict(None, None, _INTERRUPTED)
     if not session.live:
@@ -292,6 +293,6 @@ def _judge(
         session.interrupt()
         return Verdict(None, None, _INTERRUPTED)
     if verdict.planned is not None:
-        record = {"planned": verdict.planned, "xla": verdict.xla, "fastest": verdict.fastest}
+        record = {"planned": verdict.planned, "xla": verdict.xla, "fastest": verdict.best}  # as older records name it
         session.store.put("verdict", key, record)
     return verdict

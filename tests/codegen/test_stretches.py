@@ -20,7 +20,8 @@ WHOLE = Config(0, 16, 16, 4, 2, 16)
 WIDE = Config(0, 32, 16, 4, 1, 64)
 PARTED = Config(0, 16, 16, 4, 2, 16, 2)
 LARGE = Config(0, 32, 16, 8, 1, 32)  # whose threads hold all operands
-SHORT = Config(0, 16, 16, 1, 1, 16)  # whose threads do not
+SHORT = Config(0, 16, 16, 1, 1, 16)  # whose threads hold them one group after the other
+STAGED = Config(0, 16, 16, 1, 3, 16)  # whose loads are under way in stages instead
 
 gemm_of = functools.partial(scheduled, "gemm")
 
@@ -55,15 +56,16 @@ def test_each_part_has_a_loop_of_its_own_unless_that_pads_too_much(sizes, rows, 
     rng = np.random.default_rng(seed)
     x, w = tuple(normal(rng, rows, n) for n in sizes), normal(rng, sum(sizes), 18)
     want = numpy_product([e.astype(np.float64) for e in x], w.astype(np.float64))
-    loops = check(lambda w, *x: joined_product(x, w), want, w, *x, configs=(WHOLE, SHORT, WIDE, PARTED))
+    loops = check(lambda w, *x: joined_product(x, w), want, w, *x, configs=(WHOLE, SHORT, WIDE, PARTED, STAGED))
     steps = sum(math.ceil(n / 16) for n in sizes)
     apart = 2 * steps <= 3 * math.ceil(sum(sizes) / 16)
-    few = sum(max(power_of_two(n), 16) for n in sizes) <= 160  # what the threads of SHORT have registers for
+    few = sum(max(power_of_two(n), 16) for n in sizes) <= 160  # what the threads of STAGED have registers for
     assert loops == [
         0 if apart else 1,
-        (0 if few else len(sizes)) if apart else 1,
+        0 if apart else 1,
         loops[2],  # by how the parts fill powers of two
         1,
+        (0 if few else len(sizes)) if apart else 1,
     ]
 
 
@@ -113,7 +115,7 @@ def test_windows_over_places_that_a_part_chooses():
     x, w = normal(rng, 1, 8, 8, 3), normal(rng, 3, 3, 12, 8)
     made, kernel = gemm_of(focused, x, w)
     want = np.asarray(focused(x, w))
-    configs = (Config(0, 16, 16, 4, 1, 32), Config(0, 32, 32, 1, 1, 32), PARTED)
+    configs = (Config(0, 16, 16, 4, 1, 32), Config(0, 32, 32, 1, 2, 32), PARTED)
     assert check(focused, want, x, w, configs=configs) == [0, 4, 1]
     for config in configs[:2]:
         assert "tl.where" not in generate(made.graph, kernel, config, arch=90).text

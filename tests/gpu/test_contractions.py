@@ -31,6 +31,7 @@ from tests.codegen.test_ragged import by_rows
 from tests.codegen.test_stores import caches, grown
 from tests.codegen.test_stretches import shuffled
 from tests.codegen.test_writes import operands, step
+from tests.orchestration.test_spare import dispatched, routed
 
 pytestmark = pytest.mark.gpu
 
@@ -99,6 +100,16 @@ def test_heads_of_two_arrays_and_a_column_of_ones(dtype):
     key, value = np.maximum(joined[..., 16:32], 0), np.pad(joined[..., 32:], [(0, 0)] * 2 + [(0, 1)], constant_values=1)
     want = np.einsum("nhk,nhv->hkv", key, value)
     check(heads_of, want, x, y, m, schedule="gemm", tolerance=1e-2 * np.abs(want).max())
+
+
+def test_places_that_two_products_read_as_zeros_and_ones_are_stored_nowhere():
+    """21 MB of them; the sums, of two terms, are exact."""
+    place, *factors = routed(np.random.default_rng(0), 4096, 8, 1280, BF16)
+    optimised = jaxorch.optimize(partial(dispatched, slots=1280), options=FAST)
+    hot = (place[..., None] == np.arange(1280)).astype(F32)
+    for got, x in zip(optimised(place, *factors), factors, strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.einsum("tke,tkc->tec", x.astype(F32), hot).astype(BF16))
+    assert optimised.lower(place, *factors).compile().memory_analysis().temp_size_in_bytes < 1 << 20
 
 
 @pytest.mark.parametrize("at", [0, 2047, 4095, -1, 9999])

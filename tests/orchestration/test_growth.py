@@ -92,6 +92,22 @@ def test_what_differs_is_searched_anew():
     assert found(graph) == without_memory(graph)
 
 
+def routed(x, *places):
+    """Layers of two products each that share what both may compute, the second of what the first makes."""
+    for place in places:
+        hot = jax.nn.one_hot(place, x.shape[0])
+        x = jnp.sort(hot.T @ jnp.tanh(hot @ x), axis=0)
+    return x
+
+
+def test_layers_that_redo_what_they_share_are_searched_as_if_each_were_the_first(monkeypatch):
+    shapes = ((64, 64), np.float32), *[((512,), np.int32)] * 20  # more than a value that is shared brings together
+    graph = graph_of(routed, [jax.ShapeDtypeStruct(*s) for s in shapes])
+    counts = Counts(monkeypatch)
+    assert found(graph) == without_memory(graph)
+    assert counts.repeated > 10
+
+
 @given(programs(), st.integers(2, 4))
 @settings(max_examples=40)
 def test_drawn_programs_in_a_row(drawn, times):
