@@ -102,7 +102,7 @@ class GemmBody[V](ProductBody[V]):
         """The sum of the products, or the program's part of it: in one loop over the keys, or one for each stretch."""
         accumulate = self.product(self.core.last, 0, transposed=False).accumulate
         acc = self.ops.carry(tile, 0, accumulate)
-        row = replace(self.operand_planes()[0], block_rows=self.rows_at_once)
+        row = self.row_plane()
         carried = [reductions.initial(self.ops, self.node(r).op, self.summed(r), row, None) for r in self.core.sums]
         self.rows = [self.ops.carry(self.plane("row", "one"), 0, accumulate) for _ in self.core.beside]
         found = self.stretches()
@@ -130,10 +130,15 @@ class GemmBody[V](ProductBody[V]):
         b = self.plane("column", "key", blocks[0]) if transposed else self.plane("key", "column", blocks[0])
         return a, b
 
+    def row_plane(self) -> Tile:
+        """The left operand's scope, for what rides along in its loop."""
+        plane = self.operand_planes()[0]
+        return plane if self.frame.stacked else replace(plane, block_rows=self.rows_at_once)
+
     def add_products(self, tile: Tile, acc: V, carried: Sequence[tuple[V, ...]]) -> None:
         """The loop over the keys, or over a stretch of them; `carried` are the reductions that ride along."""
         (a, b), (size, block) = self.operand_planes(), self.extent("key")
-        row = a if self.frame.stacked else replace(a, block_rows=self.rows_at_once)
+        row = self.row_plane()
         product = self.product_of(-(-size // block) * block)
         key, left = len(self.frame.domain), self.core.left
         if self.stretch is not None:  # values of an earlier loop are gone
