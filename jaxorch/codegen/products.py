@@ -70,8 +70,9 @@ class ProductBody[V](Body[V]):
             case "row":
                 return self.frame.sizes[ROW], self.config.block_rows
             case "block":
-                neighbours = self.frame.neighbours
-                return self.frame.sizes[ROW] // neighbours, self.config.block_rows // neighbours
+                blocks, held = (n // self.frame.neighbours for n in (self.frame.sizes[ROW], self.config.block_rows))
+                assert held > 1 or blocks == 1, "a span of single elements lies at the first of them"
+                return blocks, held
             case "column":
                 return self.frame.sizes[COLUMN], self.config.block_columns
             case "key" if self.stretch is not None:

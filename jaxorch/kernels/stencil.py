@@ -1,7 +1,7 @@
 """Frames of kernels that read windows point by point: neighbours held together share what their windows share.
 
-Input: what a kernel reads, and a frame whose columns lie side by side in memory.  Output: frames that hold blocks of
-neighbours.  Invariant: as for every frame, grid, rows, columns and what is held partition the domain.
+Input: what a kernel, or a product's left operand, reads, and a frame whose columns lie side by side in memory.  Output:
+frames that hold blocks of neighbours.  Invariant: what is held divides the extents of row axes.
 
 Windows of 5 x 5 elements, at 2 x 4 neighbours, read 6 x 8 elements and not 200; each is loaded and cast once, and so
 are the weights of a convolution, where a program holds the eight as values of their own.

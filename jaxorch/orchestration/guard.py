@@ -73,13 +73,19 @@ def compare(
             begun = [compilers.begin(f.lower(*sets[0])) for f in jitted]
             functions: list[Any] = [program.result() for program in begun]
         *ours, theirs = program_times(functions, sets, donated=donated, repeats=11)
+        *needed, allowed = _temporary(functions)
     except _jax.errors.JaxRuntimeError as error:
         if is_out_of_memory(error):
             return Verdict(None, None, "not timed: the device has too little memory free for a second copy")
         raise LaunchError(f"the planned program fails on the device: {error}") from error
-    *needed, allowed = (f.memory_analysis().temp_size_in_bytes for f in functions)
     best = _best([timing.median_us for timing in ours], needed, allowed)
     return Verdict(ours[best].median_us, theirs.median_us, theirs.note, best)
+
+
+def _temporary(functions: Sequence[Any]) -> list[int]:
+    """The temporary memory of compiled programs, bytes; of none where XLA does not say it of each."""
+    said = [f.memory_analysis() for f in functions]
+    return [0] * len(said) if None in said else [analysis.temp_size_in_bytes for analysis in said]
 
 
 def _best(times: Sequence[float], needed: Sequence[int], allowed: int) -> int:

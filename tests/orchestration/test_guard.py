@@ -40,3 +40,5 @@ def test_plans_are_compared_by_what_they_need(monkeypatch):
 
     assert (compared([4.0, 4.05, 9.0]).best, compared([4.0, 4.05, 9.0]).planned) == (1, 4.05)
     assert (compared([4.0, 4.2, 9.0]).best, compared([4.0, 4.2, 9.0]).planned) == (0, 4.0)
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)
+    assert compared([4.0, 4.05, 9.0]).best == 0  # of which nobody says what they need
