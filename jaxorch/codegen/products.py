@@ -147,8 +147,8 @@ class ProductBody[V](Body[V]):
         split_grid: Expr = Dim(GRID)
         if self.parted:
             split_grid = ix.mod(Dim(GRID), self.grid)
-        frame, rank = self.frame, len(self.frame.domain)
-        found: list[Expr] = [Const(0)] * rank
+        frame, extents = self.frame, self.frame.extents
+        found: list[Expr] = [Const(0)] * len(extents)
         at = {span: Dim(axis) for axis, span in ((ROW, tile.spans[0]), (COLUMN, tile.spans[1]))}
         row, number = frame.apart(at["row"]) if "row" in at else (at.get("block", Const(0)), Const(self.neighbour))
         flat: tuple[tuple[tuple[int, ...], Expr], ...] = (
@@ -158,7 +158,7 @@ class ProductBody[V](Body[V]):
             (frame.heads, Dim(HEAD)),
         )
         for axes, place in flat:
-            for a, e in zip(axes, coords_of(place, [frame.extents[a] for a in axes], tile.sizes), strict=True):
+            for a, e in zip(axes, coords_of(place, [extents[a] for a in axes], tile.sizes), strict=True):
                 found[a] = e
         return [*frame.neighbour(found, number), at.get("key", Const(0)), at.get("inner", Const(0))]
 

@@ -67,6 +67,8 @@ class Frame:
     @property
     def extents(self) -> tuple[int, ...]:
         """The domain in blocks of the neighbours that are held."""
+        if not self.held:
+            return self.domain
         counts = dict(self.held)
         return tuple(size // counts.get(axis, 1) for axis, size in enumerate(self.domain))
 
@@ -89,8 +91,8 @@ class Frame:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Extents of (GRID, ROW, COLUMN), and of HEAD if there are heads; COLUMN counts groups of `unroll`."""
-        roles = (self.grid, self.rows, self.columns, self.heads)
-        grid, rows, columns, heads = (math.prod(self.extents[a] for a in axes) for axes in roles)
+        roles, extents = (self.grid, self.rows, self.columns, self.heads), self.extents
+        grid, rows, columns, heads = (math.prod(extents[a] for a in axes) for axes in roles)
         rows *= self.neighbours if self.stacked else 1
         return (grid, rows, columns // self.unroll, *((heads,) if self.heads else ()))
 
@@ -98,11 +100,11 @@ class Frame:
         """Coordinates in the domain, over the axes of `sizes`, of copy number `copy`, unrolled or held."""
         place = ix.Const(copy)
         column = ix.add(ix.mul(Dim(COLUMN), self.unroll), place) if not self.held else Dim(COLUMN)
-        found: dict[int, Expr] = {}
+        found, extents = dict[int, Expr](), self.extents
         row, place = self.apart(Dim(ROW)) if self.stacked else (Dim(ROW), place)
         tile = ((self.rows, row), (self.columns, column), (self.heads, Dim(HEAD)))
         for axes, flat in ((self.grid, Dim(GRID)), *tile):
-            found.update(zip(axes, ix.delinearize(flat, [self.extents[a] for a in axes]), strict=True))
+            found.update(zip(axes, ix.delinearize(flat, [extents[a] for a in axes]), strict=True))
         at = self.neighbour([found[a] for a in range(len(self.domain))], place)
         return tuple(simplify(e, self.sizes) for e in at)
 

@@ -6,7 +6,7 @@ pieces share is an output of one of them, an operand of the program, or cheap en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxorch.ir.graph import (
@@ -121,17 +121,17 @@ class Pieces:
     def _redone(self) -> frozenset[int]:
         """Maps with several users that each computes anew: cheap ones that read no more than they would write."""
         graph, returned = self.graph, {v.node for v in self.graph.outputs}
-        found: set[int] = set()
+        found: dict[Value, set[Value]] = {}
         for number, node in enumerate(graph.nodes):
             if not isinstance(node, Map) or node.op not in _CHEAP or number in returned | self.bases:
                 continue
             if len(self.users[number]) < 2 or self._materialized(number):
                 continue
             if all(isinstance(graph.nodes[u], Map | Reduce) for u in self.users[number]):
-                sources = self._sources(number, found)
-                if sum(graph.array(v).nbytes for v in sources) <= node.array.nbytes:
-                    found.add(number)
-        return frozenset(found)
+                read = self._sources(self.reads[number], found)
+                if sum(graph.array(v).nbytes for v in read) <= node.array.nbytes:
+                    found[Value(number)] = read
+        return frozenset(value.node for value in found)
 
     def _spared(self) -> frozenset[int]:
         """The pieces that each of their readers may compute anew: maps that read no more than they write.
@@ -149,8 +149,7 @@ class Pieces:
                 continue
             if value.node in self.bases or self._materialized(value.node):
                 continue
-            read = {v for k in piece.nodes for v in self.reads[k] if v.node not in piece.nodes}
-            read = set[Value]().union(*(sources.get(v, {v}) for v in read if not isinstance(nodes[v.node], Const)))
+            read = self._sources((v for k in piece.nodes for v in self.reads[k] if v.node not in piece.nodes), sources)
             if sum(self.graph.array(v).nbytes for v in read) <= nbytes:
                 found.add(number)
                 sources[value] = read
@@ -162,15 +161,10 @@ class Pieces:
         traced = node.origin.equations and self.graph.variables(Value(number))
         return isinstance(node, Map) and node.op == "copy" and not traced
 
-    def _sources(self, number: int, redone: set[int]) -> set[Value]:
-        """The values a map reads, those of redone maps replaced by theirs."""
-        found: set[Value] = set()
-        for value in self.reads[number]:
-            if value.node in redone:
-                found |= self._sources(value.node, redone)
-            elif not isinstance(self.graph.nodes[value.node], Const):
-                found.add(value)
-        return found
+    def _sources(self, values: Iterable[Value], redone: Mapping[Value, set[Value]]) -> set[Value]:
+        """The values that take memory to read, those that are computed anew replaced by what they are computed from."""
+        read = (v for v in values if not isinstance(self.graph.nodes[v.node], Const))
+        return set[Value]().union(*(redone.get(v, {v}) for v in read))
 
     def _piece(self, nodes: Sequence[int]) -> Piece:
         every, pending = set(nodes), list(nodes)
