@@ -14,6 +14,7 @@ import jax
 
 from jaxorch.errors import LaunchError
 from jaxorch.ir.graph import Array
+from jaxorch.orchestration.alone import alone
 from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import program_times
@@ -67,12 +68,13 @@ def compare(
     if free is not None and 4 * size > free:
         return Verdict(None, None, f"not timed: {size} bytes of operands and outputs, {free} bytes free")
     try:
-        sets = random_arguments(operands, device.l2_bytes, places)
-        jitted = (_jax.jit(f, donate_argnums=tuple(donated)) for f in (*plans, original))
-        with Compilers() as compilers:
-            begun = [compilers.begin(f.lower(*sets[0])) for f in jitted]
-            functions: list[Any] = [program.result() for program in begun]
-        *ours, theirs = program_times(functions, sets, donated=donated, repeats=11)
+        with alone():  # XLA times its own choices when it compiles
+            sets = random_arguments(operands, device.l2_bytes, places)
+            jitted = (_jax.jit(f, donate_argnums=tuple(donated)) for f in (*plans, original))
+            with Compilers() as compilers:
+                begun = [compilers.begin(f.lower(*sets[0])) for f in jitted]
+                functions: list[Any] = [program.result() for program in begun]
+            *ours, theirs = program_times(functions, sets, donated=donated, repeats=11)
         *needed, allowed = _temporary(functions)
     except _jax.errors.JaxRuntimeError as error:
         if is_out_of_memory(error):

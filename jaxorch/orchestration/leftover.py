@@ -14,6 +14,7 @@ import jax
 from jaxorch.frontend.trace import Trace, missing, replay
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Array, Graph
+from jaxorch.orchestration.alone import alone
 from jaxorch.orchestration.candidates import Left
 from jaxorch.orchestration.devices import Device
 from jaxorch.orchestration.draws import random_arguments
@@ -55,9 +56,10 @@ def xla_time(trace: Trace, graph: Graph, left: Left, device: Device) -> float | 
 
 def _timed(run: Any, arrays: Sequence[Array], places: Sequence[int], device: Device) -> float | None:
     try:
-        sets = random_arguments(arrays, device.l2_bytes, places)
-        compiled = _jax.jit(run).lower(*sets[0]).compile()
-        (timing,) = device_times([compiled], sets, repeats=7)
+        with alone():  # XLA times its own choices when it compiles
+            sets = random_arguments(arrays, device.l2_bytes, places)
+            compiled = _jax.jit(run).lower(*sets[0]).compile()
+            (timing,) = device_times([compiled], sets, repeats=7)
     except _jax.errors.JaxRuntimeError:  # out of memory, most likely: the program itself may still fit
         return None
     return timing.median_us + GAP_US * len(timing.kernels) if timing.source == "cupti" else None

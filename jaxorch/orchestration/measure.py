@@ -6,13 +6,14 @@ all of them alike; and each finds the caches as a call of its own left them.
 """
 
 import statistics
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import jax
+
+from jaxorch.orchestration.alone import alone
 
 type Kernels = tuple[tuple[str, float], ...]
 """The kernels of one call in the order they were recorded: name, device time in µs."""
@@ -22,9 +23,6 @@ type _Profile = Callable[..., Callable[[], tuple[object, list[tuple[str, float]]
 _QUEUED = (4, 12)  # calls issued one after the other: the second queue's time less the first's is of 8
 
 _BETWEEN_US = 4.0  # between two kernels of a program, where they are not launched as one graph
-
-# CUPTI serves one subscriber in a process.
-_CUPTI_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +135,7 @@ def device_times(
         ValueError: no argument sets, or a donated argument that no output replaces.
         Exception: whatever a version raises when it runs.
     """
-    with jax.ensure_compile_time_eval():
+    with alone(), jax.ensure_compile_time_eval():
         return _times(versions, Rotation(argument_sets, donated), repeats)
 
 
@@ -147,8 +145,7 @@ def _times(versions: Sequence[Callable[..., object]], rotation: Rotation, repeat
     if rotation.platform() != "gpu":
         return _clock_times(versions, rotation, repeats)
     try:
-        with _CUPTI_LOCK:
-            return _cupti_times(versions, rotation, repeats)
+        return _cupti_times(versions, rotation, repeats)
     # A version that itself is at fault fails again, and uncaught, under the wall clock.
     except (RuntimeError, ImportError) as err:
         timings = _clock_times(versions, rotation, repeats)
@@ -167,7 +164,7 @@ def program_times(
     XLA copies large arrays, such as slices of a loop's state, without a kernel, which CUPTI's times leave out. Where
     it is the host that takes the time, the kernels' times hold.
     """
-    with jax.ensure_compile_time_eval():
+    with alone(), jax.ensure_compile_time_eval():
         rotation = Rotation(argument_sets, donated)
         kernels = _times(versions, rotation, repeats)
         if kernels[0].source != "cupti":

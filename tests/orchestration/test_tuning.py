@@ -291,8 +291,14 @@ def test_too_little_memory_to_time_a_kernel_is_no_failure_of_it(machine, tmp_pat
 
 
 def test_two_that_tune_at_once_come_to_the_same(machine, tmp_path, kernels_win):
-    meet = threading.Barrier(2, timeout=60)
-    machine.before_timing = meet.wait
+    busy, met = threading.Lock(), []
+
+    def timing():
+        met.append(busy.acquire(blocking=False))
+        time.sleep(0.05)
+        busy.release()
+
+    machine.before_timing = timing
     found = [None, None]
 
     def run(k):
@@ -305,6 +311,8 @@ def test_two_that_tune_at_once_come_to_the_same(machine, tmp_path, kernels_win):
         thread.join(120)
     first, second = ([step.source.digest for step in f.kernels] for f in found)
     assert first == second
+    assert all(met)  # one at a time
+    assert len(machine.timed) == len(set(machine.timed)) == len(met)  # and no kernel twice
     assert not Store(tmp_path).problems
     machine.before_timing = interrupt
     assert [step.source.digest for step in planned(session_in(tmp_path)).kernels] == first
