@@ -12,11 +12,12 @@ import jax
 import jaxorch
 from benchmarks import suites
 from benchmarks.admission import Expected, admitted, judged, ready
-from benchmarks.inputs import drawer
+from benchmarks.inputs import Draw, drawer
 from benchmarks.peers import Built, Case, compiled
 from benchmarks.records import Chosen, Record, Side
 from benchmarks.reference import float64_reference
 from benchmarks.timing import argument_sets, floor_bytes, floor_us, queued_us
+from jaxorch.orchestration.alone import alone
 from jaxorch.orchestration.measure import Timing, program_times
 from jaxorch.report import Report
 
@@ -61,13 +62,22 @@ def run_case(name: str, settings: Settings) -> Record:
 
 def _run(name: str, settings: Settings) -> dict[str, object]:
     case = Case(*suites.case(name, settings.size))
-    draw = drawer(name, case.specs)
-    gate_key, timing_key = jax.random.split(jax.random.key(settings.seed))
     xla = compiled(jax.jit(case.function, donate_argnums=case.donated), case)
     options = jaxorch.Options(memory_limit=settings.memory_limit)
     optimized = jaxorch.optimize(case.function, options=options, donate_argnums=case.donated)
     ours = compiled(optimized, case)
+    with alone():
+        found = _measured(case, xla, ours, drawer(name, case.specs), settings)
+    report = jaxorch.explain(optimized, *case.specs) if "ratio" in found and jax.default_backend() == "gpu" else None
+    if report is not None:
+        found |= {"moved_bytes": _moved(report), "chosen": _chosen(report)}
+    return found
+
+
+def _measured(case: Case, xla: Built, ours: Built, draw: Draw, settings: Settings) -> dict[str, object]:
+    """The gate's verdict, and the times behind it."""
     sides = {"xla": _side(xla), "ours": _side(ours)}
+    gate_key, timing_key = jax.random.split(jax.random.key(settings.seed))
     # Every version gets arguments of its own, drawn alike: it may donate them.
     device = jax.devices("cpu")[0] if settings.reference == "cpu" else jax.devices()[0]
     reference = float64_reference(case.function, draw(gate_key), device)
@@ -86,18 +96,15 @@ def _run(name: str, settings: Settings) -> dict[str, object]:
     clocks = list(zip(timings, queued_us(calls, again, case.donated, settings.repeats), strict=True))
     xla_side, our_side = (_clocked(side, clocks.pop(0)) for side in sides.values())
     outputs = jax.tree.leaves(jax.eval_shape(case.function, *case.specs))
-    report = jaxorch.explain(optimized, *case.specs) if our_side.timing.source != "clock" else None
     return {
         "ratio": xla_side.timing.median_us / our_side.timing.median_us,
         "floor_us": floor_us(jax.devices()[0].device_kind, case.specs, outputs, case.donated),
         "floor_bytes": floor_bytes(case.specs, outputs, case.donated),
-        "moved_bytes": None if report is None else _moved(report),
         "xla": xla_side,
         "ours": our_side,
         "peers": tuple(
             replace(peer, side=_clocked(peer.side, clocks.pop(0))) if call else peer for peer, call in peers
         ),
-        "chosen": () if report is None else _chosen(report),
         "verdict": verdict,
     }
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from jaxorch import primitive
 from jaxorch.options import Options
 from jaxorch.orchestration import choice
 from jaxorch.orchestration.recall import KIND
-from jaxorch.runtime import handover, kept, source
+from jaxorch.runtime import handover, kept, launch, source
 from jaxorch.runtime import store as store_module
 from jaxorch.runtime.store import Store
 
@@ -88,6 +89,17 @@ def test_reports_and_programs_are_the_same_from_the_store(tmp_path, request):
         programs.append(exported(tmp_path))
     assert programs[0] == programs[1]
     assert "triton_kernel_call" in programs[0]
+
+
+def test_kernels_that_the_store_has_not_are_compiled_beside_each_other(tmp_path, monkeypatch, request):
+    """As where the choice was imported and the kernels were not: by the workers, not one by one in this process."""
+    first = explained(tmp_path)
+    shutil.rmtree(tmp_path / kept.KIND)
+    monkeypatch.setattr(handover, "_offered", {})
+    monkeypatch.setattr(launch, "SEVERAL", 1)
+    request.getfixturevalue("no_search")
+    assert explained(tmp_path).to_json() == first.to_json()
+    assert len(list(tmp_path.glob(f"{kept.KIND}/*/*.json"))) >= 3
 
 
 def test_a_kernel_that_another_graph_had_first_is_found_again(tmp_path, request):

@@ -31,7 +31,7 @@ from jaxorch.orchestration.plan import KernelStep, LeftStep, Version
 from jaxorch.orchestration.programs import Compilers
 from jaxorch.orchestration.session import Session
 from jaxorch.orchestration.tune import Underway, begin, begin_first, place, tune
-from jaxorch.runtime.workers import Workers
+from jaxorch.runtime.workers import SEVERAL, Workers
 
 __all__ = ["OutOfTimeError", "Rival", "Steps", "Way"]
 
@@ -42,9 +42,6 @@ _ROUNDS = 8
 
 _AHEAD = 16
 """Kernels that compile at once."""
-
-_SEVERAL = 4
-"""Kernels that are compiled in worker processes, beside each other, though none is timed; fewer take less here."""
 
 _ALIKE = 1.01
 """Choices whose costs, by measured times, differ by no more than this factor cost the same."""
@@ -315,7 +312,7 @@ class Way:
         self.session.progress.expect(len(untuned))
         with Workers() as workers, Compilers() as compilers:
             begins = {s: partial(self.begun, kernel, workers, compilers) for s, kernel in untuned.items()}
-            if not live and len(untuned) < _SEVERAL:
+            if not live and len(untuned) < SEVERAL:
                 begins = dict.fromkeys(untuned, _not_begun)
             # all of them, so that which have failed does not depend on which was compiled first
             ahead = compiled_ahead(begins, _AHEAD, until if live else math.inf)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxorch.codegen.overwrite import overwritable
-from jaxorch.codegen.source import generate
+from jaxorch.codegen.source import Source, generate
 from jaxorch.errors import CompileError
 from jaxorch.frontend.trace import Trace, needed
 from jaxorch.ir.graph import Contract, Graph, Input, Map, has_own_memory, is_empty
@@ -28,7 +28,7 @@ from jaxorch.kernels.kernel import aliases
 from jaxorch.orchestration.header import header_of
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, arguments
 from jaxorch.orchestration.session import Over, Session
-from jaxorch.runtime.launch import check
+from jaxorch.runtime.launch import Asked, check, compile_missing
 
 __all__ = ["Ends", "donated", "ends_of", "overwriting", "shared"]
 
@@ -71,34 +71,53 @@ def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[in
     """
     steps = list(plan.steps)
     given: list[int] = []
-    for number, over in shared(plan, ends).items():
-        step = steps[number]
-        assert isinstance(step, KernelStep)
-        try:
-            steps[number] = _step(plan, step, over, session)
-        except CompileError:
-            continue
-        except KeyboardInterrupt:
-            if not session.live:
-                raise
-            session.interrupt()
-            break
-        nodes = (plan.graph.nodes[step.kernel.inputs[k].node] for k, _ in over)
-        given += (node.position for node in nodes if isinstance(node, Input))
+    found = {(number, over): steps[number] for number, over in shared(plan, ends).items()}
+    kernels = {key: step for key, step in found.items() if isinstance(step, KernelStep)}
+    assert len(kernels) == len(found)
+    try:
+        written = _written(plan, kernels, session)
+        for (number, over), step in kernels.items():
+            try:
+                steps[number] = _step(plan, step, over, written, session)
+            except CompileError:
+                continue
+            nodes = (plan.graph.nodes[step.kernel.inputs[k].node] for k, _ in over)
+            given += (node.position for node in nodes if isinstance(node, Input))
+    except KeyboardInterrupt:
+        if not session.live:
+            raise
+        session.interrupt()
     return replace(plan, steps=tuple(steps)), given
 
 
-def _step(plan: Plan, step: KernelStep, over: Over, session: Session) -> KernelStep:
+type _Key = tuple[str, Over]
+
+
+def _written(plan: Plan, kernels: Mapping[tuple[int, Over], KernelStep], session: Session) -> dict[_Key, Source]:
+    """The sources that are not known yet; they compile beside each other."""
+    interpreted = session.options.backend == "interpret"
+    arch = None if interpreted else session.device.arch
+    fresh = {(step.source.digest, over): step for (_, over), step in kernels.items()}
+    written: dict[_Key, Source] = {}
+    asked: list[Asked] = []
+    for key, step in fresh.items():
+        if key in session.overwriting:
+            continue
+        header = header_of(plan.trace, plan.graph, step.kernel)
+        over, config = dict(key[1]), step.source.config
+        written[key] = generate(plan.graph, step.kernel, config, arch=arch, header=header, over=over)
+        asked.append((written[key], *arguments(plan.graph, step.kernel)))
+    if not interpreted:
+        compile_missing(asked, **session.limits, store=session.store)
+    return written
+
+
+def _step(plan: Plan, step: KernelStep, over: Over, written: Mapping[_Key, Source], session: Session) -> KernelStep:
     key = step.source.digest, over
     if key not in session.overwriting:
-        arch = None if session.options.backend == "interpret" else session.device.arch
-        header = header_of(plan.trace, plan.graph, step.kernel)
-        config = step.source.config
-        source = generate(plan.graph, step.kernel, config, arch=arch, header=header, over=dict(over))
-        compiled = None
-        if arch is not None:
-            limits = {"arch": arch, "shared_limit": session.device.shared_per_block}
-            compiled = check(source, *arguments(plan.graph, step.kernel), **limits, store=session.store)
+        compiled, source = None, written[key]
+        if session.options.backend != "interpret":
+            compiled = check(source, *arguments(plan.graph, step.kernel), **session.limits, store=session.store)
         session.overwriting[key] = source, compiled
     source, compiled = session.overwriting[key]
     return replace(step, source=source, compiled=compiled)

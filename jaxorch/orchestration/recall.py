@@ -30,7 +30,7 @@ from jaxorch.orchestration.plan import KernelStep, LeftStep, Version, arguments
 from jaxorch.orchestration.session import Session
 from jaxorch.orchestration.tune import place
 from jaxorch.runtime.compile import Compiled
-from jaxorch.runtime.launch import check
+from jaxorch.runtime.launch import check, compile_missing
 
 __all__ = ["KIND", "Made", "recall", "remember"]
 
@@ -175,28 +175,28 @@ class _Reading:
         self.structures = Structures(self.graph)
 
     def made(self, record: Mapping[str, Any]) -> Made:
-        known = {structure: self.known(kernel) for structure, kernel in record["kernels"].items()}
+        written = {structure: self.written(kernel) for structure, kernel in record["kernels"].items()}
+        asked = [(source, *arguments(graph, kernel)) for graph, kernel, source in written.values()]
+        compile_missing(asked, **self.session.limits, store=self.session.store)
+        known = {structure: self.known(kernel, *written[structure]) for structure, kernel in record["kernels"].items()}
         steps = tuple(self.steps(record["steps"], known))
         fields: dict[str, Any] = {**record["solution"], "chosen": tuple(record["solution"]["chosen"])}
         built = {structure: k.built for structure, k in known.items()}
         return Made(self.version, steps, Solution(**fields), dict(record["baselines"]), _rival(record["rival"]), built)
 
-    def known(self, record: Mapping[str, Any]) -> _Known:
-        device = self.session.device
-        nodes, stored, graph = (
-            tuple(record["nodes"]),
-            _values(record["outputs"]),
-            self.versions[int(record["version"])].graph,
-        )
-        kernel = build(graph, nodes, stored)
+    def written(self, record: Mapping[str, Any]) -> tuple[Graph, Kernel, Source]:
+        graph, arch = self.versions[int(record["version"])].graph, self.session.device.arch
+        kernel = build(graph, tuple(record["nodes"]), _values(record["outputs"]))
         if isinstance(kernel, str):
             raise ValueError(kernel)
-        source = generate(graph, kernel, Config(*record["config"]), header=record["header"], arch=device.arch)
+        source = generate(graph, kernel, Config(*record["config"]), header=record["header"], arch=arch)
         if source.digest != record["digest"]:
             raise ValueError(f"{source.name}: another source than was chosen")
-        limits: dict[str, Any] = {"arch": device.arch, "shared_limit": device.shared_per_block}
-        compiled = check(source, *arguments(graph, kernel), **limits, store=self.session.store)
-        built = Built(graph, Structures(graph).of(nodes, stored), kernel)
+        return graph, kernel, source
+
+    def known(self, record: Mapping[str, Any], graph: Graph, kernel: Kernel, source: Source) -> _Known:
+        compiled = check(source, *arguments(graph, kernel), **self.session.limits, store=self.session.store)
+        built = Built(graph, Structures(graph).of(kernel.nodes, _stored(kernel)), kernel)
         return _Known(built, kernel, source, compiled, float(record["estimated"]), record["measured"])
 
     def steps(

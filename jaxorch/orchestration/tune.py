@@ -125,7 +125,7 @@ def begin(
     compilers: Compilers,
     beyond: bool = False,
 ) -> Underway | None:
-    """Begins to compile what `tune` will time; None where it is in the store.
+    """Begins to compile what `tune` will time, or what has been timed; None where the store has that compiled.
 
     `beyond`: the configurations that are out of reach, and no others.
 
@@ -139,7 +139,7 @@ def begin(
     key = _key(device, configs, first)
     known = _known(store, key, configs)
     if known is not None and known[1] is not None:
-        return None
+        return _alone(graph, kernel, device, key, written(known[0]), store, workers)
     near = within_reach(graph, kernel, configs, device, effort)
     wanted = [c for c in configs if (c in near) != beyond]
     sources = different([first if c == configs[0] else written(c) for c in wanted])
@@ -151,15 +151,24 @@ def begin(
 def begin_first(
     graph: Graph, kernel: Kernel, device: Device, *, effort: str, store: Store, header: Sequence[str], workers: Workers
 ) -> Underway | None:
-    """Begins to compile what `tune` takes where nothing is timed; None where it is in the store."""
+    """Begins to compile what `tune` takes where nothing is timed; None where the store has it compiled."""
     configs = configurations(graph, kernel)[: TRIES["default"]]
-    first = generate(graph, kernel, configs[0], header=header, arch=device.arch)
-    inputs, outputs = arguments(graph, kernel)
+    written = partial(generate, graph, kernel, header=header, arch=device.arch)
+    first = written(configs[0])
     key = _key(device, configs, first)
-    if _known(store, key, configs) is not None or is_kept(first, inputs, outputs, arch=device.arch, store=store):
+    known = _known(store, key, configs)
+    return _alone(graph, kernel, device, key, first if known is None else written(known[0]), store, workers)
+
+
+def _alone(
+    graph: Graph, kernel: Kernel, device: Device, key: str, source: Source, store: Store, workers: Workers
+) -> Underway | None:
+    """Begins to compile the one source of a kernel that will be taken."""
+    inputs, outputs = arguments(graph, kernel)
+    if is_kept(source, inputs, outputs, arch=device.arch, store=store):
         return None
-    answers = check_soon([first], inputs, outputs, **_limits(device), workers=workers)
-    return Underway(key, [first], answers, lambda sources: [])
+    answers = check_soon([source], inputs, outputs, **_limits(device), workers=workers)
+    return Underway(key, [source], answers, lambda sources: [])
 
 
 def within_reach(

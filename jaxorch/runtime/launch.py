@@ -26,9 +26,20 @@ from jaxorch.runtime.interpret import run
 from jaxorch.runtime.kept import compiled, kept
 from jaxorch.runtime.source import LOCK, jit_from_source
 from jaxorch.runtime.store import Store
-from jaxorch.runtime.workers import Request, Workers
+from jaxorch.runtime.workers import SEVERAL, Request, Workers
 
-__all__ = ["Answers", "Tickets", "call", "check", "check_soon", "forget", "interpreted_call", "is_kept"]
+__all__ = [
+    "Answers",
+    "Asked",
+    "Tickets",
+    "call",
+    "check",
+    "check_soon",
+    "compile_missing",
+    "forget",
+    "interpreted_call",
+    "is_kept",
+]
 
 type _Answer = Future[Compiled | CompileError]
 
@@ -195,6 +206,24 @@ def check_soon(
         return found
 
     return Answers([answer for answers in begun for answer in answers], all_checked)
+
+
+type Asked = tuple[Source, Sequence[Array], Sequence[Array]]
+"""A kernel, and the types of what it reads and stores."""
+
+
+def compile_missing(asked: Sequence[Asked], *, arch: int, shared_limit: int, store: Store) -> None:
+    """Compiles kernels that the store has not, beside each other in worker processes; `check` is to take them then.
+
+    Those that do not compile, and a few that take less time in this process, are left to `check`.
+    """
+    missing = [kernel for kernel in asked if not is_kept(*kernel, arch=arch, store=store)]
+    if len(missing) < SEVERAL:
+        return
+    with Workers() as workers:
+        limits: dict[str, Any] = {"arch": arch, "shared_limit": shared_limit, "workers": workers}
+        for answers in [check_soon([source], *types, **limits) for source, *types in missing]:
+            answers.checked()
 
 
 def is_kept(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, store: Store) -> bool:

@@ -21,10 +21,13 @@ from jaxorch.errors import CompileError
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.worker import receive, send
 
-__all__ = ["SECONDS", "Request", "Workers", "compile_all", "start"]
+__all__ = ["SECONDS", "SEVERAL", "Request", "Workers", "compile_all", "start"]
 
 SECONDS = 120.0
 """How long one kernel may take to compile."""
+
+SEVERAL = 4
+"""Kernels that are compiled in worker processes, beside each other, where none is timed; fewer take less here."""
 
 _MOST = 16  # workers
 

@@ -141,7 +141,8 @@ def test_what_was_begun_is_waited_for_and_the_others_are_forgotten(made, machine
         assert tune(*made, H200, live=True, underway=underway, **named).source.config == wanted
         assert machine.compiled == compiled
         assert machine.forgotten == [c for c in compiled if c != wanted]
-    assert begin(*made, H200, workers=None, compilers=None, **named) is None
+    again = begin(*made, H200, workers=None, compilers=None, **named)
+    assert [source.config for source in again.sources] == [wanted]
 
 
 def estimated(monkeypatch, made, far):
@@ -197,7 +198,7 @@ def test_what_another_process_has_timed_meanwhile_is_taken(made, machine, store,
     monkeypatch.setattr(module, "begin", raced)
     found = tuned(made, store)
     assert (found.source.config, found.measured) == (far[1], 4.0)
-    assert keys[1:] == [None]
+    assert keys[1:] == keys[:1]
     assert not machine.timed
 
 
@@ -214,6 +215,20 @@ def test_what_a_worker_could_not_compile_is_not_compiled_here(made, machine, sto
     found = tune(*made, H200, live=False, underway=underway, **named)
     assert asked == [second] == [found.source.config]
     assert len(found.failures) == 1
+
+
+def test_what_was_timed_is_compiled_ahead_where_the_store_has_only_its_time(made, machine, store, monkeypatch):
+    wanted = configurations(*made)[2]
+    machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
+    tuned(made, store)
+    named = {"effort": "default", "store": store, "header": ["a header"], "workers": None}
+    for begun in (begin(*made, H200, compilers=None, **named), module.begin_first(*made, H200, **named)):
+        assert [source.config for source, _ in begun.usable()] == [wanted]
+        found = tune(*made, H200, effort="default", live=True, store=store, header=["a header"], underway=begun)
+        assert (found.source.config, found.measured) == (wanted, 5.0)
+    assert machine.timed == 1
+    monkeypatch.setattr(module, "is_kept", lambda source, *types, **named: source.config == wanted)
+    assert begin(*made, H200, compilers=None, **named) is module.begin_first(*made, H200, **named) is None
 
 
 def test_a_record_of_what_is_out_of_reach_now_is_used(made, machine, store, monkeypatch):
