@@ -1,6 +1,5 @@
 """XLA with other flags, as peers: `jax.jit` of the same function, compiled with each set of `flags` that fits it."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import jax
 
 from benchmarks.peers.flags import FlagSet, fitting
 from benchmarks.peers.peer import Built, Case
-from jaxorch.orchestration.alone import alone
+from jaxorch.orchestration.alone import alone, own_time
 
 PREFIX = "XLA, "
 """What the names of these peers begin with."""
@@ -42,13 +41,11 @@ def flagged(case: Case) -> tuple[FlaggedPeer, ...]:
 
 def compiled(jitted: jax.stages.Wrapped, case: Case, options: Mapping[str, bool | int | str] | None = None) -> Built:
     """An executable of `jitted`, and how long it took from the function to it, but for waiting for the device."""
-    start = time.perf_counter()
+    start = own_time()
     lowered = jitted.lower(*case.specs)
-    seconds = time.perf_counter() - start
     with alone():  # XLA times its own choices
-        start = time.perf_counter()
         executable = lowered.compile(compiler_options=dict(options or {}))
-        seconds += time.perf_counter() - start
+    seconds = own_time() - start
 
     def temp_bytes() -> int | None:
         memory = executable.memory_analysis()

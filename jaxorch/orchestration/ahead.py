@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 
 from jaxorch.errors import CompileError, UnsupportedError
+from jaxorch.orchestration.alone import own_time
 from jaxorch.orchestration.tune import Underway
 
 __all__ = ["compiled_ahead"]
@@ -25,11 +25,11 @@ def compiled_ahead(
     """The kernels as they are done; None where `tune` is to see for itself.
 
     `begins`: what begins to compile each kernel, by its structure.  `most`: kernels under way at once.  `until`: when
-    to give up, on the monotonic clock; kernels that are not done by then do not come.
+    to give up, by `own_time`; kernels that are not done by then do not come.
     """
     waiting = deque(begins.items())
     under_way: dict[str, Underway] = {}
-    while (waiting or under_way) and time.monotonic() < until:
+    while (waiting or under_way) and own_time() < until:
         while waiting and len(under_way) < most:
             structure, begin = waiting.popleft()
             try:
@@ -48,4 +48,4 @@ def compiled_ahead(
             yield done[0], under_way.pop(done[0])
         elif under_way and not ready:
             awaited = [f for kernel in under_way.values() for f in kernel.awaited()]
-            wait(awaited, min(until - time.monotonic(), threading.TIMEOUT_MAX), FIRST_COMPLETED)
+            wait(awaited, min(until - own_time(), threading.TIMEOUT_MAX), FIRST_COMPLETED)

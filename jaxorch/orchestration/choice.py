@@ -303,7 +303,7 @@ class Way:
         """The steps of the choice, its kernels tuned in the order in which they are compiled; None if one failed.
 
         Raises:
-            OutOfTimeError: they were not all tuned `until` then, on the monotonic clock.
+            OutOfTimeError: they were not all tuned `until` then, by `own_time`.
         """
         chosen = [self.choice.options[number] for number in self.choice.solution.chosen]
         if any(isinstance(o, Fused) and o.structure in self.session.failed for o in chosen):  # in another way

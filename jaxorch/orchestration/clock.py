@@ -1,15 +1,15 @@
 """How long the kernels of a program are tuned.
 
-Input: the effort.  Output: when each part of the search ends, on the monotonic clock.  Invariant: what has to be tuned
+Input: the effort.  Output: when each part of the search ends, by `own_time`.  Invariant: what has to be tuned
 for there to be a program at all has more time than what is tried beside it, however long planning took before.
 """
 
 from __future__ import annotations
 
 import math
-import time
 
 from jaxorch.options import Effort
+from jaxorch.orchestration.alone import own_time
 
 __all__ = ["Clock"]
 
@@ -28,17 +28,17 @@ class Clock:
 
     def __init__(self, effort: Effort) -> None:
         self._effort: Effort = effort
-        self._search = time.monotonic() + _SEARCH_S[effort]
+        self._search = own_time() + _SEARCH_S[effort]
         self._last = math.inf
 
     @property
     def searches(self) -> bool:
         """Whether time is left to look for better plans than there are."""
-        return time.monotonic() < self._search
+        return own_time() < self._search
 
     def goes_on(self, choices: int) -> bool:
         """Whether the first plan is to be chosen again, after so many choices."""
-        return self.searches or (choices <= _CORRECTIONS and time.monotonic() < self._last)
+        return self.searches or (choices <= _CORRECTIONS and own_time() < self._last)
 
     def end(self, choices: int, *, first: bool) -> float:
         """When the kernels of a choice, which begin now, have to be timed.
@@ -46,5 +46,5 @@ class Clock:
         `choices`: those made before of its plan.  `first`: it is of the first plan.
         """
         if self._last == math.inf:
-            self._last = time.monotonic() + _LAST_S[self._effort]
+            self._last = own_time() + _LAST_S[self._effort]
         return self._last if first and choices <= _CORRECTIONS else self._search

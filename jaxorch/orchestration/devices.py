@@ -53,6 +53,11 @@ class Device:
     launch_s: float = 1.74e-6
     xla_launch_s: float = 1.24e-6
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """What kernels are compiled for, by the names that `runtime.launch.check` has for it."""
+        return {"arch": self.arch, "shared_limit": self.shared_per_block}
+
     def matmul_flops(self, dtype: str) -> float:
         """FLOP/s of matrix products whose operands are `dtype`; the vector units' where no matrix unit takes it."""
         return self.flops.get(dtype, self.vector_flops)

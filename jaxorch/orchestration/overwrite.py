@@ -16,10 +16,12 @@ What a kernel itself allows is `codegen.overwrite`'s to say.  The rest is this m
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jaxorch.codegen.overwrite import overwritable
-from jaxorch.codegen.source import Source, generate
+from jaxorch.codegen.source import generate
 from jaxorch.errors import CompileError
 from jaxorch.frontend.trace import Trace, needed
 from jaxorch.ir.graph import Contract, Graph, Input, Map, has_own_memory, is_empty
@@ -71,56 +73,44 @@ def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[in
     """
     steps = list(plan.steps)
     given: list[int] = []
-    found = {(number, over): steps[number] for number, over in shared(plan, ends).items()}
-    kernels = {key: step for key, step in found.items() if isinstance(step, KernelStep)}
-    assert len(kernels) == len(found)
+    found = shared(plan, ends)
+    kernels = [(number, step, found[number]) for number, step in enumerate(steps) if number in found]
     try:
-        written = _written(plan, kernels, session)
-        for (number, over), step in kernels.items():
-            try:
-                steps[number] = _step(plan, step, over, written, session)
-            except CompileError:
-                continue
-            nodes = (plan.graph.nodes[step.kernel.inputs[k].node] for k, _ in over)
-            given += (node.position for node in nodes if isinstance(node, Input))
+        _write([(step, over) for _, step, over in kernels if isinstance(step, KernelStep)], plan, session)
     except KeyboardInterrupt:
         if not session.live:
             raise
         session.interrupt()
+    for number, step, over in kernels:
+        assert isinstance(step, KernelStep)
+        known = session.overwriting.get((step.source.digest, over))
+        if known is not None:
+            steps[number] = replace(step, source=known[0], compiled=known[1])
+            nodes = (plan.graph.nodes[step.kernel.inputs[k].node] for k, _ in over)
+            given += (node.position for node in nodes if isinstance(node, Input))
     return replace(plan, steps=tuple(steps)), given
 
 
-type _Key = tuple[str, Over]
-
-
-def _written(plan: Plan, kernels: Mapping[tuple[int, Over], KernelStep], session: Session) -> dict[_Key, Source]:
-    """The sources that are not known yet; they compile beside each other."""
-    interpreted = session.options.backend == "interpret"
-    arch = None if interpreted else session.device.arch
-    fresh = {(step.source.digest, over): step for (_, over), step in kernels.items()}
-    written: dict[_Key, Source] = {}
-    asked: list[Asked] = []
-    for key, step in fresh.items():
-        if key in session.overwriting:
+def _write(kernels: Sequence[tuple[KernelStep, Over]], plan: Plan, session: Session) -> None:
+    """Makes the session know these kernels as they overwrite, but for those that do not compile so."""
+    arch = None if session.options.backend == "interpret" else session.device.arch
+    asked: dict[tuple[str, Over], Asked] = {}
+    for step, over in kernels:
+        key = step.source.digest, over
+        if key in session.overwriting or key in asked:
             continue
-        header = header_of(plan.trace, plan.graph, step.kernel)
-        over, config = dict(key[1]), step.source.config
-        written[key] = generate(plan.graph, step.kernel, config, arch=arch, header=header, over=over)
-        asked.append((written[key], *arguments(plan.graph, step.kernel)))
-    if not interpreted:
-        compile_missing(asked, **session.limits, store=session.store)
-    return written
-
-
-def _step(plan: Plan, step: KernelStep, over: Over, written: Mapping[_Key, Source], session: Session) -> KernelStep:
-    key = step.source.digest, over
-    if key not in session.overwriting:
-        compiled, source = None, written[key]
-        if session.options.backend != "interpret":
-            compiled = check(source, *arguments(plan.graph, step.kernel), **session.limits, store=session.store)
-        session.overwriting[key] = source, compiled
-    source, compiled = session.overwriting[key]
-    return replace(step, source=source, compiled=compiled)
+        named: dict[str, Any] = {"arch": arch, "header": header_of(plan.trace, plan.graph, step.kernel)}
+        with suppress(CompileError):
+            source = generate(plan.graph, step.kernel, step.source.config, over=dict(over), **named)
+            asked[key] = source, *arguments(plan.graph, step.kernel)
+    if arch is None:
+        session.overwriting.update((key, (kernel[0], None)) for key, kernel in asked.items())
+        return
+    limits = session.device.limits
+    compile_missing([*asked.values()], **limits, store=session.store)
+    for key, kernel in asked.items():
+        with suppress(CompileError):
+            session.overwriting[key] = kernel[0], check(*kernel, **limits, store=session.store)
 
 
 def shared(plan: Plan, ends: Ends) -> dict[int, Over]:

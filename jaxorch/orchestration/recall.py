@@ -177,7 +177,7 @@ class _Reading:
     def made(self, record: Mapping[str, Any]) -> Made:
         written = {structure: self.written(kernel) for structure, kernel in record["kernels"].items()}
         asked = [(source, *arguments(graph, kernel)) for graph, kernel, source in written.values()]
-        compile_missing(asked, **self.session.limits, store=self.session.store)
+        compile_missing(asked, **self.session.device.limits, store=self.session.store)
         known = {structure: self.known(kernel, *written[structure]) for structure, kernel in record["kernels"].items()}
         steps = tuple(self.steps(record["steps"], known))
         fields: dict[str, Any] = {**record["solution"], "chosen": tuple(record["solution"]["chosen"])}
@@ -195,7 +195,7 @@ class _Reading:
         return graph, kernel, source
 
     def known(self, record: Mapping[str, Any], graph: Graph, kernel: Kernel, source: Source) -> _Known:
-        compiled = check(source, *arguments(graph, kernel), **self.session.limits, store=self.session.store)
+        compiled = check(source, *arguments(graph, kernel), **self.session.device.limits, store=self.session.store)
         built = Built(graph, Structures(graph).of(kernel.nodes, _stored(kernel)), kernel)
         return _Known(built, kernel, source, compiled, float(record["estimated"]), record["measured"])
 

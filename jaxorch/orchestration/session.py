@@ -58,11 +58,6 @@ class Session:
         self.overwriting: dict[tuple[str, Over], tuple[Source, Compiled | None]] = {}
 
     @property
-    def limits(self) -> dict[str, int]:
-        """What kernels are compiled for, as `runtime.launch.check` wants it."""
-        return {"arch": self.device.arch, "shared_limit": self.device.shared_per_block}
-
-    @property
     def live(self) -> bool:
         """Whether plans are timed, and kernels while there is time for it."""
         return self._live and not self.interrupted

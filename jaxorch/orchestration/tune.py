@@ -9,7 +9,7 @@ the least scratch memory wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import astuple, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -81,10 +81,10 @@ class Underway:
         key: str,
         sources: Sequence[Source],
         answers: Answers,
-        programs: Callable[[Sequence[Source]], list[Launchable]],
+        programs: Callable[[Sequence[Source]], list[Launchable]] | None = None,
     ) -> None:
-        """`key`: of the store's record; `programs`: has XLA begin to compile sources."""
-        self.key, self.sources = key, sources
+        """`key`: of the store's record; `programs`: has XLA begin to compile sources, where they are to be timed."""
+        self.key, self.sources, self.are_timed = key, sources, programs is not None
         self.failures: list[str] = []
         self._answers, self._programs = answers, programs
         self._usable: list[tuple[Source, Compiled]] | None = None
@@ -100,7 +100,7 @@ class Underway:
             self.failures += (str(f) for f in found if isinstance(f, CompileError))
             usable = [(s, f) for s, f in zip(self.sources, found, strict=True) if isinstance(f, Compiled)]
             self._usable = [u for u in usable if u[1].spill_bytes <= FEW_SPILLS] or usable
-            self.programs = self._programs([s for s, _ in self._usable]) if usable else []
+            self.programs = self._programs([s for s, _ in self._usable]) if self._programs and usable else []
         return self._usable
 
     @property
@@ -144,7 +144,7 @@ def begin(
     wanted = [c for c in configs if (c in near) != beyond]
     sources = different([first if c == configs[0] else written(c) for c in wanted])
     inputs, outputs = arguments(graph, kernel)
-    answers = check_soon(sources, inputs, outputs, **_limits(device), workers=workers)
+    answers = check_soon(sources, inputs, outputs, **device.limits, workers=workers)
     return Underway(key, sources, answers, lambda sources: launchable(sources, inputs, outputs, compilers))
 
 
@@ -167,8 +167,8 @@ def _alone(
     inputs, outputs = arguments(graph, kernel)
     if is_kept(source, inputs, outputs, arch=device.arch, store=store):
         return None
-    answers = check_soon([source], inputs, outputs, **_limits(device), workers=workers)
-    return Underway(key, [source], answers, lambda sources: [])
+    answers = check_soon([source], inputs, outputs, **device.limits, workers=workers)
+    return Underway(key, [source], answers)
 
 
 def within_reach(
@@ -218,14 +218,16 @@ def tune(
         source, compiled = _first(map(written, configs), checked, failures)
         return Tuned(source, compiled, None, tuple(failures))
     named: dict[str, Any] = {"effort": effort, "store": store, "header": header}
+    if underway is not None and not underway.are_timed:  # as they were, by a record that has gone since
+        underway = None
     with Workers() as workers, Compilers() as compilers:
         begun = partial(begin, graph, kernel, device, **named, workers=workers, compilers=compilers)
         near = underway = underway or begun()
-        if near is not None and not near.usable() and len(near.sources) < len(configs):
+        if near is not None and near.are_timed and not near.usable() and len(near.sources) < len(configs):
             underway = begun(beyond=True)
             if underway is not None:
                 underway.failures[:0] = near.failures
-        if underway is not None:
+        if underway is not None and underway.are_timed:
             return _timed(graph, kernel, device, underway, checked, store)
     return tune(graph, kernel, device, live=live, **named)  # which another process has timed and stored meanwhile
 
@@ -238,11 +240,12 @@ def _timed(
     checked: Callable[[Source], Compiled],
     store: Store,
 ) -> Tuned:
-    """The fastest of the configurations under way, which is stored, if no other process has meanwhile."""
+    """The fastest of the configurations under way, which is stored, if no other process has stored one meanwhile."""
     inputs, outputs = arguments(graph, kernel)
     usable, failures = underway.usable(), underway.failures
     if not usable:
         raise CompileError(f"no configuration compiles: {failures[0]}")
+    wait(underway.programs)  # others may time meanwhile
     try:
         with alone():
             known = _known(store, underway.key, [s.config for s, _ in usable])
@@ -262,11 +265,7 @@ def _timed(
 
 
 def _checked(graph: Graph, kernel: Kernel, device: Device, store: Store, source: Source) -> Compiled:
-    return check(source, *arguments(graph, kernel), **_limits(device), store=store)
-
-
-def _limits(device: Device) -> dict[str, Any]:
-    return {"arch": device.arch, "shared_limit": device.shared_per_block}
+    return check(source, *arguments(graph, kernel), **device.limits, store=store)
 
 
 def _key(device: Device, configs: Sequence[Config], first: Source) -> str:

@@ -1,5 +1,6 @@
 """One thread, and one process, at a time has the device to itself."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -11,15 +12,17 @@ import jax
 import pytest
 
 from jaxorch.orchestration import alone as module
-from jaxorch.orchestration.alone import alone
+from jaxorch.orchestration.alone import alone, own_time
 
 HOLDS = """
 import sys, time
 from pathlib import Path
 from jaxorch.orchestration.alone import _locked
-with _locked(Path(sys.argv[1])):
+path = Path(sys.argv[1])
+with _locked(path):
     print("in", flush=True)
     time.sleep(float(sys.argv[2]))
+    path.with_suffix(".left").touch()
 """
 
 
@@ -40,9 +43,13 @@ def holder(path, seconds):
     return process
 
 
-def test_another_process_is_waited_for(on_gpu):
-    with holder(module._path(), 1.0) as other, alone():
-        assert other.poll() is not None or other.wait(5) == 0
+def test_another_process_is_waited_for_on_a_clock_that_stands_still(on_gpu):
+    before, start = own_time(), time.monotonic()
+    with holder(module._path(), 1.0), alone():
+        assert module._path().with_suffix(".left").exists()
+        waited = time.monotonic() - start - (own_time() - before)
+        assert 0 < waited < time.monotonic() - start
+    assert own_time() - before < time.monotonic() - start
 
 
 def test_one_that_is_killed_lets_the_next_in(on_gpu):
@@ -94,13 +101,33 @@ def test_a_file_of_another_users_serves(on_gpu):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_where_no_file_can_be_the_device_is_had_all_the_same(on_gpu, monkeypatch):
-    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(on_gpu / "missing"))
+def test_a_process_forked_inside_does_not_keep_it(on_gpu):
+    with alone():
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+        (own,) = [d for d in descriptors if os.path.realpath(f"/proc/self/fd/{d}") == str(module._path())]
+        held = os.dup(own)  # as a fork has it
+    with module._path().open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(held)
+
+
+@pytest.mark.parametrize("what", ["folder", "locks"])
+def test_where_no_file_can_be_locked_the_device_is_had_all_the_same(on_gpu, monkeypatch, what):
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    if what == "folder":
+        monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(on_gpu / "missing"))
+    else:
+        monkeypatch.setattr(fcntl, "flock", refuse)
     with alone():
         pass
+    with pytest.raises(ZeroDivisionError), alone():
+        raise ZeroDivisionError
 
 
 def test_without_a_gpu_no_file_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
     with alone():
         assert not os.listdir(tmp_path)

@@ -231,6 +231,15 @@ def test_what_was_timed_is_compiled_ahead_where_the_store_has_only_its_time(made
     assert begin(*made, H200, compilers=None, **named) is module.begin_first(*made, H200, **named) is None
 
 
+def test_what_was_timed_is_timed_again_if_its_record_goes_meanwhile(made, machine, store):
+    tuned(made, store)
+    named = {"effort": "default", "store": store, "header": ["a header"]}
+    begun = begin(*made, H200, workers=None, compilers=None, **named)
+    elsewhere = Store(store.folder.parent / "empty")
+    assert tune(*made, H200, live=True, underway=begun, **(named | {"store": elsewhere})).measured == 10.0
+    assert machine.timed == 2
+
+
 def test_a_record_of_what_is_out_of_reach_now_is_used(made, machine, store, monkeypatch):
     wanted = configurations(*made)[3]
     machine.microseconds = lambda config: 5.0 if config == wanted else 10.0
