@@ -139,7 +139,7 @@ def begin(
     key = _key(device, configs, first)
     known = _known(store, key, configs)
     if known is not None and known[1] is not None:
-        return _alone(graph, kernel, device, key, written(known[0]), store, workers)
+        return _begin_one(graph, kernel, device, key, written(known[0]), store, workers)
     near = within_reach(graph, kernel, configs, device, effort)
     wanted = [c for c in configs if (c in near) != beyond]
     sources = different([first if c == configs[0] else written(c) for c in wanted])
@@ -157,10 +157,10 @@ def begin_first(
     first = written(configs[0])
     key = _key(device, configs, first)
     known = _known(store, key, configs)
-    return _alone(graph, kernel, device, key, first if known is None else written(known[0]), store, workers)
+    return _begin_one(graph, kernel, device, key, first if known is None else written(known[0]), store, workers)
 
 
-def _alone(
+def _begin_one(
     graph: Graph, kernel: Kernel, device: Device, key: str, source: Source, store: Store, workers: Workers
 ) -> Underway | None:
     """Begins to compile the one source of a kernel that will be taken."""
