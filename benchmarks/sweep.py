@@ -51,9 +51,8 @@ def sweep(graph: Graph, kernel: Kernel, table: Device, *, live: bool, limit: int
     """A row for each of the first `limit` configurations, in the order in which the tuner would try them."""
     inputs, outputs = arguments(graph, kernel)
     sources = [generate(graph, kernel, c, arch=table.arch) for c in configurations(graph, kernel)[:limit]]
-    limits = {"arch": table.arch, "shared_limit": table.shared_per_block}
     with Workers() as workers:
-        found = check_soon(sources, inputs, outputs, **limits, workers=workers).checked()
+        found = check_soon(sources, inputs, outputs, **table.limits, workers=workers).checked()
     rows: list[Row] = []
     for source, answer in zip(sources, found, strict=True):
         frame = kernel.frames[source.config.frame]

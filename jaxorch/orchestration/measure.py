@@ -135,7 +135,7 @@ def device_times(
         ValueError: no argument sets, or a donated argument that no output replaces.
         Exception: whatever a version raises when it runs.
     """
-    with alone(), jax.ensure_compile_time_eval():
+    with alone(), jax.ensure_compile_time_eval():  # also since CUPTI serves one subscriber in a process
         return _times(versions, Rotation(argument_sets, donated), repeats)
 
 

@@ -74,19 +74,18 @@ def overwriting(plan: Plan, ends: Ends, session: Session) -> tuple[Plan, list[in
     steps = list(plan.steps)
     given: list[int] = []
     found = shared(plan, ends)
-    kernels = [(number, step, found[number]) for number, step in enumerate(steps) if number in found]
+    kernels = {n: step for n, step in enumerate(steps) if n in found and isinstance(step, KernelStep)}
     try:
-        _write([(step, over) for _, step, over in kernels if isinstance(step, KernelStep)], plan, session)
+        _write([(step, found[number]) for number, step in kernels.items()], plan, session)
     except KeyboardInterrupt:
         if not session.live:
             raise
         session.interrupt()
-    for number, step, over in kernels:
-        assert isinstance(step, KernelStep)
-        known = session.overwriting.get((step.source.digest, over))
+    for number, step in kernels.items():
+        known = session.overwriting.get((step.source.digest, found[number]))
         if known is not None:
             steps[number] = replace(step, source=known[0], compiled=known[1])
-            nodes = (plan.graph.nodes[step.kernel.inputs[k].node] for k, _ in over)
+            nodes = (plan.graph.nodes[step.kernel.inputs[k].node] for k, _ in found[number])
             given += (node.position for node in nodes if isinstance(node, Input))
     return replace(plan, steps=tuple(steps)), given
 

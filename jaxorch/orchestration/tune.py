@@ -218,16 +218,19 @@ def tune(
         source, compiled = _first(map(written, configs), checked, failures)
         return Tuned(source, compiled, None, tuple(failures))
     named: dict[str, Any] = {"effort": effort, "store": store, "header": header}
-    if underway is not None and not underway.are_timed:  # as they were, by a record that has gone since
-        underway = None
     with Workers() as workers, Compilers() as compilers:
-        begun = partial(begin, graph, kernel, device, **named, workers=workers, compilers=compilers)
-        near = underway = underway or begun()
-        if near is not None and near.are_timed and not near.usable() and len(near.sources) < len(configs):
+
+        def begun(*, beyond: bool = False) -> Underway | None:
+            found = begin(graph, kernel, device, **named, workers=workers, compilers=compilers, beyond=beyond)
+            return found if found is not None and found.are_timed else None
+
+        # what was begun is not timed where there was a record then
+        near = underway = underway if underway is not None and underway.are_timed else begun()
+        if near is not None and not near.usable() and len(near.sources) < len(configs):
             underway = begun(beyond=True)
             if underway is not None:
                 underway.failures[:0] = near.failures
-        if underway is not None and underway.are_timed:
+        if underway is not None:
             return _timed(graph, kernel, device, underway, checked, store)
     return tune(graph, kernel, device, live=live, **named)  # which another process has timed and stored meanwhile
 

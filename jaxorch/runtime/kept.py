@@ -17,7 +17,7 @@ from jaxorch.runtime.handover import offer, offered
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import Request
 
-__all__ = ["KIND", "compiled", "kept"]
+__all__ = ["KIND", "compiled", "is_kept"]
 
 KIND = "kernel"
 """Of the store's records."""
@@ -30,7 +30,7 @@ def compiled(request: Request, store: Store) -> Compiled:
         CompileError: it does not compile.
         LaunchError: it is not in the store, and Triton is missing.
     """
-    found = kept(request, store)
+    found = _read(store.get(KIND, _key(request)))
     if found is None:
         found = offered(request) or compile_for(*request[0], **request[1])
         if found.entry:
@@ -40,9 +40,9 @@ def compiled(request: Request, store: Store) -> Compiled:
     return found
 
 
-def kept(request: Request, store: Store) -> Compiled | None:
-    """The kernel of a request, if the store has it."""
-    return _read(store.get(KIND, _key(request)))
+def is_kept(request: Request, store: Store) -> bool:
+    """Whether the store has the kernel of a request, which is not read for it."""
+    return store.has(KIND, _key(request))
 
 
 def _key(request: Request) -> str:

@@ -20,10 +20,10 @@ import numpy as np
 from jaxorch.codegen.source import Source
 from jaxorch.errors import CompileError, LaunchError
 from jaxorch.ir.graph import Array
+from jaxorch.runtime import kept
 from jaxorch.runtime.compile import Compiled, compile_for
 from jaxorch.runtime.handover import hand_over, offer, withdraw
 from jaxorch.runtime.interpret import run
-from jaxorch.runtime.kept import compiled, kept
 from jaxorch.runtime.source import LOCK, jit_from_source
 from jaxorch.runtime.store import Store
 from jaxorch.runtime.workers import SEVERAL, Request, Workers
@@ -161,7 +161,7 @@ def check(
         CompileError: it does not compile, or wants more shared memory than a block has.
     """
     requests = _requests(source, inputs, outputs, arch)
-    launches = [compile_for(*r[0], **r[1]) if store is None else compiled(r, store) for r in requests]
+    launches = [compile_for(*r[0], **r[1]) if store is None else kept.compiled(r, store) for r in requests]
     return _fitting(source, launches, shared_limit)
 
 
@@ -228,7 +228,7 @@ def compile_missing(asked: Sequence[Asked], *, arch: int, shared_limit: int, sto
 
 def is_kept(source: Source, inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int, store: Store) -> bool:
     """Whether a kernel need not be compiled, since the store has it."""
-    return all(kept(request, store) is not None for request in _requests(source, inputs, outputs, arch))
+    return all(kept.is_kept(request, store) for request in _requests(source, inputs, outputs, arch))
 
 
 def forget(sources: Iterable[Source], inputs: Sequence[Array], outputs: Sequence[Array], *, arch: int) -> None:

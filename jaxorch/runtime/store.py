@@ -67,6 +67,17 @@ class Store:
             self._delete(path)
             return None
 
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there is a record, sound or not: it is not read.
+
+        Raises:
+            StoreError: `kind` or `key` is not a plain file name.
+        """
+        path = self._path(kind, key)
+        with self._lock:
+            kept = (kind, key) in self._memory
+        return kept or path.exists()
+
     def put(self, kind: str, key: str, record: Mapping[str, Any]) -> None:
         """Writes `record`, replacing an earlier one.
 

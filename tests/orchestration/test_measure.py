@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.mosaic.gpu import profiler
 
-from jaxorch.orchestration import measure
+from jaxorch.orchestration import alone, measure
 from jaxorch.orchestration.measure import Rotation, Timing, device_times, program_times
 
 
@@ -153,6 +153,8 @@ def test_device_time_of_a_copy():
     assert 25 < small.median_us < 1000
     assert len(large.kernels) > 1
     assert large.median_us > small.median_us
+    assert alone._THREADS.acquire(blocking=False)
+    alone._THREADS.release()
 
 
 class _Clock:

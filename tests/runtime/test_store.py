@@ -31,6 +31,27 @@ def path_of(folder: Path, kind: str = "plan", key: str = KEY) -> Path:
     return found
 
 
+def test_whether_there_is_a_record_is_told_without_reading_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert not store.has("plan", "a")
+    store.put("plan", "a", {"x": 1})
+    assert store.has("plan", "a")
+    assert not store.has("config", "a")
+    (file,) = tmp_path.glob("plan/*/a.json")
+    file.write_text("damaged")
+    assert store.has("plan", "a")
+    assert store.get("plan", "a") is None
+    assert not store.has("plan", "a")
+    blocked = tmp_path / "file"
+    blocked.touch()
+    kept = Store(blocked)
+    with pytest.warns(JaxorchWarning):
+        kept.put("plan", "a", {"x": 1})
+    assert kept.has("plan", "a")
+    with pytest.raises(StoreError):
+        kept.has("plan", "../a")
+
+
 def test_absent(tmp_path: Path) -> None:
     store = Store(tmp_path / "not yet there")
     assert store.get("plan", KEY) is None
