@@ -30,11 +30,11 @@ from jaxorch.codegen.triton_ops import HELPERS, TritonOps
 from jaxorch.codegen.triton_products import TritonProducts
 from jaxorch.codegen.values import buffers
 from jaxorch.ir.graph import Array, Graph, Reduce
-from jaxorch.kernels.configs import Config, tile_count
+from jaxorch.kernels.configs import Config, power_of_two, tile_count
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["Source", "different", "generate"]
+__all__ = ["Source", "different", "generate", "zeroing"]
 
 _NOTHING: Mapping[int, int] = {}
 
@@ -54,6 +54,7 @@ class Source:
     `combine` reads the inputs and the scratch, and writes the other outputs.
     One of a single launch that needs `scratch` takes after the inputs an int32 array of at least `tickets` zeros, which
     it leaves as it was, and writes the arrays of `scratch` before the outputs.
+    One with `zeros` fills an int32 array of so many elements with zeros, passed behind the outputs.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Source:
     early: tuple[int, ...] = ()
     combine: Source | None = None
     tickets: int = 0
+    zeros: int = 0
 
 
 def generate(
@@ -97,6 +99,21 @@ def generate(
     digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
     scratch = scratch_arrays(graph, kernel, config)
     return replace(first, digest=digest, scratch=scratch, early=early_outputs(kernel), combine=second)
+
+
+def zeroing(source: Source, count: int) -> Source:
+    """A kernel of a single launch without tickets that fills `count` of them with zeros besides, for later launches."""
+    assert source.combine is None
+    assert not source.tickets
+    before, rest = source.text.split(f"def {source.name}(", 1)
+    arguments, body = rest.split("):\n", 1)
+    lanes = f"tl.arange(0, {power_of_two(count)})"
+    mask = f"({lanes} < {count}) & (tl.program_id(0) == 0)"
+    rest = f"({arguments}, counters):\n    tl.store(counters + {lanes}, {lanes} * 0, mask={mask})\n{body}"
+    code = hashlib.sha256(rest.encode()).hexdigest()
+    name = f"{source.name.rsplit('_', 1)[0]}_zeroing_{code[:8]}"
+    digest = hashlib.sha256(f"{source.digest} {code}".encode()).hexdigest()
+    return replace(source, name=name, text=f"{before}def {name}{rest}", digest=digest, zeros=count)
 
 
 def different(sources: Sequence[Source]) -> list[Source]:

@@ -21,7 +21,7 @@ from jaxorch.orchestration.candidates import Left
 from jaxorch.runtime.compile import Compiled
 from jaxorch.runtime.launch import Tickets
 
-__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "Version", "arguments", "run", "written_operands"]
+__all__ = ["KernelStep", "Launch", "LeftStep", "Plan", "Version", "arguments", "counters", "run", "written_operands"]
 
 _lax: Any = jax.lax  # `empty` carries few types
 
@@ -97,11 +97,16 @@ def written_operands(graph: Graph, carries: Mapping[int, int]) -> list[int]:
     return [node.position for value, node in inputs if value in kept and value not in graph.outputs]
 
 
+def counters(plan: Plan) -> int:
+    """How many counters the kernels share."""
+    return max((step.source.tickets for step in plan.kernels), default=0)
+
+
 def run(plan: Plan, operands: Sequence[Any], launch: Launch) -> list[Any]:
     """The program's outputs; traceable."""
     env: dict[int, Any] = dict(zip(plan.trace.inputs, operands, strict=True))
     made: dict[Value, Any] = {}  # by kernels; not all of it is a traced variable
-    tickets = Tickets(max((s.source.tickets for s in plan.kernels), default=0))
+    tickets = Tickets(counters(plan))
     shared = _shared_operands(plan)
     for number, step in enumerate(plan.steps):
         if isinstance(step, LeftStep):

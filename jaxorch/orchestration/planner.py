@@ -24,6 +24,7 @@ from jaxorch.ir.value import Value
 from jaxorch.orchestration import blp
 from jaxorch.orchestration.candidates import Built
 from jaxorch.orchestration.choice import OutOfTimeError, Rival, Steps, Way
+from jaxorch.orchestration.counters import with_zeros
 from jaxorch.orchestration.guard import Verdict, compare
 from jaxorch.orchestration.overwrite import Ends, donated, overwriting
 from jaxorch.orchestration.plan import KernelStep, Plan, Version, run, written_operands
@@ -99,7 +100,7 @@ def plan_program(trace: Trace, session: Session, ends: Ends) -> Planned:
     if session.target.in_loop:
         _check_boundary(graph, written)
     found = [overwriting(_plan(m, regions, trace), ends, session) for m in made]
-    plans = [plan for plan, _ in found]
+    plans = [with_zeros(plan, session) for plan, _ in found]
     written = donated(graph, written, [operand for _, given in found for operand in given], ends)
     runs = [partial(_run_plan, plan, session.launch()) for plan in plans]
     inside = [step.source.digest for _, body in bodies for step in body.kernels]

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
@@ -56,8 +56,8 @@ _TRITON_TYPES = {
 class Tickets:
     """The counters of a program's launches: one array of zeros in traced code, which goes from one launch to the next.
 
-    Every launch leaves zeros, so the program fills the array once; two launches never use it at a time, since each
-    takes what the one before has returned.
+    Every launch leaves zeros, so the array is filled once: by a kernel before them (`codegen.source.zeroing`), or by
+    the program. Two launches never use it at a time, since each takes what the one before has returned.
     """
 
     def __init__(self, count: int, array: Any = None):
@@ -85,22 +85,46 @@ def call(
     Raises:
         LaunchError: jax-triton is not installed.
     """
+    return _call(partial(_launched, arch=arch), source, operands, outputs, tickets)
+
+
+def interpreted_call(
+    source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, tickets: Tickets | None = None
+) -> list[Any]:
+    """Runs a kernel through Triton's interpreter, as a host callback inside traced code; `tickets` as in `call`."""
+    return _call(_interpreted, source, operands, outputs, tickets)
+
+
+def _call(
+    launch: Callable[..., list[Any]],
+    source: Source,
+    operands: Sequence[Any],
+    outputs: Sequence[Array],
+    tickets: Tickets | None,
+) -> list[Any]:
+    """The outputs of a kernel, each launch of it by `launch`, which also gets what it writes that is no output."""
     if source.combine is not None:
-        return _in_two(partial(call, arch=arch), source, operands, outputs)
+        return _in_two(launch, source, operands, outputs)
+    shared = dict(source.aliases)
+    if source.zeros:
+        *results, zeros = launch(source, operands, [*outputs, _counters(source.zeros)], shared)
+        if tickets is not None:
+            tickets.array = zeros
+        return results
     if not source.tickets:
-        return _launched(source, operands, outputs, dict(source.aliases), arch)
+        return launch(source, operands, outputs, shared)
     tickets = tickets or Tickets(source.tickets)
     counters = tickets.take()
     written = [*source.scratch, *outputs, Array(counters.shape, counters.dtype)]
     # the results that are operands too are behind those of scratch
-    shared = {operand: len(source.scratch) + output for operand, output in source.aliases}
+    shared = {operand: len(source.scratch) + output for operand, output in shared.items()}
     shared[len(operands)] = len(written) - 1
-    *results, tickets.array = _launched(source, [*operands, counters], written, shared, arch)
+    *results, tickets.array = launch(source, [*operands, counters], written, shared)
     return results[len(source.scratch) :]
 
 
 def _launched(
-    source: Source, operands: Sequence[Any], outputs: Sequence[Array], shared: Mapping[int, int], arch: int | None
+    source: Source, operands: Sequence[Any], outputs: Sequence[Array], shared: Mapping[int, int], *, arch: int | None
 ) -> list[Any]:
     """The outputs of one launch; `shared`: which of them is which operand, written in place."""
     # jax-triton gives the kernel's parameters the buffers of operands and then of results in their order, and shared
@@ -248,8 +272,8 @@ def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array],
     """What to compile for a kernel: each of its launches."""
     early, late = _early_and_late(source, outputs)
     written = [*source.scratch, *early] if source.combine is not None else _unshared(source, outputs)
-    counters = [Array((source.tickets,), np.dtype(np.int32))] if source.tickets else []
-    passed = [*inputs, *counters, *(source.scratch if source.tickets else ()), *written]
+    counted = [_counters(source.tickets), *source.scratch] if source.tickets else []
+    passed = [*inputs, *counted, *written, *([_counters(source.zeros)] if source.zeros else ())]
     signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
     config = source.config
     named = {"arch": arch, "num_warps": config.num_warps, "num_stages": config.num_stages}
@@ -259,6 +283,10 @@ def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array],
     return [first, *_requests(source.combine, [*inputs, *source.scratch], late, arch)]
 
 
+def _counters(count: int) -> Array:
+    return Array((count,), np.dtype(np.int32))
+
+
 def _early_and_late[T](source: Source, outputs: Sequence[T]) -> tuple[list[T], list[T]]:
     """The outputs that the first of two launches stores, and the others."""
     late = [output for k, output in enumerate(outputs) if k not in source.early]
@@ -266,17 +294,15 @@ def _early_and_late[T](source: Source, outputs: Sequence[T]) -> tuple[list[T], l
 
 
 def _in_two(
-    launch: Callable[[Source, Sequence[Any], Sequence[Array]], list[Any]],
-    source: Source,
-    operands: Sequence[Any],
-    outputs: Sequence[Array],
+    launch: Callable[..., list[Any]], source: Source, operands: Sequence[Any], outputs: Sequence[Array]
 ) -> list[Any]:
     """The outputs of a kernel of two launches, each by `launch`."""
     assert source.combine is not None
     early, late = _early_and_late(source, outputs)
-    parts = launch(replace(source, combine=None), operands, [*source.scratch, *early])
+    parts = launch(source, operands, [*source.scratch, *early], dict(source.aliases))
     stored = iter(parts[len(source.scratch) :])
-    others = iter(launch(source.combine, [*operands, *parts[: len(source.scratch)]], late))
+    read = [*operands, *parts[: len(source.scratch)]]
+    others = iter(launch(source.combine, read, late, dict(source.combine.aliases)))
     return [next(stored if k in source.early else others) for k in range(len(outputs))]
 
 
@@ -310,23 +336,18 @@ def _parameters(source: Source) -> list[str]:
     return [name.strip() for name in head.split(",")]
 
 
-def interpreted_call(
-    source: Source, operands: Sequence[Any], outputs: Sequence[Array], *, tickets: Tickets | None = None
+def _interpreted(
+    source: Source, operands: Sequence[Any], outputs: Sequence[Array], shared: Mapping[int, int]
 ) -> list[Any]:
-    """Runs a kernel through Triton's interpreter, as a host callback inside traced code, with counters of its own."""
-    del tickets
-    if source.combine is not None:
-        return _in_two(interpreted_call, source, operands, outputs)
+    """The outputs of one launch, as of `_launched`."""
 
     def host(*arrays: Any) -> tuple[np.ndarray[Any, Any], ...]:
-        written = dict(source.aliases)
-        ins = [np.array(a) if k in written else np.ascontiguousarray(a) for k, a in enumerate(arrays)]
+        ins = [np.array(a) if k in shared else np.ascontiguousarray(a) for k, a in enumerate(arrays)]
         outs = [np.zeros(a.shape, a.dtype) for a in outputs]
-        for k, output in written.items():
+        for k, output in shared.items():
             outs[output] = ins[k].reshape(outs[output].shape)
-        inner = [np.zeros(source.tickets, np.int32), *(np.zeros(a.shape, a.dtype) for a in source.scratch)]
-        passed = [*ins, *(inner if source.tickets else ()), *_unshared(source, outs)]
-        run(source.text, source.name, (source.grid,), passed, constants={})
+        own = [out for output, out in enumerate(outs) if output not in shared.values()]
+        run(source.text, source.name, (source.grid,), [*ins, *own], constants={})
         return tuple(outs)
 
     types = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxorch.codegen import gemm
-from jaxorch.codegen.source import generate
+from jaxorch.codegen.source import generate, zeroing
 from jaxorch.kernels import configs
 from jaxorch.kernels.configs import Config, configurations
 from jaxorch.orchestration.plan import arguments
+from jaxorch.runtime.interpret import StoreReport, run
 from jaxorch.runtime.launch import check as check_source
 from tests.codegen.drive import interpreted, numpied, program, scheduled, whole_kernel
 
@@ -326,3 +327,22 @@ def test_many_elements_of_parts_are_left_to_a_second_launch():
     assert (joined.tickets, joined.combine) == (2, None)
     assert apart.tickets == 0
     assert apart.combine is not None
+
+
+@settings(max_examples=6)
+@given(st.integers(1, 300), st.sampled_from([BLOCKS[0], Config(0, 16, 16, 4, 2, 16)]))
+def test_a_kernel_fills_counters_besides(count, config):
+    rng = np.random.default_rng(count)
+    x, y = normal(rng, 40, 32, dtype=F32), normal(rng, 32, 40, dtype=F32)
+    made, kernel = gemm_of(lambda x, y: x @ y, x, y)
+    source = generate(made.graph, kernel, config, arch=None)
+    filling = zeroing(source, count)
+    assert (filling.zeros, source.zeros) == (count, 0)
+    assert len({filling.digest, source.digest, zeroing(source, count + 1).digest}) == 3
+    want, got = np.zeros((40, 40), F32), np.zeros((40, 40), F32)
+    counters, report = np.full(count + 1, 7, np.int32), StoreReport()
+    run(source.text, source.name, (source.grid,), [x, y, want], constants={})
+    run(filling.text, filling.name, (filling.grid,), [x, y, got, counters], constants={}, report=report)
+    np.testing.assert_array_equal(got, want)
+    assert counters.tolist() == [0] * count + [7]
+    assert report.counts[-1].tolist() == [1] * count + [0]

@@ -24,18 +24,20 @@ class Library:
         return [jnp.full(t.shape, 100 + shared[k] if k in shared else k) for k, t in enumerate(out_type)]
 
 
-def launched(monkeypatch, aliases, outputs, operands, scratch=(), tickets=0):
+def launched(monkeypatch, aliases, outputs, operands, scratch=(), tickets=0, zeros=0):
     library = Library()
     monkeypatch.setattr(launch, "_jax_triton", lambda: library)
     monkeypatch.setattr(launch, "jit_from_source", lambda text, name: None)
     source = SimpleNamespace(
         text="", name="kernel", grid=1, config=Config(0, 1, 1, 4), combine=None, aliases=aliases, scratch=scratch,
-        tickets=tickets,
+        tickets=tickets, zeros=zeros,
     )  # fmt: skip
     arrays = [Array(shape, np.dtype(np.float32)) for shape in outputs]
-    found = launch.call(source, [jnp.zeros(shape) for shape in operands], arrays)
+    counters = launch.Tickets(zeros)
+    found = launch.call(source, [jnp.zeros(shape) for shape in operands], arrays, tickets=counters if zeros else None)
     assert [f.shape for f in found] == list(outputs)
     (asked,) = library.asked
+    assert (counters.array is not None) == (zeros > 0)
     return asked, [int(f.reshape(-1)[0]) for f in found]
 
 
@@ -54,6 +56,13 @@ def test_counters_and_parts_with_operands_written_in_place(monkeypatch):
     assert shapes == ((7,), (8,), (5,), (2,), (9,))
     assert shared == {0: 3, 2: 4}
     assert found == [100, 2]
+
+
+def test_counters_that_are_filled_come_behind_results_of_their_own(monkeypatch):
+    (shapes, shared), found = launched(monkeypatch, ((0, 0),), [(2,), (5,)], [(2,), (3,)], zeros=9)
+    assert shapes == ((5,), (9,), (2,))
+    assert shared == {0: 2}
+    assert found == [100, 0]
 
 
 def test_an_operand_takes_the_shape_of_its_result(monkeypatch):
