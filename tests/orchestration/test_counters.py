@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 import jaxorch
-from jaxorch import Options, pipeline, primitive
+from jaxorch import Options, pipeline
 from jaxorch.errors import CompileError
-from jaxorch.ir.graph import Contract
-from jaxorch.orchestration import choice, counters
+from jaxorch.orchestration import counters
 from jaxorch.runtime import launch
 from jaxorch.target import Target
 
@@ -17,16 +16,7 @@ F32 = np.float32
 INTERPRET = Options(backend="interpret", fallback="error")
 SHAPES = [(1, 64), (64, 4096), (4096, 64)]
 
-
-@pytest.fixture(autouse=True)
-def kernels_do_products(monkeypatch):
-    left_time = choice.left_time
-
-    def time(graph, left, device):
-        return left_time(graph, left, device) + 1e6 * any(isinstance(graph.nodes[n], Contract) for n in left.nodes)
-
-    monkeypatch.setattr(choice, "left_time", time)
-    primitive.clear()
+pytestmark = pytest.mark.usefixtures("kernels_win")
 
 
 def two(x, first, second):
