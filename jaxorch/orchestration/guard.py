@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jaxorch.errors import LaunchError
+from jaxorch.frontend.staging import lowered
 from jaxorch.ir.graph import Array
 from jaxorch.orchestration.alone import alone
 from jaxorch.orchestration.devices import Device
@@ -72,7 +73,7 @@ def compare(
             sets = random_arguments(operands, device.l2_bytes, places)
             jitted = (_jax.jit(f, donate_argnums=tuple(donated)) for f in (*plans, original))
             with Compilers() as compilers:
-                begun = [compilers.begin(f.lower(*sets[0])) for f in jitted]
+                begun = [compilers.begin(lowered(f, *sets[0])) for f in jitted]
                 functions: list[Any] = [program.result() for program in begun]
             *ours, theirs = program_times(functions, sets, donated=donated, repeats=11)
         *needed, allowed = _temporary(functions)

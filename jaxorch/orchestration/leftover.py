@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxorch.frontend.staging import lowered
 from jaxorch.frontend.trace import Trace, missing, replay
 from jaxorch.ir.dtypes import unsupported_reason
 from jaxorch.ir.graph import Array, Graph
@@ -58,7 +59,7 @@ def _timed(run: Any, arrays: Sequence[Array], places: Sequence[int], device: Dev
     try:
         with alone():  # XLA times its own choices when it compiles
             sets = random_arguments(arrays, device.l2_bytes, places)
-            compiled = _jax.jit(run).lower(*sets[0]).compile()
+            compiled = lowered(_jax.jit(run), *sets[0]).compile()
             (timing,) = device_times([compiled], sets, repeats=7)
     except _jax.errors.JaxRuntimeError:  # out of memory, most likely: the program itself may still fit
         return None

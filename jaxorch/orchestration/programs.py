@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxorch.codegen.source import Source
 from jaxorch.errors import JaxorchError
+from jaxorch.frontend.staging import lowered
 from jaxorch.ir.graph import Array
 from jaxorch.orchestration.draws import random_arguments
 from jaxorch.orchestration.measure import Rotation
@@ -67,7 +68,7 @@ def launchable(
     types = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
     types += [jax.ShapeDtypeStruct((shared,), np.int32)] if shared else []
 
-    def lowered(source: Source) -> Any:
+    def program(source: Source) -> Any:
         def run(*operands: Any) -> list[Any]:
             if not shared:
                 return call(source, operands, outputs)
@@ -75,12 +76,12 @@ def launchable(
             return [*call(source, operands[:-1], outputs, tickets=tickets), tickets.array]
 
         last = [len(inputs)] if shared else []
-        return _jax.jit(run, donate_argnums=[*_in_place(source), *last]).lower(*types)
+        return lowered(_jax.jit(run, donate_argnums=[*_in_place(source), *last]), *types)
 
     made: list[Launchable] = []
     for source in sources:
         try:
-            made.append(compilers.begin(lowered(source)))
+            made.append(compilers.begin(program(source)))
         except JaxorchError as error:
             failed: Launchable = Future()
             failed.set_exception(error)

@@ -1,6 +1,7 @@
 """The guard's choice among plans: the fastest, unless it takes more memory than XLA's version and another does not."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,3 +43,22 @@ def test_plans_are_compared_by_what_they_need(monkeypatch):
     assert (compared([4.0, 4.2, 9.0]).best, compared([4.0, 4.2, 9.0]).planned) == (0, 4.0)
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)
     assert compared([4.0, 4.05, 9.0]).best == 0  # of which nobody says what they need
+
+
+def test_arrays_that_a_program_fills_are_no_constants_of_what_is_timed(monkeypatch):
+    """Although the guard works where JAX evaluates constants at once: filled in advance it would be another program."""
+    met = []
+
+    def masked(x):
+        return [jnp.where(jnp.arange(512)[:, None] < jnp.arange(512), x, 0.0)]
+
+    def times(functions, *args, **named):
+        met.extend(f.as_text() for f in functions)
+        return [Timing(1.0, 1.0, 1.0, 7, (), "cupti")] * len(functions)
+
+    monkeypatch.setattr(guard, "program_times", times)
+    square = Array((512, 512), np.dtype(np.float32))
+    with jax.ensure_compile_time_eval():
+        guard.compare([masked], masked, [square], [square], [], device("h200"))
+    assert len(met) == 2
+    assert all("iota" in text and "constant({" not in text for text in met)

@@ -61,6 +61,22 @@ def test_what_is_timed_is_the_traced_program_between_the_values(timed):
     assert all(np.isfinite(r).all() for r in version(*operands))
 
 
+def test_arrays_that_the_nodes_fill_are_no_constants_of_what_is_timed(timed):
+    """Although it is timed where JAX evaluates constants at once: filled in advance it would be another program."""
+
+    def masked(x):
+        return jnp.where(jnp.arange(512)[:, None] < jnp.arange(512), jnp.tanh(x), 0.0)
+
+    trace = flatten(jax.make_jaxpr(masked)(jax.ShapeDtypeStruct((512, 512), jnp.float32)))
+    graph = optimized_graph(trace, Options())
+    (whole,) = (left for left in enumerate_candidates(graph).left if graph.outputs[0] in left.outputs)
+    with jax.ensure_compile_time_eval():
+        leftover.xla_time(trace, graph, whole, H200)
+    ((version, _),) = timed
+    assert "iota" in version.as_text()
+    assert "constant({" not in version.as_text()
+
+
 def test_operands_that_the_nodes_do_not_name_are_found():
     trace = flatten(jax.make_jaxpr(network)(*SPECS))
     x, w, v = trace.inputs
