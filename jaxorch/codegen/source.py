@@ -34,7 +34,7 @@ from jaxorch.kernels.configs import Config, power_of_two, tile_count
 from jaxorch.kernels.frame import Frame
 from jaxorch.kernels.kernel import Kernel, aliases
 
-__all__ = ["Source", "different", "generate", "zeroing"]
+__all__ = ["Source", "different", "generate", "parameters", "zeroing"]
 
 _NOTHING: Mapping[int, int] = {}
 
@@ -105,15 +105,27 @@ def zeroing(source: Source, count: int) -> Source:
     """A kernel of a single launch without tickets that fills `count` of them with zeros besides, for later launches."""
     assert source.combine is None
     assert not source.tickets
-    before, rest = source.text.split(f"def {source.name}(", 1)
-    arguments, body = rest.split("):\n", 1)
+    before, arguments, body = _taken_apart(source)
     lanes = f"tl.arange(0, {power_of_two(count)})"
     mask = f"({lanes} < {count}) & (tl.program_id(0) == 0)"
-    rest = f"({arguments}, counters):\n    tl.store(counters + {lanes}, {lanes} * 0, mask={mask})\n{body}"
+    store = f"    tl.store(counters + {lanes}, {lanes} * 0, mask={mask})"
+    rest = f"({', '.join([*arguments, 'counters'])}):\n{store}\n{body}"
     code = hashlib.sha256(rest.encode()).hexdigest()
     name = f"{source.name.rsplit('_', 1)[0]}_zeroing_{code[:8]}"
     digest = hashlib.sha256(f"{source.digest} {code}".encode()).hexdigest()
     return replace(source, name=name, text=f"{before}def {name}{rest}", digest=digest, zeros=count)
+
+
+def parameters(source: Source) -> list[str]:
+    """The names of what the function of a kernel's first launch takes."""
+    return _taken_apart(source)[1]
+
+
+def _taken_apart(source: Source) -> tuple[str, list[str], str]:
+    """What stands before a kernel's function, the names of its parameters, and its body."""
+    before, rest = source.text.split(f"def {source.name}(", 1)
+    names, body = rest.split("):\n", 1)
+    return before, [name.strip() for name in names.split(",")], body
 
 
 def different(sources: Sequence[Source]) -> list[Source]:

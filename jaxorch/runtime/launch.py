@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxorch.codegen.source import Source
+from jaxorch.codegen.source import Source, parameters
 from jaxorch.errors import CompileError, LaunchError
 from jaxorch.ir.graph import Array
 from jaxorch.runtime import kept
@@ -274,7 +274,7 @@ def _requests(source: Source, inputs: Sequence[Array], outputs: Sequence[Array],
     written = [*source.scratch, *early] if source.combine is not None else _unshared(source, outputs)
     counted = [_counters(source.tickets), *source.scratch] if source.tickets else []
     passed = [*inputs, *counted, *written, *([_counters(source.zeros)] if source.zeros else ())]
-    signature = dict(zip(_parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
+    signature = dict(zip(parameters(source), ("*" + _TRITON_TYPES[a.dtype.name] for a in passed), strict=True))
     config = source.config
     named = {"arch": arch, "num_warps": config.num_warps, "num_stages": config.num_stages}
     first: Request = ((source.text, source.name, signature, {}), named)
@@ -329,11 +329,6 @@ def _joined(first: Compiled, second: Compiled) -> Compiled:
         max(first.shared_bytes, second.shared_bytes),
         first.seconds + second.seconds,
     )
-
-
-def _parameters(source: Source) -> list[str]:
-    head = source.text.split(f"def {source.name}(", 1)[1].split(")", 1)[0]
-    return [name.strip() for name in head.split(",")]
 
 
 def _interpreted(

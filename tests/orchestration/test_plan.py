@@ -13,10 +13,11 @@ from jaxorch.frontend.trace import flatten
 from jaxorch.ir.graph import Map, Opaque, Reduce
 from jaxorch.kernels.configs import whole
 from jaxorch.options import Options
-from jaxorch.orchestration import choice
 from jaxorch.orchestration.plan import KernelStep, LeftStep, Plan, arguments, run
 from jaxorch.target import Target
 from tests.codegen.drive import limits
+
+pytestmark = pytest.mark.usefixtures("kernels_win")
 
 F32 = np.float32
 
@@ -39,16 +40,9 @@ PROGRAMS = {
 }
 
 
-def planned(monkeypatch, f, *arrays) -> Plan:
-    """A plan in which kernels do all they can."""
-    left_time = choice.left_time
-    monkeypatch.setattr(choice, "left_time", lambda g, c, d: _dear(g, c, left_time(g, c, d)))
+def planned(f, *arrays) -> Plan:
     target = Target("cpu", "h200", live=False)
     return pipeline.planned(jax.make_jaxpr(f)(*arrays), Options(backend="interpret"), target)
-
-
-def _dear(graph, left, time):
-    return time + 1e6 * (time > 0 and not any(isinstance(graph.nodes[n], Opaque) for n in left.nodes))
 
 
 class Launches:
@@ -75,10 +69,10 @@ def arrays_of(shapes):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_plans_run(name, monkeypatch):
+def test_plans_run(name):
     f, shapes = PROGRAMS[name]
     arrays = arrays_of(shapes)
-    plan = planned(monkeypatch, f, *arrays)
+    plan = planned(f, *arrays)
     launches = Launches(plan)
     results = run(plan, arrays, launches)
     for got, want in zip(results, jax.tree.leaves(f(*arrays)), strict=True):
@@ -88,9 +82,9 @@ def test_plans_run(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_steps_read_what_earlier_ones_made(name, monkeypatch):
+def test_steps_read_what_earlier_ones_made(name):
     f, shapes = PROGRAMS[name]
-    plan = planned(monkeypatch, f, *arrays_of(shapes))
+    plan = planned(f, *arrays_of(shapes))
     nodes, made = plan.graph.nodes, set()
     for step in plan.steps:
         if isinstance(step, KernelStep):
@@ -107,7 +101,7 @@ def test_xla_computes_what_is_left_and_no_more(name, monkeypatch):
     """What a kernel computes is not replayed: only movement, constants and the equations of XLA's own steps are."""
     f, shapes = PROGRAMS[name]
     arrays = arrays_of(shapes)
-    plan = planned(monkeypatch, f, *arrays)
+    plan = planned(f, *arrays)
     bound, bind = [], trace_module._bind
     monkeypatch.setattr(
         trace_module, "_bind", lambda t, e, *rest: bound.append(t.equations.index(e)) or bind(t, e, *rest)
@@ -123,10 +117,10 @@ def _equations(plan, node):
     return plan.graph.nodes[node].origin.equations
 
 
-def test_parts_of_split_reductions_are_values_without_a_variable(monkeypatch):
+def test_parts_of_split_reductions_are_values_without_a_variable():
     x = np.random.default_rng(0).normal(size=(2, 64)).astype(F32)
     with limits(row=16, part=8):
-        plan = planned(monkeypatch, lambda x: jax.nn.softmax(x) + x.var(-1, keepdims=True), x)
+        plan = planned(lambda x: jax.nn.softmax(x) + x.var(-1, keepdims=True), x)
         assert len(plan.kernels) > 1
         (result,) = run(plan, [x], Launches(plan))
     np.testing.assert_allclose(result, jax.nn.softmax(x) + x.var(-1, keepdims=True), rtol=1e-5)
@@ -140,9 +134,9 @@ def test_a_plan_without_steps_is_the_program():
     assert results[2] == 2.0
 
 
-def test_a_plan_is_traceable(monkeypatch):
+def test_a_plan_is_traceable():
     (x,) = arrays_of([(4, 6)])
-    plan = planned(monkeypatch, jax.nn.softmax, x)
+    plan = planned(jax.nn.softmax, x)
 
     launches = Launches(plan)
 
