@@ -38,15 +38,20 @@ _LANE = -1  # the columns of a loop-carried tile, as an axis beside those of a s
 # memory (128 a clock and processor)
 _L1_BYTE = 2
 
-# Operations that a function weighs, of 16-bit results and of wider ones.
+# Operations that a function weighs, of 16-bit results and of wider ones: two for each instruction that ptxas makes of
+# it for Hopper, but ten where the special function unit does it.
 _PLAIN, _SLOW = (2, 2), (10, 10)
 _WEIGHTS = {
-    **dict.fromkeys(("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic"), _SLOW),
-    **dict.fromkeys(("sin", "cos", "div", "rsqrt", "sqrt"), _SLOW),
-    "erf": (50, 50),
-    "erfc": (32, 120),
-    "erf_inv": (60, 60),
-    "pow": (60, 60),
+    **dict.fromkeys(("exp", "exp2", "logistic", "rsqrt"), _SLOW),
+    **dict.fromkeys(("sin", "cos", "pow"), (160, 160)),
+    **dict.fromkeys(("expm1", "log1p"), (22, 54)),
+    "log": (16, 50),
+    "tanh": (10, 36),
+    "div": (20, 48),
+    "sqrt": (10, 30),
+    "erf": (60, 56),
+    "erfc": (45, 95),
+    "erf_inv": (90, 84),
 }
 
 

@@ -55,11 +55,12 @@ _RAMP_S = 1.5e-6
 # of EfficientViT-B1's on an H200, whose times it tells within 19 % (geometric mean); without these they take twice
 # their estimates.
 _STEP_S = 1.2e-6
-# Times its arithmetic, to which its loads are added, where a product of 16-bit operands computes the left one: each
-# step waits for the matrix unit, which reads it from registers. Norms before products in 32 configurations on an H200,
-# whose times it tells within 17 %; the larger of the two was 0.59 of them. Fewer programs than processors, which leave
-# some of either idle, cost no more than they do elsewhere.
-_WAITED = 1.3
+# Times its arithmetic, to which its loads are added, where a product computes the left operand, by the bytes of an
+# element: each step waits for the matrix unit, which reads it from registers. Norms before products of 16-bit operands
+# in 32 configurations on an H200, whose times it tells within 17 %; the larger of the two was 0.59 of them. Of float32,
+# 36 activations before convolutions of YOLOv4 and norms of SegFormer within 36 %; the larger of the two was 0.47 of it.
+# Fewer programs than processors, which leave some of either idle, cost no more than they do elsewhere.
+_WAITED = {2: 1.3, 4: 1.0}
 _MANY_ROWS = 64  # the least of the unit that reads registers meanwhile
 # What a step of attention waits for its product, its maxima and its sums where no other program has work meanwhile.
 _TURN_S = 0.15e-6
@@ -105,8 +106,8 @@ def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) ->
         ramp = 0.0 if kernel.core is None else _RAMP_S
         reach = _REACH if kernel.core is None else 1.0  # a loop over products reads no further ahead than its stages
         time = max(max(idle / reach, 1.0) * memory, idle * compute)
-        if _waits(graph, kernel, config):
-            time = max(time, memory + _WAITED * compute)
+        if (waited := _waited(graph, kernel, config)) is not None:
+            time = max(time, memory + waited * compute)
     if kernel.core is not None and kernel.core.softmax is not None:  # no program ends before its steps
         steps = counts.longest * kernel.core.key / (config.splits * config.block_keys)
         time = max(time, compute * device.sms / programs * counts.longest / counts.live + _TURN_S * max(steps, 1.0))
@@ -115,13 +116,15 @@ def config_time(graph: Graph, kernel: Kernel, config: Config, device: Device) ->
     return (time + ramp + waits * device.launch_s) * 1e6
 
 
-def _waits(graph: Graph, kernel: Kernel, config: Config) -> bool:
-    """Whether the steps of a product of many rows compute the left operand, and wait until it has been read."""
+def _waited(graph: Graph, kernel: Kernel, config: Config) -> float | None:
+    """How often the arithmetic counts beside the loads, where the steps of a product of many rows compute the left
+    operand and wait until it has been read; None where they do not.
+    """
     core, rows = kernel.core, kernel.frames[config.frame].sizes[ROW]
     if core is None or core.softmax or config.turns > 1 or rows < _MANY_ROWS:
-        return False
+        return None
     dtype = graph.array(contract_of(graph, core.last).operands[0].pieces[0].value).dtype
-    return dtype.itemsize <= 2 and computes_left(graph, kernel.nodes, core)
+    return _WAITED.get(dtype.itemsize) if computes_left(graph, kernel.nodes, core) else None
 
 
 def beside_work(kernel: Kernel, device: Device) -> float:
