@@ -74,6 +74,7 @@ CONVOLUTIONS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_that_are_kernels_have_nothing_around_them(name, h200):
     compiled = compile_case(name, h200)
@@ -82,6 +83,7 @@ def test_convolutions_that_are_kernels_have_nothing_around_them(name, h200):
     assert not compiled.copies(0)
 
 
+@pytest.mark.slow
 def test_a_stencil_between_products_is_a_kernel(h200):
     """Blocks of neighbours make it cheaper by itself than where the product after it reads."""
     compiled = compile_case("mbconv", h200)
@@ -118,6 +120,7 @@ def test_the_library_convolves_what_is_only_then_upsampled(h200):
     assert call.type.startswith("bf16[16,128,128,128]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["decode_B16_bskd_repeat", "decode_B16_bksd_einsum", "prefill", "vit_attention_half"])
 def test_layers_with_attention_hold_no_scores_and_copy_no_cache(name, h200):
     compiled, plain = compile_case(name, h200), compile_case(name, h200, optimised=False)
@@ -230,6 +233,7 @@ def test_a_donated_cache_whose_old_value_is_read_is_copied_no_more_than_by_xla(h
     assert len(planned.copies(MIB)) <= len(plain.copies(MIB))
 
 
+@pytest.mark.slow
 def test_a_scan_over_caches_takes_the_memory_of_one_that_carries_them(h200):
     carried, given = (compile_case(name, h200) for name in ("scan4_carry_B16", "scan4_xs_ys_B16"))
     _, specs, donate = CASES["scan4_xs_ys_B16"]()
@@ -307,6 +311,7 @@ def test_the_state_of_a_loop_is_overwritten(h200):
     assert len(planned.copies(MIB)) == 1 < len(plain.copies(MIB))  # the operand, which is not the loop's to write into
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "f",
     [
@@ -360,6 +365,7 @@ def test_the_old_value_is_what_it_was(f, shape, backend, kernels_win):
     np.testing.assert_array_equal(cache, before)
 
 
+@pytest.mark.slow
 def test_experts_hold_no_row_for_each_expert(h200):
     """XLA alone copies the rows once for every expert, zero where they are another's."""
     f, specs, _ = KNOWN["moe_sorted_B1"]()
@@ -370,6 +376,7 @@ def test_experts_hold_no_row_for_each_expert(h200):
     assert 6 * compiled.memory.temp_size_in_bytes < plain.memory.temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moe_capacity_B1", "moe_capacity_B16"])
 def test_places_in_slots_are_stored_nowhere(name, h200):
     """Both products that read them as zeros and ones compute them; XLA stores one byte for each."""

@@ -112,6 +112,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
     f, shapes, schedules = LAYERS[name]

@@ -96,6 +96,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
     f, shapes = LAYERS[name]
@@ -119,6 +120,7 @@ TRANSFORMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMED)
 def test_transformed(name):
     x, w, p = normal(2, 6, 5, 16), normal(3, 3, 1, 16), normal(3, 3, 16, 17)

@@ -75,6 +75,7 @@ def test_nothing_is_found_that_was_not_chosen(tmp_path, no_search):
         explained(tmp_path)
 
 
+@pytest.mark.slow
 def test_reports_and_programs_are_the_same_from_the_store(tmp_path, request):
     first = explained(tmp_path)
     assert len(first.kernels) >= 3

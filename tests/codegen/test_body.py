@@ -409,6 +409,7 @@ def check_numpy(drawn: Drawn, seed: int) -> None:
                 agree(got, made.values[value], tolerance_of(drawn, made.graph, value))
 
 
+@pytest.mark.slow
 @settings(relaxed, max_examples=100)
 @given(programs(), st.integers(0, 99))
 def test_kernels_of_drawn_programs_equal_lax(drawn, seed):

@@ -35,6 +35,7 @@ def by_source(made, kernel, config=None, tolerance=1e-5):
         agree(got, made.values[value], tolerance)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(convolutions(), st.integers(0, 7))
 def test_products_of_windows(drawn, number):

@@ -73,6 +73,7 @@ def _cases(draw: Any) -> Any:
     return groups, shapes, draw(st.sampled_from([F32, BF16, F16, I8])), more
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(_cases())
 def test_groups_in_a_tile(case):

@@ -83,6 +83,7 @@ def test_a_sum_over_pixels_for_each_head(sizes, dtype, held, splits):
     check(keys_and_values, want, x, tolerance=1e-5, blocks=blocks)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(SIZES, st.sampled_from([F32, BF16, F16]), st.sampled_from([2, 4, 8]))
 def test_a_product_for_each_head_and_its_denominator(sizes, dtype, held):

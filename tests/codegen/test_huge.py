@@ -81,6 +81,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_offsets_of_huge_arrays(name):
     f, shapes, expected = PROGRAMS[name]

@@ -41,6 +41,7 @@ def small(frame, columns):
     return Config(frame, 1, columns, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.data())
 def test_digits_that_change_places(data):

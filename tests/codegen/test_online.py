@@ -65,6 +65,7 @@ def attention(q, k, v, scores=lambda s: s):
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(s, -1).astype(q.dtype), v)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 50), st.integers(1, 24), st.integers(1, 24)),

@@ -50,6 +50,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),

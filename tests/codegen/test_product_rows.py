@@ -73,6 +73,7 @@ def wide(*arrays):
     return [a.astype(np.float64) for a in arrays]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(2, 70)),

@@ -74,6 +74,7 @@ def problems(draw):
     return rows, draw(lengths(rows)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     problems(), st.sampled_from([F32, BF16, F16]), st.sampled_from([None, F32]), st.sampled_from([np.int32, np.uint8])
@@ -137,6 +138,7 @@ def test_the_lengths_are_not_overwritten():
     assert all(lengths != k for c in configurations(made.graph, kernel) for k, _ in overwritable(made.graph, kernel, c))
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(lengths(40), st.sampled_from([np.inf, -np.inf, np.nan]), st.integers(0, 39), st.integers(0, 5))
 def test_what_is_not_finite_stays_in_its_group(sizes, bad, row, group):

@@ -172,6 +172,7 @@ def printed(seed: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_any_process_generates_the_same_bytes():
     first = printed(0)
     assert len(first.splitlines()) >= len(SPINE_BARS)

@@ -81,6 +81,7 @@ def windowed_products(draw):
     return f, shapes, draw(st.sampled_from((F32, BF16)))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(windowed_products())
 def test_products_of_neighbours(drawn):

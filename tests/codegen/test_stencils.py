@@ -86,6 +86,7 @@ def stencils(draw):
     return f, [shape, weights], draw(st.sampled_from((F32, BF16)))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(stencils(), st.integers(0, 7))
 def test_blocks_of_neighbours(drawn, number):

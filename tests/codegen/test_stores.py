@@ -74,6 +74,7 @@ def online(kernel, rows=16, keys=16, splits=(1, 2, 3)):
     return [Config(0, rows, columns, 4, 2, keys, s) for s in splits]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.integers(1, 9)),
@@ -240,6 +241,7 @@ def test_a_whole_program_of_split_sums():
 TILES = [Config(0, 16, 16, 4, 2, 16, splits) for splits in (1, 3)] + [Config(0, 32, 64, 4, 3, 32, 1)]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(2, 70), st.integers(2, 70)),

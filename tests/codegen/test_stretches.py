@@ -50,6 +50,7 @@ def check(f, want, *arrays, configs):
     return [generate(made.graph, kernel, c, arch=90).text.count("for key_start") for c in configs]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(st.lists(st.integers(1, 70), min_size=2, max_size=4), st.integers(1, 40), st.integers(0, 100))
 def test_each_part_has_a_loop_of_its_own_unless_that_pads_too_much(sizes, rows, seed):

@@ -87,6 +87,7 @@ def filled(f, *arrays):
     return made, kernel
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.integers(1, 3)),

@@ -47,6 +47,7 @@ def products(draw):
     return shapes, ((lc, rc), (lb, rb))
 
 
+@pytest.mark.slow
 @given(products())
 def test_the_node_sums_what_dot_general_sums(drawn):
     (left, right), numbers = drawn
@@ -118,6 +119,7 @@ def ragged(draw):
     return shapes, numbers, np.diff([0, *ends]).astype(np.int32)
 
 
+@pytest.mark.slow
 @given(ragged())
 def test_the_node_sums_what_ragged_dot_sums(drawn):
     (left, right), numbers, sizes = drawn

@@ -26,6 +26,7 @@ def summed(graph, arrays):
     return (a * b).sum(node.axes)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(convolutions())
 def test_the_node_sums_what_the_convolution_sums(drawn):

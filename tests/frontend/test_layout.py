@@ -109,6 +109,7 @@ _STEPS = ("relu", "square", "pool", "pad", "reduce", "index", "joined", "scaled"
 _DRAWN = st.lists(st.tuples(st.sampled_from(_STEPS), st.integers(0, 5)), max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.integers(1, 3), _DRAWN, _DRAWN, _DRAWN, st.booleans(), st.integers(0, 2**31))
 def test_programs_of_convolutions_are_exact(places, before, between, after, returns, seed):

@@ -277,6 +277,7 @@ def test_patterns_become_one_piece(name, index):
     assert len(view.pieces[0].index) == index
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_windows_at_even_steps_are_one(data):

@@ -120,6 +120,7 @@ def opaque(made: Any) -> set[str]:
     return {n.reason for n in made.graph.nodes if isinstance(n, Opaque)}
 
 
+@pytest.mark.slow
 @settings(relaxed, max_examples=60)
 @given(movements())
 def test_views_and_kernels_by_numpy(drawn):

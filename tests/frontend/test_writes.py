@@ -267,6 +267,7 @@ def _random_write(case):
     return lambda b, i, u: write(b, i, u * 3, numbers, mode=mode), (base, places, new)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(updates())
 def test_random_scatters(case):

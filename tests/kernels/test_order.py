@@ -136,6 +136,7 @@ def test_every_order_computes_the_same(name, row, small_cache):
                     agree(got, made.values[value], 1e-5)
 
 
+@pytest.mark.slow
 @settings(relaxed, max_examples=60)
 @given(programs(), st.integers(0, 99))
 def test_drawn_programs_in_every_order_equal_lax(drawn, seed):

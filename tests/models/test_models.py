@@ -83,6 +83,7 @@ def close(found, expected):
             chex.assert_trees_all_equal(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), RUNS)
 def test_what_is_planned_computes_what_xla_does(name, dtype):
     function, arguments = small(name, dtype)

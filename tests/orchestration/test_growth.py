@@ -48,6 +48,7 @@ class Counts:
         monkeypatch.setattr(growth._Search, "repeat", counted_repeat)
 
 
+@pytest.mark.slow
 def test_kernels_of_variants_are_built_once(monkeypatch):
     function, specs = deep.decoder_step(3)
     made, build = [], candidates.build
@@ -68,6 +69,7 @@ def test_kernels_of_variants_are_built_once(monkeypatch):
     assert all(0 < count < first for count in others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [deep.decoder, deep.decoder_step])
 def test_layers_are_searched_as_if_each_were_the_first(model, monkeypatch):
     function, specs = model(5)

@@ -272,6 +272,7 @@ def built(steps, returned, loops):
             return once
 
 
+@pytest.mark.slow
 @given(programs())
 @settings(max_examples=40)
 def test_programs_give_what_jit_gives_and_store_once(drawn):

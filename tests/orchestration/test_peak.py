@@ -79,6 +79,7 @@ def memories(draw, problem):
     return problem, Memory(nbytes, limit, draw(st.sampled_from([0.0, 0.0, 0.25, 2.0])))
 
 
+@pytest.mark.slow
 @given(st.one_of(tangles(), programs()).flatmap(memories))
 @settings(max_examples=150)
 def test_optimal_within_the_memory(drawn):

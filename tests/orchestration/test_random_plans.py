@@ -5,6 +5,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def planned(program, arrays, seed):
         return pipeline.planned(jax.make_jaxpr(program)(*arrays), Options(backend="interpret"), target)
 
 
+@pytest.mark.slow
 @given(programs(), st.integers(0, 2**16))
 @settings(max_examples=60)
 def test_any_choice_computes_the_program(drawn, seed):

@@ -39,6 +39,7 @@ class Counts:
         return self.function(first, *args, **named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "shallow", "deep"), [(deep.decoder, 3, 9), (deep.decoder_step, 3, 5)])
 def test_layers_cost_what_their_kinds_cost(model, shallow, deep, monkeypatch):
     built, solved, largest, found = [], [], [], []
@@ -60,6 +61,7 @@ def test_layers_cost_what_their_kinds_cost(model, shallow, deep, monkeypatch):
     assert {w.choice.solution.status for w in found} == {"optimal"}
 
 
+@pytest.mark.slow
 def test_every_layer_gets_the_same_kernels():
     costs = [way_of(*deep.decoder(layers)).cost for layers in (3, 4, 5)]
     assert costs[2] - costs[1] == pytest.approx(costs[1] - costs[0])

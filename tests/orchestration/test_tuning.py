@@ -168,6 +168,7 @@ def test_where_time_is_out_the_best_of_what_was_timed_runs(machine, tmp_path, ke
     assert measured == {(True, 100.0), (False, 1.0)}
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.randoms(use_true_random=False))
 def test_a_search_that_is_cut_short_has_a_plan_whatever_the_times(tmp_path_factory, random):

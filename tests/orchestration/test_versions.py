@@ -106,6 +106,7 @@ def test_the_derived_program_runs(derived_only):
     assert derived_only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(0,), (0, 1)])
 def test_a_sum_of_shifted_terms_runs(axes, derived_only, monkeypatch):
     monkeypatch.setattr(shifted, "_worth_it", lambda shape: axes)
@@ -136,6 +137,7 @@ def features_first(x, w, v):
 FIRST = [jax.ShapeDtypeStruct(s, F32) for s in ((2, 4, 6, 5), (4, 4, 3, 3), (4, 4, 3, 3))]
 
 
+@pytest.mark.slow
 def test_a_program_with_its_features_first_runs_with_them_last(derived_only):
     arrays = arrays_of(*FIRST)
     optimised = jaxorch.optimize(features_first, options=INTERPRET)
@@ -157,6 +159,7 @@ def test_gradients_and_batches_of_a_program_with_its_features_first(derived_only
     assert derived_only
 
 
+@pytest.mark.slow
 def test_gradients_and_batches_of_it(derived_only):
     arrays = arrays_of(*SMALL)
 

@@ -99,6 +99,7 @@ FILLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILLED)
 def test_filled(name):
     f, args, count = FILLED[name]
@@ -179,6 +180,7 @@ def _random_join(case):
     return f, arrays
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(joins())
 def test_random_joins(case):

@@ -42,6 +42,7 @@ def graph_of(f, *args):
     return graph
 
 
+@pytest.mark.slow
 @relaxed
 @given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(-6, 6)), min_size=1, max_size=5))
 def test_arithmetic_of_positions(steps):

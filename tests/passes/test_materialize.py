@@ -148,6 +148,7 @@ _READERS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(readers())
 def test_random_readers(case):

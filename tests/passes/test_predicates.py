@@ -289,6 +289,7 @@ def predicate(draw, build, shape, depth):
     return build.map(kind, *operands, shape=shape, dtype="bool")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_random_predicates(data):

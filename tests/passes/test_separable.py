@@ -92,6 +92,7 @@ def test_very_long_windows_take_more_stages():
     assert len(stages(pooled("max", (5000,), padding="VALID"), image(5100))) == 3
 
 
+@pytest.mark.slow
 @settings(relaxed, max_examples=25)
 @given(st.data())
 def test_any_stride_dilation_and_padding(data):

@@ -242,6 +242,7 @@ def test_a_kernel_is_assembled_once(assembled):
     assert (again.ptx, again.registers, again.spill_bytes) == (first.ptx, first.registers, first.spill_bytes)
 
 
+@pytest.mark.slow
 def test_another_hook_into_the_stages_stays(assembled, monkeypatch):
     asked = []
 
