@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("store", help="count the records")
     export = commands.add_parser("export", help="write the records to a file")
     export.add_argument("file", type=Path)
-    export.add_argument("--kind", action="append", default=[], help="config, kernel, plan or verdict; all by default")
+    export.add_argument(
+        "--kind", action="append", default=[], help="config, kernel, plan, verdict or xla; all by default"
+    )
     taken = commands.add_parser("import", help="add the records of a file")
     taken.add_argument("file", type=Path)
     return parser

@@ -1,7 +1,7 @@
 """Which lax primitives compute, and as which node: elementwise ones a Map, reductions a Reduce.
 
 A row maps the primitive's name to the parameters its node keeps, in hashable form.  A primitive that
-is neither here nor in `movement` becomes `Opaque`, with the reason.
+is in none of the frontend's tables becomes `Opaque`, with the reason.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lifts a flat trace to the primitive graph.
 
-Input: a `Trace`.  Output: a `Graph` with one node an equation; data movement is a copy whose operand
+Input: a `Trace`.  Output: a `Graph` with about one node an equation; data movement is a copy whose operand
 view is the movement.  Invariant: node origins name the traced variables they hold, so that any value
 of the graph can also be computed by replaying the trace.
 """

@@ -4,8 +4,6 @@ Input: what the frontend builds.  Output: what passes rewrite and kernels are cu
 (checked by `ir.verify`): every operand reads earlier nodes only, and every view's domain is the
 node's iteration domain.  Data movement is not a node: it lives in the operands' views.  A copy is a
 `Map` with op "copy".
-
-Node kinds still to come take their place in this union: Cumulative, Loop.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Kernels: a set of nodes, what it stores, and the schedule under which it is legal.
 
-Input: a graph, a set of Map and Reduce nodes and the values to store.  Output: a `Kernel`, or the
-reason why no schedule can run the set as one kernel.  Invariant: each reduction of a `Rows` kernel
-depends on the tile's row only, every output is stored exactly once, and nothing a kernel writes in
-place is read by it.
+Input: a graph, a set of Map, Reduce, Contract and Scatter nodes and the values to store.  Output: a `Kernel`, or the
+reason why no schedule can run the set as one kernel.  Invariant: each reduction of a kernel of rows depends on the
+tile's row only, every output is stored exactly once, and nothing a kernel writes in place is read by it, but for keys
+and values that attention has written itself.
 """
 
 from __future__ import annotations

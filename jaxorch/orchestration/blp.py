@@ -10,7 +10,7 @@ order, produce all they read and every required value, at the least total cost. 
     (4)  Σ_{k computes p} x_k ≤ 1                  every expensive node p
     (5)  Σ_{k supports U} x_k ≥ z_U ≥ x_j          lazily, for each set U of values found waiting for one another
 
-The free y_t and z_U say what one row for each reader would say, with a tenth of the matrix. Rows (6) to (8), where
+The free y_t and z_U say what one row for each reader would say, with a tenth of the matrix. Rows (6) to (10), where
 memory is bounded or weighed, are in `peak`.
 """
 
