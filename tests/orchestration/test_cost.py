@@ -80,6 +80,40 @@ def test_each_step_that_waits_for_its_reads_counts(f, specs):
     assert longer - shorter > 1.2 * steps * 3 / 4 - launch()  # the parts are put together in another launch's time
 
 
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_a_product_waits_for_an_operand_that_it_computes(dtype):
+    """Its loads and its arithmetic take place one after the other; a loop that only loads has both at once."""
+    specs = (1 << 16, 512, dtype), (512, 256, dtype)
+    graph, kernel = kernel_of(lambda x, w: jnp.cos(x) @ w, *specs)
+    config = next(c for c in configurations(graph, kernel) if c.splits == 1 and c.turns == 1)
+    counts = count(graph, kernel, config)
+    memory, arithmetic = counts.moved / H200.memory_bandwidth * 1e6, counts.operations / H200.vector_flops * 1e6
+    assert memory > 15
+    assert arithmetic > 15
+    assert config_time(graph, kernel, config, H200) > memory + arithmetic
+    plain, product = kernel_of(lambda x, w: x @ w, *specs)
+    assert config_time(plain, product, config, H200) < memory + arithmetic
+
+
+@pytest.mark.parametrize(
+    ("f", "dtype", "least", "most"),
+    [
+        (jnp.exp, F32, 5, 10),
+        (jnp.tanh, F32, 15, 20),
+        (jnp.tanh, BF16, 2, 6),
+        (jnp.log1p, F32, 25, 30),
+        (jnp.log1p, BF16, 10, 12),
+        (jnp.sin, F32, 75, 85),
+        (lambda x: 1.5 / x, F32, 20, 25),
+    ],
+)
+def test_functions_weigh_the_instructions_that_they_take(f, dtype, least, most):
+    """As counted in what ptxas makes of them for Hopper."""
+    graph, kernel = kernel_of(f, (M, dtype))
+    (config, *_) = configurations(graph, kernel)
+    assert least <= count(graph, kernel, config).operations / M / 2 <= most
+
+
 def test_joined_features_hold_up_no_step():
     specs = (512, 49, F32), (49, 512, F32), (1024, 256, F32)
     graph, kernel = kernel_of(lambda x, y, w: jnp.concatenate([x.T, y], -1) @ w, *specs)
