@@ -38,6 +38,8 @@ _LANE = -1  # the columns of a loop-carried tile, as an axis beside those of a s
 # memory (128 a clock and processor)
 _L1_BYTE = 2
 
+_STAYS = 8 << 10  # bytes of an array that stays in the first-level cache while programs follow one another
+
 # Operations that a function weighs, of 16-bit results and of wider ones: two for each instruction that ptxas makes of
 # it for Hopper, but ten where the special function unit does it.
 _PLAIN, _SLOW = (2, 2), (10, 10)
@@ -230,6 +232,9 @@ class CountOps:
         self.counts.operations += 2 * elements if self.of_windows and is_narrow_float(buffer.array.dtype) else 0
         wanted = elements * itemsize
         passed = wanted * waste * fresh / (1 if moving else self.tile.points)
+        if buffer.array.nbytes <= _STAYS and passed > buffer.array.nbytes:
+            self.counts.operations += _L1_BYTE * (passed - buffer.array.nbytes)
+            passed = buffer.array.nbytes
         self.counts.operations += _L1_BYTE * wanted * waste * (1 - fresh)
         known = self.counts.passes.get(key, 0.0)
         self.counts.passes[key] = max(known, passed, min(known + passed, size))

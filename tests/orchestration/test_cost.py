@@ -114,6 +114,16 @@ def test_functions_weigh_the_instructions_that_they_take(f, dtype, least, most):
     assert least <= count(graph, kernel, config).operations / M / 2 <= most
 
 
+def test_small_arrays_that_all_programs_read_stay_in_the_first_level_cache():
+    """A scale for each feature costs no time beside the array's bytes; one of many features passes the next cache."""
+
+    def scaled(x, scale, offset):
+        return x * jnp.tanh(scale) + offset
+
+    times = [time_of(scaled, ((1 << 24) // n, n, F32), (n, F32), (n, F32)) for n in (256, 1 << 20)]
+    assert times[0] < 1.02 * time_of(ELEMENTWISE, (1 << 24, F32)) < times[1] / 1.1
+
+
 def test_joined_features_hold_up_no_step():
     specs = (512, 49, F32), (49, 512, F32), (1024, 256, F32)
     graph, kernel = kernel_of(lambda x, y, w: jnp.concatenate([x.T, y], -1) @ w, *specs)
