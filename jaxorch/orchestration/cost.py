@@ -56,11 +56,11 @@ _RAMP_S = 1.5e-6
 # their estimates.
 _STEP_S = 1.2e-6
 # Times its arithmetic, to which its loads are added, where a product computes the left operand, by the bytes of an
-# element: each step waits for the matrix unit, which reads it from registers. Norms before products of 16-bit operands
-# in 32 configurations on an H200, whose times it tells within 17 %; the larger of the two was 0.59 of them. Of float32,
+# element: each step waits for the matrix unit, which reads it from registers. Norms before products of 16 bits in 32
+# configurations on an H200, whose times it tells within 17 %; the larger of the two was 0.59 of them. Of float32,
 # 36 activations before convolutions of YOLOv4 and norms of SegFormer within 36 %; the larger of the two was 0.47 of it.
 # Fewer programs than processors, which leave some of either idle, cost no more than they do elsewhere.
-_WAITED = {2: 1.3, 4: 1.0}
+_WAITED = {1: 1.3, 2: 1.3, 4: 1.0}
 _MANY_ROWS = 64  # the least of the unit that reads registers meanwhile
 # What a step of attention waits for its product, its maxima and its sums where no other program has work meanwhile.
 _TURN_S = 0.15e-6
