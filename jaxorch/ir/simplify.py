@@ -1,8 +1,9 @@
 """The normal form of index expressions: a constant plus integer multiples of atoms.
 
 Input: an expression or a guard and the sizes of the domain's axes.  Output: an equal one, shorter where the axes'
-ranges allow it; its atoms are Dim, FloorDiv, Mod, Select and Lookup, in a fixed order.  Invariant: the value is the same at
-every point of the domain, and a normal form is its own normal form.  Each rule carries its identity as its comment.
+ranges allow it; its atoms are Dim, FloorDiv, Mod, Select and Lookup, in a fixed order.  Invariant: the value is the
+same at every point of the domain, and a normal form is its own normal form.  Each rule carries its identity as its
+comment.
 """
 
 from __future__ import annotations
