@@ -41,16 +41,17 @@ _L1_BYTE = 2
 _STAYS = 8 << 10  # bytes of an array that stays in the first-level cache while programs follow one another
 
 # Operations that a function weighs, of 16-bit results and of wider ones: two for each instruction that ptxas makes of
-# it for Hopper, but ten where the special function unit does it.
+# it for Hopper and that runs for ordinary arguments, but ten where the special function unit does it.
 _PLAIN, _SLOW = (2, 2), (10, 10)
 _WEIGHTS = {
     **dict.fromkeys(("exp", "exp2", "logistic", "rsqrt"), _SLOW),
-    **dict.fromkeys(("sin", "cos", "pow"), (160, 160)),
+    **dict.fromkeys(("sin", "cos"), (56, 56)),
+    "pow": (160, 160),
     **dict.fromkeys(("expm1", "log1p"), (22, 54)),
     "log": (16, 50),
     "tanh": (10, 36),
-    "div": (20, 48),
-    "sqrt": (10, 30),
+    "div": (20, 22),
+    "sqrt": (10, 20),
     "erf": (60, 56),
     "erfc": (45, 95),
     "erf_inv": (90, 84),
